@@ -1,0 +1,1 @@
+"""Predicts. (Public names are loaded when first used, so that importing stays cheap.)"""

@@ -1,0 +1,1 @@
+"""What runs where: specs, placements, ops and programs. No clock, no SimPy, no torch."""

@@ -1,0 +1,85 @@
+"""What can go wrong, one class per cause. Every message names the key, the value and the fix.
+
+    LayerwiseError
+    ├── SpecError              a value in a scenario, model or hardware description is wrong
+    │   ├── UnknownKeyError    a key nobody reads (the nearest known one is named)
+    │   └── UnsupportedModelError  a model this project cannot describe (mixture of experts, ...)
+    ├── PlacementError         the model, the cluster and the placement do not go together
+    ├── ProgramError           compiled programs contradict each other (a bug, or a hand-made program)
+    │   └── DeadlockError      ranks wait for each other for ever
+    ├── FileFormatError        a file is not what its name promises (syntax, schema version)
+    ├── ProfileMismatchError   a calibration profile belongs to another GPU
+    ├── TraceMismatchError     two traces cannot be compared
+    └── MissingPackageError    an optional package is needed here
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class LayerwiseError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class SpecError(LayerwiseError, ValueError):
+    """A described value is not allowed.
+
+    Attributes: `key` (dotted, as the user writes it), `value`, `problem`, `fix`, `source` (a file).
+    """
+
+    def __init__(self, key: str, value: Any, problem: str, fix: str, source: str = "") -> None:
+        self.key, self.value, self.problem, self.fix = key, value, problem, fix
+        self.source = source
+        super().__init__(key, value, problem, fix, source)
+
+    def __str__(self) -> str:
+        where = f"{self.source}: " if self.source else ""
+        return f"{where}{self.key}={self.value!r} {self.problem}; {self.fix}"
+
+    def in_file(self, source: str, prefix: str = "") -> SpecError:
+        """The same error, with the file (and the table in it) that the value came from."""
+        key = f"{prefix}.{self.key}" if prefix else self.key
+        return type(self)(key, self.value, self.problem, self.fix, source)
+
+
+class UnknownKeyError(SpecError):
+    """A key that nobody reads."""
+
+
+class UnsupportedModelError(SpecError):
+    """A model outside what this project describes."""
+
+
+class PlacementError(SpecError):
+    """Model, cluster and placement do not go together."""
+
+
+class ProgramError(LayerwiseError):
+    """Programs of different ranks contradict each other, or one contradicts itself."""
+
+
+class DeadlockError(ProgramError):
+    """Ranks wait for each other for ever; the message lists who waits for what."""
+
+
+class FileFormatError(LayerwiseError, ValueError):
+    """A file is not what it should be: syntax, schema or version."""
+
+
+class ProfileMismatchError(LayerwiseError):
+    """A calibration profile belongs to another GPU than the scenario's."""
+
+
+class TraceMismatchError(LayerwiseError):
+    """Two traces cannot be compared: other ops, other kernels, other scenario."""
+
+
+class MissingPackageError(LayerwiseError, ImportError):
+    """An optional package is needed: the message says how to install it and what works without."""
+
+    def __init__(self, package: str, needed_for: str, install: str, still_works: str) -> None:
+        super().__init__(
+            f"{package} is not installed and is needed to {needed_for}; "
+            f"install it with `{install}`. Without it, {still_works} still works."
+        )

@@ -1,0 +1,262 @@
+"""The file boundary: TOML scenarios and Hugging Face configs, checked by pydantic.
+
+The only place that reads what users write. Errors name the file, the key, the value and the fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from sim.plan.compile import KernelChoice
+from sim.plan.errors import FileFormatError, SpecError, UnknownKeyError, UnsupportedModelError
+from sim.plan.hardware import GPUS, ClusterSpec, GpuSpec, LinkSpec, dgx_cluster
+from sim.plan.model import MODELS, ModelSpec
+from sim.plan.scenario import PlacementSpec, RunSpec, Scenario
+from sim.plan.workload import Workload
+
+MIXTURE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+LLAMA_LIKE = ("llama", "mistral")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTable:
+    """`[model]`: a preset, a Hugging Face config file, or dimensions; dimensions override.
+
+    Exactly one of `preset` and `config` may be given.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    preset: str = ""
+    config: str = ""
+    name: str | None = None
+    num_layers: int | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    vocab_size: int | None = None
+    rms_norm_eps: float | None = None
+    rope_theta: float | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterTable:
+    """`[cluster]`: a known GPU, how many, and how many share a node."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    gpu: str = "h100-sxm"
+    num_gpus: int = 16
+    gpus_per_node: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenarioFile:
+    """A scenario file as a user writes it."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    model: ModelTable
+    name: str = ""
+    cluster: ClusterTable = ClusterTable()
+    placement: PlacementSpec = PlacementSpec()
+    workload: Workload = Workload()
+    run: RunSpec = RunSpec()
+    kernels: KernelChoice | None = None
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def scenario_json_schema() -> dict[str, Any]:
+    """JSON schema of a scenario file, for an editor's completion and checks."""
+    return _adapter(ScenarioFile).json_schema()
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Read and resolve a scenario file.
+
+    Raises FileFormatError when it is not TOML, SpecError (or a kind of it) when a key or value is
+    wrong.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path}: is not a TOML file: {error}") from error
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
+    return scenario_from_tables(data, str(path))
+
+
+def scenario_from_tables(data: dict[str, Any], source: str) -> Scenario:
+    """Resolve the tables of a scenario file; `source` names it in errors."""
+    file: ScenarioFile = validate(ScenarioFile, data, source)
+    folder = Path(source).parent
+    return Scenario(
+        name=file.name or Path(source).stem,
+        model=_resolve_model(file.model, folder, source),
+        cluster=_resolve_cluster(file.cluster, source),
+        placement=file.placement,
+        workload=file.workload,
+        run=file.run,
+        kernels=file.kernels,
+    )
+
+
+def scenario_from_data(data: dict[str, Any], source: str) -> Scenario:
+    """The scenario in a trace's header, checked again."""
+    return validate(Scenario, data, source)
+
+
+def load_gpu(path: Path) -> GpuSpec:
+    """A user's own GPU: one TOML file with the fields of GpuSpec."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path}: is not a TOML file: {error}") from error
+    return validate(GpuSpec, data, str(path))
+
+
+def load_model_config(path: Path) -> ModelSpec:
+    """Import a Hugging Face `config.json` of a dense Llama-like model.
+
+    Rotary scaling changes angles, not work, so `rope_scaling` is accepted and has no effect.
+    Raises FileFormatError when it is not JSON; UnsupportedModelError for a mixture of experts, an
+    unknown architecture, biases or sliding windows.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path}: is not a JSON file: {error}") from error
+    if not isinstance(config, dict):
+        raise FileFormatError(f"{path}: a Hugging Face config is a JSON object")
+    _refuse_unsupported(config, str(path))
+    return _model_from_config(config, path)
+
+
+def _refuse_unsupported(config: dict[str, Any], source: str) -> None:
+    def refuse(key: str, problem: str, fix: str) -> None:
+        raise UnsupportedModelError(key, config[key], problem, fix, source)
+
+    for key in MIXTURE_KEYS:
+        if config.get(key):
+            refuse(key, "is a mixture of experts", "use a dense Llama-like model")
+    if config.get("model_type") not in LLAMA_LIKE:
+        config.setdefault("model_type", None)
+        refuse("model_type", "is not known here", f"use one of {list(LLAMA_LIKE)}")
+    for key in ("attention_bias", "mlp_bias", "sliding_window"):
+        if config.get(key):
+            refuse(key, "is not modelled", "use a model without it")
+    if config.get("hidden_act", "silu") != "silu":
+        refuse("hidden_act", "is not modelled", "use a model with 'silu'")
+
+
+def _model_from_config(config: dict[str, Any], path: Path) -> ModelSpec:
+    keys = {
+        "num_layers": "num_hidden_layers",
+        "hidden_size": "hidden_size",
+        "intermediate_size": "intermediate_size",
+        "num_attention_heads": "num_attention_heads",
+    }
+    for key in keys.values():
+        if not isinstance(config.get(key), int):
+            raise SpecError(key, config.get(key), "is not a whole number", "give it", str(path))
+    heads = config["num_attention_heads"]
+    values = {name: config[key] for name, key in keys.items()}
+    values["num_key_value_heads"] = config.get("num_key_value_heads") or heads
+    values["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
+    for key in ("vocab_size", "rms_norm_eps", "rope_theta"):
+        if config.get(key) is not None:
+            values[key] = config[key]
+    name = path.parent.name if path.name == "config.json" else path.stem
+    return validate(ModelSpec, {"name": name or "model", **values}, str(path))
+
+
+def validate(kind: type, data: Any, source: str) -> Any:
+    """Data as one of our frozen specs; wrong types, unknown keys and bad values are SpecErrors."""
+    try:
+        return _adapter(kind).validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        raise _spec_error(kind, error, source) from error
+
+
+def _spec_error(kind: type, error: ValidationError, source: str) -> SpecError:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key, value = ".".join(path), first.get("input")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, SpecError):
+        return cause.in_file(source, key)
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        nearest = _nearest(path[-1], _field_names(kind, path[:-1]))
+        return UnknownKeyError(key, value, "is not a known key", nearest, source)
+    if first["type"] in ("missing", "missing_argument"):
+        return SpecError(key, None, "is missing", f"add {key} = ...", source)
+    return SpecError(key, value, f"is wrong: {first['msg']}", "see `layerwise schema`", source)
+
+
+def _field_names(kind: type, path: Iterable[str]) -> list[str]:
+    schema = _adapter(kind).json_schema()
+    node: Any = schema
+    for part in path:
+        node = node.get("properties", {}).get(part, {})
+        options = node.get("anyOf") or node.get("allOf") or [node]
+        reference = next((o["$ref"] for o in options if "$ref" in o), "")
+        node = schema.get("$defs", {}).get(reference.rsplit("/", 1)[-1], node)
+    return sorted(node.get("properties", {}))
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known keys are {known}"
+
+
+def _resolve_model(table: ModelTable, folder: Path, source: str) -> ModelSpec:
+    if table.preset and table.config:
+        raise SpecError("model.config", table.config, "and model.preset are both given",
+                        "keep one of them", source)  # fmt: skip
+    given = {f.name: getattr(table, f.name) for f in fields(table)
+             if f.name not in ("preset", "config") and getattr(table, f.name) is not None}  # fmt: skip
+    base: dict[str, Any] = {"name": "model"}
+    if table.preset:
+        base = _spec_as_data(_known(MODELS, "model.preset", table.preset, source))
+    elif table.config:
+        base = _spec_as_data(load_model_config(folder / table.config))
+    try:
+        return validate(ModelSpec, base | given, source)
+    except SpecError as error:
+        raise error.in_file(source, "model") from error
+
+
+def _resolve_cluster(table: ClusterTable, source: str) -> ClusterSpec:
+    gpu = _known(GPUS, "cluster.gpu", table.gpu, source)
+    try:
+        return dgx_cluster(gpu, table.num_gpus, table.gpus_per_node)
+    except SpecError as error:
+        raise error.in_file(source, "cluster") from error
+
+
+def _known(table: dict[str, Any], key: str, name: str, source: str) -> Any:
+    if name not in table:
+        raise SpecError(key, name, "is not known", _nearest(name, sorted(table)), source)
+    return table[name]
+
+
+def _spec_as_data(spec: ModelSpec | LinkSpec) -> dict[str, Any]:
+    return {f.name: getattr(spec, f.name) for f in fields(spec)}

@@ -1,0 +1,158 @@
+"""A scenario: one question put to both sides, resolved from what a user wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from sim.plan.compile import KernelChoice, compile_step, microbatches_of
+from sim.plan.errors import PlacementError, SpecError
+from sim.plan.hardware import GPUS, ClusterSpec, dgx_cluster
+from sim.plan.model import MODELS, ModelSpec
+from sim.plan.placement import Placement, layer_wise, tensor_pipeline
+from sim.plan.program import StepPrograms
+from sim.plan.workload import Step, Workload, decode_steps, prefill_steps
+
+Strategy = Literal["tensor-pipeline", "layer-wise"]
+Launch = Literal["graph", "eager"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementSpec:
+    """How the model is placed, as a user writes it.
+
+    `num_gpus` 0 takes the cluster's; `on_chip_bytes` 0 takes the GPU's L2 (layer-wise only).
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    strategy: Strategy = "layer-wise"
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    data_parallel: int = 1
+    num_gpus: int = 0
+    on_chip_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """How it is run: `launch` mode, `num_steps`, and `only_rank` to run one rank by itself.
+
+    `only_rank` -1 runs all ranks; otherwise its peers are replaced by local buffers.
+    `context_growth_tokens` 0 holds the context, so that every step is the same measurement.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    launch: Launch = "graph"
+    num_steps: int = 4
+    only_rank: int = -1
+    context_growth_tokens: int = 0
+    repeats: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """Everything that both sides need to know. `kernels` come from a profile unless given."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: str
+    model: ModelSpec
+    cluster: ClusterSpec
+    placement: PlacementSpec
+    workload: Workload = field(default_factory=Workload)
+    run: RunSpec = field(default_factory=RunSpec)
+    kernels: KernelChoice | None = None
+
+    def with_microbatches(self, num_microbatches: int) -> Scenario:
+        """The same scenario with a fixed number of microbatches."""
+        return replace(self, workload=replace(self.workload, num_microbatches=num_microbatches))
+
+    def with_kernels(self, kernels: KernelChoice) -> Scenario:
+        """The same scenario with these kernels, unless it names its own."""
+        return self if self.kernels else replace(self, kernels=kernels)
+
+
+def paper_scenario(
+    strategy: Strategy, model: str = "paper-16", workload: Workload | None = None
+) -> Scenario:
+    """The paper's experiment: 16 H100s in two DGX nodes, its baseline or its proposal."""
+    spec = (
+        PlacementSpec(strategy="tensor-pipeline", tensor_parallel=8, pipeline_parallel=2)
+        if strategy == "tensor-pipeline"
+        else PlacementSpec(strategy="layer-wise")
+    )
+    return Scenario(
+        name=f"{model} {strategy}",
+        model=MODELS[model],
+        cluster=dgx_cluster(GPUS["h100-sxm"], 16),
+        placement=spec,
+        workload=workload or Workload(),
+    )
+
+
+def place(scenario: Scenario) -> Placement:
+    """The placement a scenario asks for.
+
+    Raises PlacementError when it needs more GPUs than the cluster has, or does not divide.
+    """
+    spec, cluster = scenario.placement, scenario.cluster
+    if spec.strategy == "layer-wise":
+        placement = layer_wise(
+            scenario.model,
+            num_gpus=spec.num_gpus or cluster.num_gpus,
+            on_chip_bytes=spec.on_chip_bytes or cluster.gpu.l2_bytes,
+            data_parallel=spec.data_parallel,
+        )
+    else:
+        placement = tensor_pipeline(
+            scenario.model,
+            tensor_parallel=spec.tensor_parallel,
+            pipeline_parallel=spec.pipeline_parallel,
+            data_parallel=spec.data_parallel,
+        )
+    if placement.num_ranks > cluster.num_gpus:
+        raise PlacementError(
+            "placement", placement.name,
+            f"needs {placement.num_ranks} GPUs and cluster.num_gpus={cluster.num_gpus}",
+            "use a smaller placement or a larger cluster",
+        )  # fmt: skip
+    if scenario.workload.batch_size % placement.data_parallel:
+        raise PlacementError(
+            "placement.data_parallel", placement.data_parallel,
+            f"does not divide workload.batch_size={scenario.workload.batch_size}",
+            "choose a batch that every replica gets an equal share of",
+        )  # fmt: skip
+    return placement
+
+
+def steps_of(scenario: Scenario) -> list[Step]:
+    """The steps of a run: decode steps, or the chunks of one prefill.
+
+    Raises SpecError when the number of microbatches is left open.
+    """
+    workload, run = scenario.workload, scenario.run
+    if not workload.num_microbatches:
+        raise SpecError(
+            "workload.num_microbatches", 0, "is still open", "search for the best number first"
+        )
+    sizes = microbatches_of(
+        workload.batch_size, scenario.placement.data_parallel, workload.num_microbatches
+    )
+    if workload.phase == "prefill":
+        return prefill_steps(sizes, workload.context_tokens, workload.prefill_chunk_tokens)
+    return decode_steps(
+        sizes, workload.context_tokens, run.num_steps,
+        context_growth_tokens=run.context_growth_tokens,
+    )  # fmt: skip
+
+
+def compile_run(scenario: Scenario) -> list[StepPrograms]:
+    """Compile every step of a scenario for every rank."""
+    placement, kernels = place(scenario), scenario.kernels or KernelChoice()
+    compiled: dict[Step, StepPrograms] = {}
+    for step in steps_of(scenario):
+        if step not in compiled:
+            compiled[step] = compile_step(scenario.model, placement, step, kernels)
+    return [compiled[step] for step in steps_of(scenario)]

@@ -1,0 +1,170 @@
+"""The trace: rows of what ran when, predicted or measured, in one format on both sides.
+
+A file is JSON lines: a header object, then one array per row in the header's column order. Times
+are seconds on the rank's own clock. Files ending in `.gz` are compressed. Writing is atomic.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from sim.plan.errors import FileFormatError
+
+FORMAT = "layerwise-trace"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One op of one rank in one step.
+
+    `ready_s`: dependencies met and stream free. `start_s`: its first kernel starts. `end_s`: its
+    last kernel ends. `bound` (predicted) names what limits it. `replaced` (measured or predicted)
+    marks a peer's message that was replaced by a local buffer: kept out of every score.
+    """
+
+    repeat: int
+    step: int
+    rank: int
+    op: str
+    kind: str
+    stream: str
+    ready_s: float
+    start_s: float
+    end_s: float
+    bound: str = ""
+    replaced: bool = False
+
+    @property
+    def duration_s(self) -> float:
+        """From first kernel start to last kernel end."""
+        return self.end_s - self.start_s
+
+    @property
+    def key(self) -> tuple[int, int, int, str]:
+        """What predicted and measured rows are joined on: (repeat, step, rank, op)."""
+        return (self.repeat, self.step, self.rank, self.op)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A run and where it came from.
+
+    `scenario` is the scenario as data. `kernel_set` must be equal in traces that are compared.
+    `untraced_step_s`: step times with no tracer attached, one per repeat; `traced_step_s` beside.
+    `measured`: other readings taken in the same call (bandwidths in bytes/s, ...).
+    """
+
+    source: Literal["predicted", "measured"]
+    name: str
+    scenario: dict[str, Any]
+    kernel_set: str
+    rows: tuple[Row, ...] = ()
+    untraced_step_s: tuple[float, ...] = ()
+    traced_step_s: tuple[float, ...] = ()
+    timing: str = "none"
+    measured: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    purpose: Literal["fit", "validation", "other"] = "other"
+
+
+COLUMNS = tuple(f.name for f in fields(Row))
+
+
+def write_trace(trace: Trace, path: Path) -> None:
+    """Write a trace; the file appears whole or not at all."""
+    header = {"format": FORMAT, "version": VERSION, "columns": COLUMNS, "num_rows": len(trace.rows)}
+    header |= {f.name: getattr(trace, f.name) for f in fields(Trace) if f.name != "rows"}
+    lines = [json.dumps(header)]
+    lines += [json.dumps([_short(getattr(row, c)) for c in COLUMNS]) for row in trace.rows]
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write text (compressed when the name ends in .gz) and rename into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = text.encode()
+    if path.suffix == ".gz":
+        data = gzip.compress(data, mtime=0)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace file.
+
+    Raises FileFormatError for another format or version, a truncated file or a bad row, naming
+    file and line.
+    """
+    lines = _lines(path)
+    header = _header(path, next(lines, ""))
+    expected = header.pop("num_rows")
+    columns = tuple(header.pop("columns"))
+    rows = tuple(_row(path, number, line, columns) for number, line in enumerate(lines, 2))
+    if len(rows) != expected:
+        raise FileFormatError(
+            f"{path}: {len(rows)} rows where the header promises {expected}; "
+            "the file was cut short: measure again, or take another copy"
+        )
+    for key in ("untraced_step_s", "traced_step_s"):
+        header[key] = tuple(header.get(key, ()))
+    known = {f.name for f in fields(Trace)}
+    return Trace(rows=rows, **{key: value for key, value in header.items() if key in known})
+
+
+def as_data(value: Any) -> dict[str, Any]:
+    """A frozen spec as plain data, for a trace's header."""
+    return asdict(value)
+
+
+def _short(value: Any) -> Any:
+    """Seconds to the tenth of a nanosecond: traces are committed and read by people."""
+    return round(value, 10) if isinstance(value, float) else value
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path}: cannot be read as a trace: {error}") from error
+    yield from (line for line in text.splitlines() if line)
+
+
+def _header(path: Path, line: str) -> dict[str, Any]:
+    try:
+        header = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise FileFormatError(f"{path}: line 1 is not a trace header: {error}") from error
+    if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
+        raise FileFormatError(f"{path}: line 1 does not say format={FORMAT!r}; is this a trace?")
+    version = header.pop("version", None)
+    if version != VERSION:
+        raise FileFormatError(
+            f"{path}: trace version {version!r}, this program reads version {VERSION}; "
+            "write it again with this version of layerwise"
+        )
+    missing = {"source", "name", "scenario", "kernel_set", "columns", "num_rows"} - header.keys()
+    if missing:
+        raise FileFormatError(f"{path}: the header lacks {sorted(missing)}")
+    return header
+
+
+def _row(path: Path, number: int, line: str, columns: Iterable[str]) -> Row:
+    try:
+        row = Row(**dict(zip(columns, json.loads(line), strict=True)))
+        if not (math.isfinite(row.start_s) and math.isfinite(row.end_s)):
+            raise ValueError(f"op {row.op} has a time that is not finite")
+        if row.end_s < row.start_s:
+            raise ValueError(f"op {row.op} ends at {row.end_s} before it starts at {row.start_s}")
+    except (ValueError, TypeError) as error:
+        raise FileFormatError(f"{path}: line {number}: {error}") from error
+    return row
