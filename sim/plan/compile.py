@@ -15,10 +15,14 @@ from sim.plan.workload import Step, split_evenly
 
 @dataclass(frozen=True, kw_only=True)
 class KernelChoice:
-    """Which kernel each kind of op uses: chosen by calibration, carried by the op."""
+    """Which kernel each kind of op uses: chosen by calibration, carried by the op.
+
+    `chunked_prefill_attention` serves chunks after a prompt's first one.
+    """
 
     decode_attention: AttentionKernel = "math"
     prefill_attention: AttentionKernel = "math"
+    chunked_prefill_attention: AttentionKernel = "math"
     all_reduce: AllReduceAlgorithm = "nccl"
 
 
@@ -97,12 +101,19 @@ class _StageCompiler:
         """One stage: the token is already where the next step needs it."""
         return len(self.stages) == 1
 
+    def attention_kernel(self) -> ops.AttentionKernel:
+        """Decode, a whole prompt, and a later chunk of one are three different shapes."""
+        if self.step.query_tokens == 1:
+            return self.kernels.decode_attention
+        if self.step.query_tokens == self.step.context_tokens:
+            return self.kernels.prefill_attention
+        return self.kernels.chunked_prefill_attention
+
     def builder(self, sequences: int) -> LayerBuilder:
         return LayerBuilder(
             model=self.model, step=self.step, sequences=sequences, group=self.stage.ranks,
-            decode_attention=self.kernels.decode_attention,
-            prefill_attention=self.kernels.prefill_attention,
-            all_reduce=self.kernels.all_reduce, loops_to_itself=self.loops_to_itself,
+            attention_kernel=self.attention_kernel(), all_reduce=self.kernels.all_reduce,
+            loops_to_itself=self.loops_to_itself,
         )  # fmt: skip
 
     def layer_segments(self) -> dict[tuple[int, bool], Segment]:

@@ -23,8 +23,7 @@ class LayerBuilder:
     step: Step
     sequences: int
     group: tuple[int, ...]
-    decode_attention: AttentionKernel
-    prefill_attention: AttentionKernel
+    attention_kernel: AttentionKernel
     all_reduce: AllReduceAlgorithm
     loops_to_itself: bool = False
 
@@ -163,7 +162,6 @@ class LayerBuilder:
         model, step = self.model, self.step
         qkv = self._scratch("attn.qkv.out", self.qkv_size)
         heads_out = self._scratch("attn.sdpa.out", self.num_heads * model.head_dim)
-        decoding = step.query_tokens == 1
         rotary = ops.RotaryWrite(
             name="attn.rope", qkv=qkv, kv=self.kv, sequences=self.sequences,
             query_tokens=step.query_tokens,
@@ -176,7 +174,7 @@ class LayerBuilder:
             query_tokens=step.query_tokens, context_tokens=step.context_tokens,
             num_heads=self.num_heads, num_key_value_heads=self.num_key_value_heads,
             head_dim=model.head_dim,
-            kernel=self.decode_attention if decoding else self.prefill_attention,
+            kernel=self.attention_kernel,
         )  # fmt: skip
         return (
             self._matmul("attn.qkv", normed, qkv, self.qkv_size, model.hidden_size),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from sim.plan import ops
 from sim.plan.ops import Buffer, Op
@@ -12,7 +13,7 @@ from sim.plan.placement import Placement
 from sim.plan.workload import Step
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Segment:
     """A run of ops with local names, written once and repeated.
 
@@ -21,6 +22,11 @@ class Segment:
     """
 
     ops: tuple[Op, ...]
+
+    @cached_property
+    def singles(self) -> tuple[Segment, ...]:
+        """The same ops, each a segment of its own (made once, so identity still tells)."""
+        return (self,) if len(self.ops) == 1 else tuple(Segment((op,)) for op in self.ops)
 
 
 @dataclass(frozen=True, slots=True)

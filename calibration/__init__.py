@@ -1,0 +1,1 @@
+"""Fits: sweeps expressed as programs, least squares on what they measured, profiles."""

@@ -1,0 +1,1 @@
+"""Op + belief -> seconds: physics forms, and the two cost models that use them."""

@@ -1,0 +1,259 @@
+"""What an op costs: two beliefs, the datasheet's speed of light and the calibrated profile."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, assert_never
+
+import numpy as np
+
+from sim.cost import forms
+from sim.cost.shapes import features_of, kind_of
+from sim.plan import ops
+from sim.plan.demand import attention_flops, demand_of
+from sim.plan.errors import ProfileMismatchError
+from sim.plan.hardware import ClusterSpec, LinkSpec
+from sim.plan.ops import CollectiveOp, LocalOp
+from sim.profile import OpFit, Profile, TransferFit, interpolate_residual
+
+Bound = Literal["hbm", "l2", "compute", "link", "launch"]
+Belief = Literal["speed_of_light", "calibrated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes of one op after the L2 had its say: what misses, what hits, what is written."""
+
+    hbm_read_bytes: int
+    l2_read_bytes: int
+    written_bytes: int
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Reads that miss, and writes (they are evicted sooner or later)."""
+        return self.hbm_read_bytes + self.written_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpCost:
+    """`launch_s` passes before the first kernel starts, `kernel_s` until the last one ends."""
+
+    launch_s: float
+    kernel_s: float
+    bound: Bound
+    extrapolated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TransferCost:
+    """A message: `latency_s` with no bytes moving, then a flow of at most `bytes_per_s`."""
+
+    latency_s: float
+    bytes_per_s: float
+
+
+class CostModel(Protocol):
+    """Seconds of ops, messages and collectives under one belief."""
+
+    @property
+    def belief(self) -> Belief:
+        """Which belief this is."""
+        ...
+
+    @property
+    def hbm_bytes_per_s(self) -> float:
+        """What one GPU's HBM can deliver to everything that runs on it together."""
+        ...
+
+    @property
+    def issue_s(self) -> float:
+        """Host time to issue one op in eager mode."""
+        ...
+
+    def hit_fraction(self, reuse_distance_bytes: int) -> float:
+        """Share of a buffer found in L2 after so many other bytes were touched."""
+        ...
+
+    def local(self, op: LocalOp, traffic: Traffic) -> OpCost:
+        """Cost of an op that one GPU runs alone."""
+        ...
+
+    def collective(self, op: CollectiveOp) -> OpCost:
+        """Cost of a collective from the moment its last member arrives."""
+        ...
+
+    def transfer(self, payload_bytes: int, link: LinkSpec) -> TransferCost:
+        """Cost of a message over one hop."""
+        ...
+
+
+    def link_bytes_per_s(self, link: LinkSpec) -> float:
+        """What one port delivers to all messages that share it."""
+        ...
+
+
+@dataclass(frozen=True)
+class SpeedOfLight:
+    """Datasheet rates, no latency, no launch: no real machine is faster."""
+
+    cluster: ClusterSpec
+    belief: Belief = "speed_of_light"
+    issue_s: float = 0.0
+
+    @property
+    def hbm_bytes_per_s(self) -> float:
+        return self.cluster.gpu.hbm_bytes_per_s
+
+    def hit_fraction(self, reuse_distance_bytes: int) -> float:
+        return 1.0 if reuse_distance_bytes <= self.cluster.gpu.l2_bytes else 0.0
+
+    def local(self, op: LocalOp, traffic: Traffic) -> OpCost:
+        gpu = self.cluster.gpu
+        # Writes may stay on chip: the bound must not charge HBM for them.
+        times: dict[Bound, float] = {
+            "hbm": traffic.hbm_read_bytes / gpu.hbm_bytes_per_s,
+            "l2": (traffic.l2_read_bytes + traffic.written_bytes) / gpu.l2_bytes_per_s,
+            "compute": demand_of(op).flops / gpu.peak_flops_per_s,
+        }
+        bound = max(times, key=lambda key: times[key])
+        return OpCost(0.0, times[bound], bound)
+
+    def collective(self, op: CollectiveOp) -> OpCost:
+        links = {self.cluster.link_between(op.group[0], rank).name for rank in op.group}
+        wire = self.cluster.nic if self.cluster.nic.name in links else self.cluster.nvlink
+        return OpCost(0.0, demand_of(op).wire_bytes / wire.bytes_per_s, "link")
+
+    def transfer(self, payload_bytes: int, link: LinkSpec) -> TransferCost:
+        return TransferCost(0.0, link.bytes_per_s)
+
+    def link_bytes_per_s(self, link: LinkSpec) -> float:
+        return link.bytes_per_s
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Physics forms with a profile's constants, corrected by what was measured nearby."""
+
+    cluster: ClusterSpec
+    profile: Profile
+    belief: Belief = "calibrated"
+    _cache: dict[tuple[LocalOp, Traffic], OpCost] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        self.profile.check_gpu(self.cluster)
+
+    @property
+    def hbm_bytes_per_s(self) -> float:
+        return self._machine("hbm_bytes_per_s")
+
+    @property
+    def issue_s(self) -> float:
+        return self._machine("eager_issue_s")
+
+    def hit_fraction(self, reuse_distance_bytes: int) -> float:
+        """Linear ramp between two multiples of the L2's size.
+
+        Source: shared best of the forms tried on public Hopper curves; constants refitted to this
+        project's own read sweep.
+        """
+        size = self.cluster.gpu.l2_bytes
+        low = self._machine("l2_full_hit") * size
+        high = self._machine("l2_no_hit") * size
+        return min(1.0, max(0.0, (high - reuse_distance_bytes) / (high - low)))
+
+    def local(self, op: LocalOp, traffic: Traffic) -> OpCost:
+        cached = self._cache.get((op, traffic))
+        if cached is None:
+            cached = self._cache[op, traffic] = self._local(op, traffic)
+        return cached
+
+    def collective(self, op: CollectiveOp) -> OpCost:
+        kind, algorithm = (
+            ("all_reduce", op.algorithm) if isinstance(op, ops.AllReduce) else ("all_gather", "nccl")
+        )
+        nodes = {self.cluster.node_of(rank) for rank in op.group}
+        local_ranks = len(op.group) // len(nodes)
+        seconds = self._table(f"{kind}.{algorithm}.{local_ranks}").seconds(op.payload_bytes)
+        if len(nodes) > 1:
+            seconds += self._across_nodes_s(op.payload_bytes, local_ranks, len(nodes))
+        return OpCost(0.0, seconds, "link")
+
+    def transfer(self, payload_bytes: int, link: LinkSpec) -> TransferCost:
+        regime = self._table(f"send.{link.name}").regime(payload_bytes)
+        return TransferCost(regime.latency_s, regime.bytes_per_s)
+
+    def link_bytes_per_s(self, link: LinkSpec) -> float:
+        return max(r.bytes_per_s for r in self._table(f"send.{link.name}").regimes)
+
+    def _across_nodes_s(self, payload_bytes: int, local_ranks: int, num_nodes: int) -> float:
+        """Each GPU exchanges its share with its counterparts over its own NIC.
+
+        Hierarchical reduce: derived, not measured; the profile holds no multi-node collective.
+        """
+        share = payload_bytes // local_ranks
+        table = self._table(f"send.{self.cluster.nic.name}")
+        return 2 * (num_nodes - 1) * table.seconds(max(1, share // num_nodes))
+
+    def _table(self, name: str) -> TransferFit:
+        if name not in self.profile.transfers:
+            raise ProfileMismatchError(
+                f"profile {self.profile.name!r} has no transfer {name!r}; it has "
+                f"{sorted(self.profile.transfers)}; choose one of these, or calibrate it"
+            )
+        return self.profile.transfers[name]
+
+    def _machine(self, name: str) -> float:
+        return self.profile.machine[name].value
+
+    def _local(self, op: LocalOp, traffic: Traffic) -> OpCost:
+        kind = kind_of(op)
+        fit = self.profile.fits[kind]
+        total_s, parts = self._form(op, fit, traffic)
+        features = features_of(op)
+        total_s *= math.exp(interpolate_residual(fit.residuals, features))
+        gap_s = min(self._machine("graph_gap_s"), 0.9 * total_s)
+        bound = max(parts, key=lambda key: parts[key])
+        return OpCost(gap_s, total_s - gap_s, bound, not fit.inside(features))
+
+    def _form(
+        self, op: LocalOp, fit: OpFit, traffic: Traffic
+    ) -> tuple[float, dict[Bound, float]]:
+        """Seconds of the form, and what each resource alone would take."""
+        constants, gpu = fit.values, self.cluster.gpu
+        parts: dict[Bound, float] = {"launch": constants["launch_s"]}
+        if isinstance(op, ops.Attention) and op.query_tokens > 1:
+            total = float(
+                forms.prefill_attention_seconds(
+                    constants, np.float64(attention_flops(op)), np.float64(op.query_tokens),
+                    np.float64(op.context_tokens), np.float64(op.head_dim),
+                    num_sms=gpu.num_sms, peak_flops_per_s=gpu.peak_flops_per_s,
+                )
+            )  # fmt: skip
+            parts["compute"] = total - parts["launch"]
+            return total, parts
+        parts["hbm"] = traffic.hbm_bytes / constants["hbm_bytes_per_s"]
+        parts["l2"] = traffic.l2_read_bytes / constants["l2_bytes_per_s"]
+        memory_s = parts["hbm"] + parts["l2"]
+        match op:
+            case ops.Matmul():
+                one = np.ones(1)
+                total, tiles = forms.matmul_seconds(
+                    constants, op.rows * one, op.columns * one, op.inner * one, memory_s * one,
+                    num_sms=gpu.num_sms, peak_flops_per_s=gpu.peak_flops_per_s,
+                )  # fmt: skip
+                parts["compute"] = float(tiles[0])
+                return float(total[0]), parts
+            case ops.Attention():
+                units = np.float64(op.sequences * op.num_key_value_heads)
+                total_s = forms.decode_attention_seconds(
+                    constants, units, np.float64(memory_s), num_sms=gpu.num_sms
+                )
+                return float(total_s), parts
+            case (
+                ops.Norm() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd()
+                | ops.Embed() | ops.Sample()
+            ):  # fmt: skip
+                return float(forms.pointwise_seconds(constants, memory_s)), parts
+            case _:
+                assert_never(op)

@@ -1,0 +1,185 @@
+"""The L2 as state: which buffers one GPU touched lately, and how much of them is still there.
+
+Recency is kept per buffer, most recent first. A buffer's reuse distance is its own size plus the
+bytes touched since its last use; the cost model turns distances into hit fractions. Buffers too
+far back to hit are forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sim.cost.model import CostModel, OpCost, Traffic
+from sim.plan import ops
+from sim.plan.demand import demand_of
+from sim.plan.ops import BufferKey, Op
+from sim.plan.program import Part, Segment
+
+Entry = tuple[BufferKey, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOp:
+    """One op of a block with its cost and offsets (picoseconds) from the block's start."""
+
+    part_index: int
+    op: Op
+    cost: OpCost
+    start_ps: int
+    end_ps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Parts in a row, walked through one L2 state: when each op runs, what it moves.
+
+    `hbm_bytes` is what the block takes from HBM; `bound_ps` splits its time by bottleneck.
+    `slots`: the state it leaves, most recent first, as (is a slot of this block, index, bytes).
+    """
+
+    ops: tuple[TimedOp, ...]
+    duration_ps: int
+    hbm_bytes: int
+    bound_ps: dict[str, int]
+    left: tuple[tuple[bool, int, int], ...]
+
+
+@dataclass(slots=True)
+class L2State:
+    """Residency of one GPU's L2."""
+
+    cost: CostModel
+    entries: list[Entry] = field(default_factory=list)
+
+    def traffic_of(self, op: Op, layer: int, microbatch: int) -> Traffic:
+        """What this op's reads miss and hit; afterwards its buffers are the most recent ones."""
+        demand = demand_of(op)
+        missed = hit = 0
+        for buffer, size in demand.reads:
+            key = buffer.key(layer, microbatch)
+            fraction = self._hit_fraction(key, size)
+            hit_bytes = round(fraction * size)
+            hit += hit_bytes
+            missed += size - hit_bytes
+            self._touch(key, size)
+        for buffer, size in demand.writes:
+            self._touch(buffer.key(layer, microbatch), size)
+        return Traffic(missed, hit, demand.written_bytes)
+
+    def _hit_fraction(self, key: BufferKey, size: int) -> float:
+        since = 0
+        for other, held in self.entries:
+            if other == key:
+                return self.cost.hit_fraction(since + max(size, held)) * min(1.0, held / size)
+            since += held
+        return 0.0
+
+    def _touch(self, key: BufferKey, size: int) -> None:
+        """Move to the front; drop what no hit can reach any more."""
+        self.entries = [entry for entry in self.entries if entry[0] != key]
+        self.entries.insert(0, (key, size))
+        total = 0
+        for index, (_, held) in enumerate(self.entries):
+            total += held
+            if self.cost.hit_fraction(total) <= 0.0:
+                del self.entries[index + 1 :]
+                break
+
+
+def seconds_to_ps(seconds: float) -> int:
+    """Simulated time is a whole number of picoseconds, so that folded repeats are exact."""
+    return round(seconds * 1e12)
+
+
+def time_block(
+    parts: Sequence[Part], state: L2State
+) -> tuple[list[TimedOp], int, dict[str, int]]:
+    """Walk parts through the state. Returns timed ops, HBM bytes and time by bottleneck."""
+    timed: list[TimedOp] = []
+    bound_ps: dict[str, int] = {}
+    now = hbm_bytes = 0
+    for index, part in enumerate(parts):
+        for op in part.segment.ops:
+            traffic = state.traffic_of(op, part.layer, part.microbatch)
+            cost = _cost_of(op, traffic, state.cost)
+            hbm_bytes += traffic.hbm_bytes
+            start = now + seconds_to_ps(cost.launch_s)
+            end = start + seconds_to_ps(cost.kernel_s)
+            bound_ps["launch"] = bound_ps.get("launch", 0) + start - now
+            bound_ps[cost.bound] = bound_ps.get(cost.bound, 0) + end - start
+            timed.append(TimedOp(index, op, cost, start, end))
+            now = end
+    return timed, hbm_bytes, bound_ps
+
+
+def _cost_of(op: Op, traffic: Traffic, cost: CostModel) -> OpCost:
+    if isinstance(op, (ops.AllReduce, ops.AllGather)):
+        return cost.collective(op)
+    assert not isinstance(op, (ops.Send, ops.Recv)), "messages are not part of a block"
+    return cost.local(op, traffic)
+
+
+BlockKey = tuple[tuple[int, ...], tuple[tuple[int, int], ...]]
+
+
+@dataclass(slots=True)
+class BlockCache:
+    """Blocks timed once per (segments, L2 state up to renaming) and repeated by arithmetic.
+
+    Two parts lists with the same segments, entered with states that are equal once buffers are
+    named by the slot they have in the block, behave the same; so they are walked once.
+    """
+
+    cost: CostModel
+    blocks: dict[BlockKey, Block] = field(default_factory=dict)
+    keep_alive: list[Segment] = field(default_factory=list)
+
+    def run(self, parts: Sequence[Part], state: L2State) -> Block:
+        """Time the parts from this state, and leave the state as they leave it."""
+        slots = _slots(parts)
+        numbers = {key: number for number, key in enumerate(slots)}
+        signature = tuple((numbers.get(key, -1), size) for key, size in state.entries)
+        pattern = _layer_pattern(parts)
+        block_key = (tuple(id(part.segment) for part in parts) + pattern, signature)
+        block = self.blocks.get(block_key)
+        if block is None:
+            self.keep_alive.extend(part.segment for part in parts)
+            block = self.blocks[block_key] = _timed(parts, state, numbers)
+            return block
+        before = state.entries
+        state.entries = [
+            (slots[index] if is_slot else before[index][0], size)
+            for is_slot, index, size in block.left
+        ]
+        return block
+
+
+def _layer_pattern(parts: Sequence[Part]) -> tuple[int, ...]:
+    """Which parts share a layer or a microbatch: part of what makes two blocks the same."""
+    first: dict[tuple[int, int], int] = {}
+    return tuple(
+        first.setdefault((part.layer, part.microbatch), len(first)) for part in parts
+    )  # fmt: skip
+
+
+def _slots(parts: Sequence[Part]) -> list[BufferKey]:
+    """The buffers a block touches, in order of first appearance."""
+    found: dict[BufferKey, None] = {}
+    for part in parts:
+        for op in part.segment.ops:
+            demand = demand_of(op)
+            for buffer, _ in (*demand.reads, *demand.writes):
+                found[buffer.key(part.layer, part.microbatch)] = None
+    return list(found)
+
+
+def _timed(parts: Sequence[Part], state: L2State, numbers: dict[BufferKey, int]) -> Block:
+    before = {key: index for index, (key, _) in enumerate(state.entries)}
+    timed, hbm_bytes, bound_ps = time_block(parts, state)
+    left = tuple(
+        (True, numbers[key], size) if key in numbers else (False, before[key], size)
+        for key, size in state.entries
+    )
+    duration = timed[-1].end_ps if timed else 0
+    return Block(tuple(timed), duration, hbm_bytes, bound_ps, left)

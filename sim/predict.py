@@ -1,0 +1,160 @@
+"""Scenario + belief -> a prediction: the metrics users read, at the best number of microbatches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sim.cost.model import Belief, Calibrated, CostModel, SpeedOfLight
+from sim.memory import MemoryBudget, memory_budgets
+from sim.plan.hardware import ClusterSpec
+from sim.plan.program import StepPrograms
+from sim.plan.scenario import Scenario, compile_run, place
+from sim.profile import Profile
+from sim.simulate import PS, Simulation, simulate
+
+BOUNDS = ("hbm", "l2", "compute", "link", "launch")
+MAX_STEPS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What one placement does under one belief.
+
+    Decode: `step_s` is the steady interval between steps, `from_idle_s` one step from idle.
+    Prefill: `step_s` is the time of the whole batch's prefill, from idle. `share` splits a GPU's
+    mean step time by bottleneck; what is left is `bubble`. `wire_bytes`: per step, all ranks.
+    """
+
+    belief: Belief
+    placement: str
+    num_microbatches: int
+    tokens_per_s: float
+    step_s: float
+    from_idle_s: float
+    bubble: float
+    share: dict[str, float]
+    wire_bytes: dict[str, int]
+    memory: tuple[MemoryBudget, ...]
+    busy_share_by_rank: tuple[float, ...]
+    is_steady: bool
+    num_extrapolated_ops: int = 0
+
+    @property
+    def inverse_throughput_s(self) -> float:
+        """Seconds per token over the whole batch: what the paper calls TPOT."""
+        return 1.0 / self.tokens_per_s
+
+    @property
+    def tpot_s(self) -> float:
+        """Time between two tokens of one sequence (decode): the steady step."""
+        return self.step_s
+
+    @property
+    def fits(self) -> bool:
+        """Does every rank's memory suffice?"""
+        return all(budget.fits for budget in self.memory)
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The fullest GPU."""
+        return max(budget.total_bytes for budget in self.memory)
+
+
+def cost_model(cluster: ClusterSpec, profile: Profile | None) -> CostModel:
+    """The calibrated belief with a profile, the speed of light without one."""
+    return Calibrated(cluster, profile) if profile else SpeedOfLight(cluster)
+
+
+def predict(scenario: Scenario, profile: Profile | None) -> Prediction:
+    """Predict a scenario; a number of microbatches left open is searched for.
+
+    Raises ProfileMismatchError when the profile is for another GPU.
+    """
+    if profile and not scenario.kernels:
+        scenario = scenario.with_kernels(profile.kernels)
+    cost = cost_model(scenario.cluster, profile)
+    reserved = profile.reserved_bytes if profile else 0
+    if scenario.workload.num_microbatches:
+        return _predict(scenario, cost, reserved)
+    return _search(scenario, cost, reserved)
+
+
+def _search(scenario: Scenario, cost: CostModel, reserved: int) -> Prediction:
+    """Climb in powers of two from one microbatch a stage, both ways, to the best throughput.
+
+    Placements that fit in memory come first whatever their speed.
+    """
+    placement = place(scenario)
+    limit = scenario.workload.batch_size // placement.data_parallel
+    tried: dict[int, Prediction] = {}
+
+    def rank_of(number: int) -> tuple[bool, float]:
+        if number not in tried:
+            tried[number] = _predict(scenario.with_microbatches(number), cost, reserved)
+        return tried[number].fits, tried[number].tokens_per_s
+
+    best = min(placement.num_stages, limit)
+    for factor in (2.0, 0.5):
+        while 1 <= int(best * factor) <= limit and rank_of(int(best * factor)) > rank_of(best):
+            best = int(best * factor)
+    rank_of(best)
+    return tried[best]
+
+
+def _predict(scenario: Scenario, cost: CostModel, reserved: int) -> Prediction:
+    run = compile_run(scenario)
+    simulation = _simulate(scenario, run, cost)
+    while (
+        scenario.workload.phase == "decode" and not simulation.is_steady and len(run) < MAX_STEPS
+    ):
+        longer = replace(scenario, run=replace(scenario.run, num_steps=2 * len(run)))
+        run = compile_run(longer)
+        simulation = _simulate(scenario, run, cost)
+    return _prediction(scenario, run, simulation, cost, reserved)
+
+
+def _simulate(scenario: Scenario, run: list[StepPrograms], cost: CostModel) -> Simulation:
+    return simulate(run, cost, scenario.cluster, launch=scenario.run.launch)
+
+
+def _prediction(
+    scenario: Scenario,
+    run: list[StepPrograms],
+    simulation: Simulation,
+    cost: CostModel,
+    reserved: int,
+) -> Prediction:
+    decoding = scenario.workload.phase == "decode"
+    # A steady step is the last but one: the last hands no tokens back.
+    steps = [len(run) - 2 if len(run) > 1 else 0] if decoding else list(range(len(run)))
+    step_s = simulation.steady_step_s if decoding else simulation.step_end_s[-1]
+    tokens = scenario.workload.batch_size * (1 if decoding else scenario.workload.context_tokens)
+    busy = {
+        rank: {
+            bound: sum(simulation.accounts[rank, s].bound_ps.get(bound, 0) for s in steps) * PS
+            for bound in BOUNDS
+        }
+        for rank in simulation.ranks
+    }
+    num_ranks = len(simulation.ranks)
+    share = {b: sum(busy[r][b] for r in busy) / num_ranks / step_s for b in BOUNDS}
+    placement = place(scenario)
+    folded = placement.num_ranks // num_ranks
+    wires: dict[str, int] = {}
+    for (_, step), account in simulation.accounts.items():
+        for wire, size in account.wire_bytes.items():
+            wires[wire] = wires.get(wire, 0) + size * folded * (step in steps)
+    return Prediction(
+        belief=cost.belief,
+        placement=placement.name,
+        num_microbatches=scenario.workload.num_microbatches,
+        tokens_per_s=tokens / step_s,
+        step_s=step_s,
+        from_idle_s=simulation.first_step_s if decoding else step_s,
+        bubble=max(0.0, 1.0 - sum(share.values())),
+        share=share,
+        wire_bytes=wires,
+        memory=memory_budgets(run, scenario.cluster.gpu.hbm_bytes, reserved),
+        busy_share_by_rank=tuple(sum(busy[r].values()) / step_s for r in simulation.ranks),
+        is_steady=simulation.is_steady or not decoding,
+    )

@@ -1,0 +1,66 @@
+"""A profile with round, made-up constants: truth that fits must recover and tests can compute."""
+
+from __future__ import annotations
+
+from sim.cost.shapes import FEATURES
+from sim.plan.compile import KernelChoice
+from sim.profile import Constant, OpFit, Profile, Regime, TransferFit
+
+ANY = (0.0, 1e12)
+MEMORY = {"hbm_bytes_per_s": 3.0e12, "l2_bytes_per_s": 5.5e12}
+FORMS: dict[str, dict[str, float]] = {
+    "matmul": {
+        "launch_s": 2.2e-6, "efficiency": 0.8, "tile_overhead": 0.1, "sm_bytes_per_s": 60e9,
+        "prologue_s": 0.6e-6, "split_s": 1.0e-6, "power": 3.5, **MEMORY,
+    },
+    "decode_attention": {"launch_s": 4.0e-6, "wave_s": 0.3e-6, **MEMORY},
+    "prefill_attention": {"launch_s": 5.0e-6, "efficiency": 0.62, "tail": 1.0},
+    "chunked_prefill_attention": {"launch_s": 5.0e-6, "efficiency": 0.33, "tail": 1.0},
+}  # fmt: skip
+POINTWISE = {"launch_s": 1.5e-6, "hbm_bytes_per_s": 2.4e12, "l2_bytes_per_s": 5.0e12}
+
+
+def constant(value: float, unit: str = "") -> Constant:
+    """A constant with no error."""
+    return Constant(value=value, standard_error=0.0, unit=unit, source="synthetic")
+
+
+def synthetic_profile(gpu: str = "h100-sxm") -> Profile:
+    """A complete profile without residuals."""
+    fits = {
+        kind: OpFit(
+            constants={n: constant(v) for n, v in FORMS.get(kind, POINTWISE).items()},
+            features=features,
+            valid=(ANY,) * len(features),
+        )
+        for kind, features in FEATURES.items()
+    }
+    machine = {
+        "hbm_bytes_per_s": 3.1e12, "eager_issue_s": 8e-6, "graph_gap_s": 1.0e-6,
+        "l2_full_hit": 0.75, "l2_no_hit": 0.95,
+    }  # fmt: skip
+    transfers = {
+        f"{kind}.{n}": _transfer(latency * n**0.5, rate)
+        for kind, latency, rate in (
+            ("all_reduce.nccl", 5e-6, 150e9), ("all_reduce.one_shot", 2e-6, 100e9),
+            ("all_gather.nccl", 4e-6, 200e9),
+        )
+        for n in (2, 4, 8)
+    }  # fmt: skip
+    transfers["send.nvlink4"] = _transfer(9e-6, 360e9)
+    transfers["send.ndr400"] = _transfer(18e-6, 36e9)
+    return Profile(
+        name="synthetic",
+        gpu=gpu,
+        kernels=KernelChoice(),
+        provenance={"source": "made up for tests"},
+        fits=fits,
+        transfers=transfers,
+        machine={name: constant(value) for name, value in machine.items()},
+        reserved_bytes=2 * 10**9,
+    )
+
+
+def _transfer(latency_s: float, bytes_per_s: float) -> TransferFit:
+    regime = Regime(from_bytes=0, latency_s=latency_s, bytes_per_s=bytes_per_s)
+    return TransferFit(regimes=(regime,), source="synthetic")
