@@ -15,12 +15,15 @@ from dataclasses import dataclass
 
 from sim.plan import ops
 from sim.plan.compile import KernelChoice
+from sim.plan.demand import demand_of
 from sim.plan.ops import AttentionKernel, Buffer, LocalOp
 from sim.plan.program import Part, Program, Segment
 
 COLD_BYTES = 160 * 2**20
-WARM_REPEATS = 8
-MAX_REPEATS = 64
+# A graph must be long against the launch of the next one, which is fitted and taken off.
+GRAPH_S = 250e-6
+MAX_REPEATS = 128
+MAX_ROTATING_BYTES = 40 * 10**9
 HELD_OUT_MATMULS = frozenset(
     {(12288, 4096), (4096, 4096), (32768, 4096), (4096, 16384), (1536, 4096), (4096, 512),
      (4096, 2048)}
@@ -45,7 +48,7 @@ def sweep(kernels: KernelChoice, seed: int = 1) -> list[SweepPoint]:
         *_matmul_points(), *_decode_points(kernels.decode_attention),
         *_prefill_points(kernels.prefill_attention),
         *_chunk_points(kernels.chunked_prefill_attention),
-        *_pointwise_points(), *_edge_points(),
+        *_pointwise_points(), *_edge_points(), *_launch_points(),
     ]  # fmt: skip
     unique = list({point.name: point for point in points}.values())
     random.Random(seed).shuffle(unique)
@@ -81,18 +84,39 @@ def attention(
 
 
 def point(kind: str, label: str, op: LocalOp, rotating_bytes: int, warm: bool = False) -> SweepPoint:
-    """A program of one op repeated over `rotating_bytes` of its own per repeat."""
-    repeats = WARM_REPEATS
-    if not warm and rotating_bytes:
-        repeats = min(MAX_REPEATS, max(2, math.ceil(COLD_BYTES / rotating_bytes)))
+    """A program of one op, repeated over `rotating_bytes` of its own each time unless `warm`."""
+    repeats = _repeats(op, 0 if warm else rotating_bytes)
+    name = f"{kind}/{label}/{'warm' if warm else 'cold'}"
+    return _point(kind, name, op, repeats, rotates=not warm)
+
+
+def _point(kind: str, name: str, op: LocalOp, repeats: int, rotates: bool) -> SweepPoint:
     segment = Segment((op,))
     parts = tuple(
-        Part(segment, f"L{index:02d}", 0 if warm else index, 0 if not warm else index)
+        # Names must differ: a repeat is a layer where it rotates and a microbatch where not.
+        Part(segment, f"L{index if rotates else 0:02d}", index if rotates else 0, index)
         for index in range(repeats)
     )
     program = Program(rank=0, stage=0, replica=0, tensor_rank=0, tensor_parallel=1, parts=parts)
-    name = f"{kind}/{label}/{'warm' if warm else 'cold'}"
     return SweepPoint(name=name, kind=kind, op=op, num_repeats=repeats, program=program)
+
+
+def _repeats(op: LocalOp, rotating_bytes: int) -> int:
+    demand = demand_of(op)
+    guess_s = max(2e-6, demand.flops / 600e12, (demand.read_bytes + demand.written_bytes) / 2.8e12)
+    long_enough = math.ceil(GRAPH_S / guess_s)
+    if not rotating_bytes:
+        return min(MAX_REPEATS, max(4, long_enough))
+    cold = math.ceil(COLD_BYTES / rotating_bytes)
+    room = max(2, MAX_ROTATING_BYTES // rotating_bytes)
+    return min(MAX_REPEATS, room, max(2, cold, long_enough))
+
+
+def _launch_points() -> Iterator[SweepPoint]:
+    """One small op a varying number of times: the intercept is what a graph launch costs."""
+    op = _residual_point(8, 4096).op
+    for repeats in (2, 4, 8, 16, 32, 64, 128):
+        yield _point("graph_launch", f"graph_launch/r{repeats}/warm", op, repeats, rotates=False)
 
 
 def _matmul_points() -> Iterator[SweepPoint]:

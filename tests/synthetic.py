@@ -36,7 +36,7 @@ def synthetic_profile(gpu: str = "h100-sxm") -> Profile:
         for kind, features in FEATURES.items()
     }
     machine = {
-        "hbm_bytes_per_s": 3.1e12, "eager_issue_s": 8e-6, "graph_gap_s": 1.0e-6,
+        "hbm_bytes_per_s": 3.1e12, "eager_issue_s": 8e-6, "graph_gap_s": 1.0e-6, "graph_launch_s": 3.0e-6,
         "l2_full_hit": 0.75, "l2_no_hit": 0.95,
     }  # fmt: skip
     transfers = {

@@ -71,6 +71,11 @@ class CostModel(Protocol):
         """Host time to issue one op in eager mode."""
         ...
 
+    @property
+    def graph_launch_s(self) -> float:
+        """Time between two graphs on a GPU that has the next one queued."""
+        ...
+
     def hit_fraction(self, reuse_distance_bytes: int) -> float:
         """Share of a buffer found in L2 after so many other bytes were touched."""
         ...
@@ -100,6 +105,7 @@ class SpeedOfLight:
     cluster: ClusterSpec
     belief: Belief = "speed_of_light"
     issue_s: float = 0.0
+    graph_launch_s: float = 0.0
 
     @property
     def hbm_bytes_per_s(self) -> float:
@@ -150,6 +156,10 @@ class Calibrated:
     @property
     def issue_s(self) -> float:
         return self._machine("eager_issue_s")
+
+    @property
+    def graph_launch_s(self) -> float:
+        return self._machine("graph_launch_s")
 
     def hit_fraction(self, reuse_distance_bytes: int) -> float:
         """Linear ramp between two multiples of the L2's size.

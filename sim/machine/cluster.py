@@ -182,6 +182,7 @@ class _RankProcess:
     def live(self) -> Process:
         for step, compiled in enumerate(self.machine.run):
             account = self.machine.accounts.setdefault((self.rank, step), StepAccount())
+            yield from self._launch_graph(account)
             for kind, parts in self.machine.work_of(compiled.programs[self.rank]):
                 if kind == "block":
                     yield from self._block(step, parts, account)
@@ -194,6 +195,13 @@ class _RankProcess:
                 else:
                     yield from self._collective(step, parts, account)
             account.end_ps = int(self.machine.env.now)
+
+    def _launch_graph(self, account: StepAccount) -> Process:
+        """Graph mode: one launch a step, paid before its first op."""
+        launch = seconds_to_ps(self.machine.cost.graph_launch_s)
+        if self.machine.launch == "graph" and launch:
+            yield self.machine.env.timeout(launch)
+            account.add({"launch": launch}, 1.0)
 
     def _block(self, step: int, parts: tuple[Part, ...], account: StepAccount) -> Process:
         machine = self.machine

@@ -178,7 +178,7 @@ def _model_from_config(config: dict[str, Any], path: Path) -> ModelSpec:
     heads = config["num_attention_heads"]
     values = {name: config[key] for name, key in keys.items()}
     values["num_key_value_heads"] = config.get("num_key_value_heads") or heads
-    values["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
+    values["head_dim"] = config.get("head_dim") or config["hidden_size"] // max(heads, 1)
     for key in ("vocab_size", "rms_norm_eps", "rope_theta"):
         if config.get(key) is not None:
             values[key] = config[key]
@@ -195,13 +195,15 @@ def validate(kind: type, data: Any, source: str) -> Any:
 
 
 def _spec_error(kind: type, error: ValidationError, source: str) -> SpecError:
-    first = error.errors()[0]
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")
+    # A misspelt key is also a missing one: say the cause first.
+    first = min(error.errors(), key=lambda found: found["type"] not in unknown)
     path = [str(part) for part in first["loc"]]
     key, value = ".".join(path), first.get("input")
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, SpecError):
         return cause.in_file(source, key)
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in unknown:
         nearest = _nearest(path[-1], _field_names(kind, path[:-1]))
         return UnknownKeyError(key, value, "is not a known key", nearest, source)
     if first["type"] in ("missing", "missing_argument"):

@@ -50,6 +50,12 @@ class RunSpec:
     context_growth_tokens: int = 0
     repeats: int = 20
 
+    def __post_init__(self) -> None:
+        lowest = {"num_steps": 1, "repeats": 1, "only_rank": -1, "context_growth_tokens": 0}
+        for key, low in lowest.items():
+            if getattr(self, key) < low:
+                raise SpecError(key, getattr(self, key), "is too small", f"use {low} or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
@@ -137,6 +143,12 @@ def steps_of(scenario: Scenario) -> list[Step]:
         raise SpecError(
             "workload.num_microbatches", 0, "is still open", "search for the best number first"
         )
+    limit = workload.batch_size // scenario.placement.data_parallel
+    if workload.num_microbatches > limit:
+        raise SpecError(
+            "workload.num_microbatches", workload.num_microbatches,
+            f"is more than the {limit} sequences of one replica", f"use 1 to {limit}",
+        )  # fmt: skip
     sizes = microbatches_of(
         workload.batch_size, scenario.placement.data_parallel, workload.num_microbatches
     )

@@ -1,0 +1,29 @@
+"""Where shipped profiles, measured traces and committed predictions lie, installed or in a checkout.
+
+Importing this costs nothing: no scipy, no numpy. A folder that is missing holds no files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+TRACE_SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+def profile_path(gpu: str) -> Path:
+    """The shipped profile of a GPU type; it may not exist."""
+    return FOLDER / "profiles" / f"{gpu}.json"
+
+
+def validation_trace_paths(folder: Path | None = None) -> tuple[Path, ...]:
+    """The committed validation traces, by name: runs that no fit has seen."""
+    place = folder or FOLDER / "traces" / "validation"
+    if not place.is_dir():
+        return ()
+    return tuple(sorted(path for path in place.iterdir() if path.name.endswith(TRACE_SUFFIXES)))
+
+
+def prediction_path(trace_name: str, folder: Path | None = None) -> Path:
+    """Where the prediction made before the run of this name is committed; it may not exist."""
+    return (folder or FOLDER / "predictions") / f"{trace_name}.json"

@@ -1,0 +1,209 @@
+"""Least squares: one physics form per kind of op, then what remains at each calibrated shape.
+
+Parameters are fitted as logarithms (all are positive) on ln(predicted / measured) with a soft-L1
+loss, so that every point counts by its relative error and no outlier rules. Source: scipy's
+`least_squares` (Branch, Coleman, Li 1999).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import least_squares
+
+from calibration.dataset import Table
+from sim.cost import forms
+from sim.cost.shapes import FEATURES
+from sim.plan.errors import LayerwiseError
+from sim.plan.hardware import GpuSpec
+from sim.profile import Constant, OpFit, ResidualPoint, interpolate_residual
+
+Form = Callable[[dict[str, float], Table], npt.NDArray[np.float64]]
+FOLDS = 5
+
+
+class FitError(LayerwiseError):
+    """A fit that did not converge, or has too little data: no profile is written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """A positive constant to fit: where it starts and between which values it must stay."""
+
+    start: float
+    low: float
+    high: float
+    unit: str
+
+
+MEMORY = {
+    "hbm_bytes_per_s": Parameter(start=2.9e12, low=0.5e12, high=4.5e12, unit="bytes/s"),
+    "l2_bytes_per_s": Parameter(start=5.5e12, low=1e12, high=2e13, unit="bytes/s"),
+}
+LAUNCH = {"launch_s": Parameter(start=2e-6, low=0.3e-6, high=30e-6, unit="s")}
+PREFILL = LAUNCH | {
+    "efficiency": Parameter(start=0.5, low=0.05, high=1.0, unit="of peak"),
+    "tail": Parameter(start=1.0, low=0.01, high=10.0, unit="tiles"),
+}
+PARAMETERS: dict[str, dict[str, Parameter]] = {
+    "matmul": LAUNCH | MEMORY | {
+        "efficiency": Parameter(start=0.85, low=0.3, high=1.1, unit="of peak"),
+        "tile_overhead": Parameter(start=0.1, low=1e-3, high=3.0, unit="1"),
+        "sm_bytes_per_s": Parameter(start=60e9, low=5e9, high=400e9, unit="bytes/s per SM"),
+        "prologue_s": Parameter(start=0.6e-6, low=0.01e-6, high=5e-6, unit="s"),
+        "split_s": Parameter(start=1e-6, low=0.05e-6, high=10e-6, unit="s"),
+        "power": Parameter(start=3.0, low=1.0, high=20.0, unit="1"),
+    },
+    "decode_attention": LAUNCH | MEMORY | {
+        "wave_s": Parameter(start=0.3e-6, low=0.001e-6, high=5e-6, unit="s"),
+    },
+    "prefill_attention": PREFILL,
+    "chunked_prefill_attention": PREFILL,
+}  # fmt: skip
+POINTWISE = LAUNCH | MEMORY
+
+
+def form_for(kind: str, gpu: GpuSpec) -> Form:
+    """The physics form of a kind, as a function of (constants, table)."""
+
+    def matmul(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
+        rows, columns, inner = table.features.T
+        memory_s = forms.memory_seconds(constants, table.hbm_bytes, table.l2_bytes)
+        return forms.matmul_seconds(
+            constants, rows, columns, inner, np.asarray(memory_s),
+            num_sms=gpu.num_sms, peak_flops_per_s=gpu.peak_flops_per_s,
+        )[0]  # fmt: skip
+
+    def decode(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
+        memory_s = forms.memory_seconds(constants, table.hbm_bytes, table.l2_bytes)
+        return forms.decode_attention_seconds(
+            constants, table.features[:, 0], np.asarray(memory_s), num_sms=gpu.num_sms
+        )
+
+    def prefill(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
+        return forms.prefill_attention_seconds(
+            constants, table.flops, table.features[:, 1], table.features[:, 2], table.head_dim,
+            num_sms=gpu.num_sms, peak_flops_per_s=gpu.peak_flops_per_s,
+        )  # fmt: skip
+
+    def pointwise(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
+        memory_s = forms.memory_seconds(constants, table.hbm_bytes, table.l2_bytes)
+        return np.asarray(forms.pointwise_seconds(constants, memory_s))
+
+    named: dict[str, Form] = {
+        "matmul": matmul, "decode_attention": decode, "prefill_attention": prefill,
+        "chunked_prefill_attention": prefill,
+    }  # fmt: skip
+    return named.get(kind, pointwise)
+
+
+def fit_kind(table: Table, gpu: GpuSpec, source: str) -> OpFit:
+    """Fit one kind of op, with errors on points left out of the fit.
+
+    Raises FitError when there are too few points or the fit does not converge.
+    """
+    constants = fit_form(table, gpu, source)
+    values = {name: constant.value for name, constant in constants.items()}
+    form = form_for(table.kind, gpu)
+    errors = np.abs(form(values, table) / table.seconds - 1)
+    held_out = held_out_errors(table, gpu)
+    features = table.features
+    return OpFit(
+        constants=constants,
+        residuals=residual_points(table, form(values, table)),
+        features=FEATURES[table.kind],
+        valid=tuple((float(c.min()), float(c.max())) for c in features.T),
+        num_points=len(table),
+        form_median_error=round(float(np.median(errors)), 5),
+        held_out_median_error=round(float(np.median(held_out)), 5),
+        held_out_p90_error=round(float(np.quantile(held_out, 0.9)), 5),
+    )
+
+
+def fit_form(table: Table, gpu: GpuSpec, source: str) -> dict[str, Constant]:
+    """The constants of a kind's physics form with their standard errors."""
+    parameters = PARAMETERS.get(table.kind, POINTWISE)
+    if len(table) < 2 * len(parameters):
+        raise FitError(
+            f"{table.kind}: {len(table)} points for {len(parameters)} parameters; measure more"
+        )
+    names = list(parameters)
+    form, target = form_for(table.kind, gpu), np.log(table.seconds)
+
+    def residuals(logs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        constants = dict(zip(names, np.exp(logs), strict=True))
+        return np.log(form(constants, table)) - target
+
+    result = least_squares(
+        residuals,
+        [math.log(p.start) for p in parameters.values()],
+        bounds=([math.log(p.low) for p in parameters.values()],
+                [math.log(p.high) for p in parameters.values()]),
+        loss="soft_l1", f_scale=0.1, x_scale="jac", max_nfev=400, diff_step=1e-3,
+    )  # fmt: skip
+    if not result.success:
+        raise FitError(f"{table.kind}: the fit did not converge: {result.message}")
+    errors = _standard_errors(result.jac, result.fun)
+    return {
+        name: Constant(
+            value=_digits(math.exp(log)), standard_error=_digits(math.exp(log) * error),
+            unit=parameters[name].unit, source=source,
+        )
+        for name, log, error in zip(names, result.x, errors, strict=True)
+    }  # fmt: skip
+
+
+def residual_points(
+    table: Table, predicted: npt.NDArray[np.float64]
+) -> tuple[ResidualPoint, ...]:
+    """ln(measured / form) of every cold point (warm ones would blur their cold neighbours)."""
+    return tuple(
+        ResidualPoint(
+            features=tuple(round(math.log(value), 4) for value in row),
+            log_ratio=round(math.log(measured / form), 4),
+        )
+        for row, measured, form, cold in zip(
+            table.features, table.seconds, predicted, table.is_cold, strict=True
+        )
+        if cold
+    )
+
+
+def held_out_errors(table: Table, gpu: GpuSpec) -> npt.NDArray[np.float64]:
+    """|predicted / measured - 1| of each point, predicted by a fit that never saw its group.
+
+    Matmuls are grouped by (columns, inner), so a weight shape is held out whole; other kinds by
+    shape.
+    """
+    groups = [tuple(row[1:] if table.kind == "matmul" else row) for row in table.features]
+    order = {group: number for number, group in enumerate(sorted(set(groups)))}
+    fold = np.array([(order[group] * 7) % FOLDS for group in groups])
+    errors = np.full(len(table), np.nan)
+    for number in range(FOLDS):
+        test, train = table.take(fold == number), table.take(fold != number)
+        constants = {n: c.value for n, c in fit_form(train, gpu, "").items()}
+        form = form_for(table.kind, gpu)
+        points = residual_points(train, form(constants, train))
+        correction = [interpolate_residual(points, tuple(row)) for row in test.features]
+        predicted = form(constants, test) * np.exp(correction)
+        errors[fold == number] = np.abs(predicted / test.seconds - 1)
+    return errors[~np.isnan(errors)]
+
+
+def _standard_errors(
+    jacobian: npt.NDArray[np.float64], residuals: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Of the log parameters: residual variance times the inverse normal matrix's diagonal."""
+    freedom = max(1, len(residuals) - jacobian.shape[1])
+    variance = float(residuals @ residuals) / freedom
+    covariance = variance * np.linalg.pinv(jacobian.T @ jacobian)
+    return np.sqrt(np.maximum(np.diag(covariance), 0.0))
+
+
+def _digits(value: float) -> float:
+    """Four significant digits: profiles are read by people."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,1 @@
+"""Measures: the torch engine that runs the programs that `sim.plan` compiles."""

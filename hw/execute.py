@@ -1,0 +1,141 @@
+"""Op -> torch: the engine runs a rank's actions on its tensors, through its peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from hw import kernels
+from hw.attention import attend
+from hw.collectives import Peers
+from hw.errors import ExecutionError
+from hw.instrument.observe import Lane, Observer
+from hw.memory import DeviceMemory
+from hw.schedule import Action
+from sim.plan import ops
+from sim.plan.errors import LayerwiseError
+from sim.plan.ops import Buffer
+from sim.plan.program import PlacedOp
+
+
+class Engine:
+    """One rank: its memory, its peers, and whoever watches."""
+
+    def __init__(
+        self,
+        rank: int,
+        memory: DeviceMemory,
+        peers: Peers,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.rank, self.memory, self.peers = rank, memory, peers
+        self.observers = tuple(observers)
+
+    @torch.inference_mode()
+    def run(self, actions: Sequence[Action]) -> None:
+        """Issue one step. Returns when everything is issued; on the CPU also done.
+
+        Raises ExecutionError naming rank, op and cause.
+        """
+        name = "the first op"
+        try:
+            for action in actions:
+                name = action.placed.name
+                self._perform(action)
+        except LayerwiseError:
+            raise
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise ExecutionError(self.rank, name, cause) from error
+
+    def _perform(self, action: Action) -> None:
+        placed, op = action.placed, action.placed.op
+        if action.sent_before is not None:
+            self.peers.before_write(self._tensor(placed, action.sent_before))
+        match op:
+            case ops.Recv() if action.verb == "wait":
+                self.peers.wait(self._tensor(placed, op.buffer))
+                for observer in self.observers:
+                    observer.arrived(placed)
+            case ops.Recv():
+                self._launch(placed, "recv")
+            case ops.Send():
+                self._launch(placed, "send")
+            case _:
+                self._launch(placed, "compute")
+
+    def _launch(self, placed: PlacedOp, lane: Lane) -> None:
+        with self.peers.on(lane):
+            for observer in self.observers:
+                observer.begin(placed, lane)
+            self._dispatch(placed)
+            for observer in reversed(self.observers):
+                observer.end(placed, lane)
+
+    def _dispatch(self, placed: PlacedOp) -> None:
+        op = placed.op
+        match op:
+            case ops.AllReduce():
+                self.peers.all_reduce(op, self._tensor(placed, op.buffer))
+            case ops.AllGather():
+                source = self._tensor(placed, op.source)
+                self.peers.all_gather(op, source, self._tensor(placed, op.output))
+            case ops.Send():
+                self.peers.send(op, self._tensor(placed, op.buffer))
+            case ops.Recv():
+                self.peers.receive(op, self._tensor(placed, op.buffer))
+            case ops.Attention():
+                self._attention(placed, op)
+            case _:
+                run_local(op, lambda buffer: self._tensor(placed, buffer), self.memory)
+
+    def _attention(self, placed: PlacedOp, op: ops.Attention) -> None:
+        qkv, kv = self._tensor(placed, op.qkv), self._tensor(placed, op.kv)
+        output = self._tensor(placed, op.output)
+        result = attend(op, qkv, kv, output, self.memory.lower_right_mask)
+        if result is not output:
+            self.memory.rebind(op.output, placed.layer, placed.microbatch, result)
+
+    def _tensor(self, placed: PlacedOp, buffer: Buffer) -> Tensor:
+        return self.memory.tensor(buffer, placed.layer, placed.microbatch)
+
+
+def run_local(op: ops.Op, tensor: Callable[[Buffer], Tensor], memory: DeviceMemory) -> None:
+    """Run an op that needs no other rank; `tensor` resolves its buffers."""
+    match op:
+        case ops.Matmul():
+            torch.mm(tensor(op.source), tensor(op.weight).t(), out=tensor(op.output))
+        case ops.Norm():
+            delta = _rows(op, tensor(op.delta)) if op.delta else None
+            source, weight = _rows(op, tensor(op.source)), tensor(op.weight)
+            kernels.norm(source, weight, tensor(op.output), op.epsilon, delta)
+        case ops.RotaryWrite():
+            cos, sin = memory.rotary_tables(op.rope_theta, op.head_dim, op.kv.shape[3])
+            kernels.rotary_write(
+                tensor(op.qkv), tensor(op.kv), cos, sin, op.start_tokens,
+                op.num_heads, op.num_key_value_heads,
+            )  # fmt: skip
+        case ops.GatedActivation():
+            kernels.gated_activation(tensor(op.source), tensor(op.output))
+        case ops.ResidualAdd():
+            source, delta = _rows(op, tensor(op.source)), _rows(op, tensor(op.delta))
+            kernels.residual_add(source, delta, tensor(op.output))
+        case ops.Embed():
+            weight, ids = tensor(op.weight), tensor(op.token_ids)
+            torch.index_select(weight, 0, ids, out=tensor(op.output))
+        case ops.Sample():
+            torch.argmax(tensor(op.logits), dim=-1, out=tensor(op.token_ids))
+        case ops.Attention() | ops.AllReduce() | ops.AllGather() | ops.Send() | ops.Recv():
+            raise TypeError(f"{op.name} is not run here")
+        case _:
+            assert_never(op)
+
+
+def _rows(op: ops.Norm | ops.ResidualAdd, whole: Tensor) -> Tensor:
+    """All rows, or the last token's of each sequence (a copy: nobody needs the others again)."""
+    if not op.select_last or op.query_tokens == 1:
+        return whole
+    return whole.view(op.sequences, op.query_tokens, op.hidden_size)[:, -1].contiguous()

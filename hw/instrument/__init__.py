@@ -1,0 +1,1 @@
+"""Observes the engine without changing it: kernel times, NVTX ranges, CUDA events."""

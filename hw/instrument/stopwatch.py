@@ -1,0 +1,42 @@
+"""Marks in time, in the order of the stream: CUDA events, or the host's clock on the CPU."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+
+class Stopwatch:
+    """Collects marks and gives the seconds between them when asked, not before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._events: list[torch.cuda.Event] = []
+        self._times_s: list[float] = []
+
+    def mark(self) -> None:
+        """Now, behind what the current stream holds."""
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._events.append(event)
+        else:
+            self._times_s.append(time.perf_counter())
+
+    def take_repeats(self, *, end_to_end: bool) -> list[float]:
+        """Seconds per repeat, of marks: one to begin with, then (start, end) per repeat.
+
+        `end_to_end` times from the end of one repeat to the end of the next. Waits for the device.
+        """
+        num_marks = len(self._events) + len(self._times_s)
+        ends = range(2, num_marks, 2)
+        seconds = [self._between(end - 2 if end_to_end else end - 1, end) for end in ends]
+        self._events, self._times_s = [], []
+        return seconds
+
+    def _between(self, start: int, end: int) -> float:
+        if self._times_s:
+            return self._times_s[end] - self._times_s[start]
+        self._events[end].synchronize()
+        return self._events[start].elapsed_time(self._events[end]) / 1e3

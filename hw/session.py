@@ -1,0 +1,100 @@
+"""Who this process is among the ranks: rank, device, and a store that all ranks share."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from hw.errors import NotAvailableError
+from sim.plan.errors import PlacementError
+
+# A rank that waits longer than this waits for one that is gone.
+TIMEOUT = timedelta(seconds=60)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One rank's view of a run. `store` is None when the process is alone."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    store: dist.Store | None = None
+
+    def gather(self, name: str, value: Any) -> list[Any]:
+        """The values of all ranks, in rank order, on rank 0; an empty list elsewhere.
+
+        Every rank calls it the same number of times. Values travel pickled, through the host.
+        """
+        if self.store is None:
+            return [value]
+        call = self.store.add(f"gather/{name}/calls/{self.rank}", 1)
+        self.store.set(f"gather/{name}/{call}/{self.rank}", pickle.dumps(value))
+        if self.rank:
+            return []
+        keys = [f"gather/{name}/{call}/{rank}" for rank in range(self.world_size)]
+        return [pickle.loads(self.store.get(key)) for key in keys]
+
+    def align(self) -> None:
+        """Let all ranks leave together: on CUDA within microseconds, on the compute stream."""
+        if self.store is not None:
+            dist.all_reduce(torch.zeros(1, device=self.device))
+
+    def require_world_size(self, num_ranks: int) -> None:
+        """Raises PlacementError when the placement has another number of ranks."""
+        if num_ranks != self.world_size:
+            raise PlacementError(
+                "placement", f"{num_ranks} ranks", f"was started with WORLD_SIZE={self.world_size}",
+                f"start {num_ranks} processes, or set run.only_rank to measure one rank alone",
+            )  # fmt: skip
+
+
+def alone(device: str | torch.device, rank: int = 0) -> Session:
+    """A process with no peers."""
+    return Session(rank=rank, world_size=1, device=usable_device(device))
+
+
+def usable_device(device: str | torch.device, num_gpus: int = 1) -> torch.device:
+    """Raises NotAvailableError when CUDA is asked for and too few GPUs are there."""
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and torch.cuda.device_count() < num_gpus:
+        raise NotAvailableError(
+            f"{num_gpus} CUDA GPUs are needed here and torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()}; use --device cpu, or a machine with more GPUs"
+        )
+    return chosen
+
+
+def join_group(
+    rank: int, world_size: int, local_rank: int, device_type: Literal["cpu", "cuda"],
+    store: dist.Store,
+) -> Session:  # fmt: skip
+    """Become one rank of a process group: NCCL on CUDA, gloo on the CPU, bounded waits."""
+    device = torch.device("cpu")
+    if device_type == "cuda":
+        usable_device("cuda", local_rank + 1)
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore("group", store), rank=rank, world_size=world_size,
+        timeout=TIMEOUT, device_id=device if device.type == "cuda" else None,
+    )  # fmt: skip
+    return Session(rank, world_size, device, dist.PrefixStore("session", store))
+
+
+def session_from_torchrun(device_type: Literal["cpu", "cuda"]) -> Session:
+    """The rank that torchrun's environment names."""
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    return join_group(rank, world_size, int(os.environ["LOCAL_RANK"]), device_type, store)
+
+
+def under_torchrun() -> bool:
+    """Has a launcher set this process's rank?"""
+    return all(key in os.environ for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))

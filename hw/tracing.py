@@ -1,0 +1,189 @@
+"""Who times each op: the host's clock, CUDA events, or CUPTI. One class each, one shape of answer.
+
+A tracer gives observers for each step of the body, is told when a repeat begins and ends, and
+returns, per repeat and step, the span of every op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+
+from hw.errors import NotAvailableError, UnmeasuredOpError
+from hw.instrument.cupti import (
+    GraphNodeMap,
+    GraphNodeMismatchError,
+    KernelRecorder,
+    OpSpan,
+    match_graph_nodes,
+    spans_by_op_eager,
+    spans_by_op_graph,
+)
+from hw.instrument.observe import EventTimer, HostClock, Lane, NvtxRanges, Observer, nvtx_ranges
+from hw.rows import Spans
+from sim.plan.errors import MissingPackageError
+from sim.plan.program import PlacedOp
+
+Timing = Literal["cupti", "events", "clock", "none"]
+
+
+class Tracer(Protocol):
+    """Times the ops of a repeated body of steps."""
+
+    def observers(self, step: int) -> tuple[Observer, ...]: ...
+    def start(self) -> None: ...
+    def repeat_ended(self) -> None: ...
+    def stop(self) -> list[list[Spans]]: ...
+
+
+class ClockTracer:
+    """The host's clock, for the CPU, where a launch returns when its work is done."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._clocks = [HostClock() for _ in range(num_steps)]
+        self._ranges = nvtx_ranges()
+        self._repeats: list[list[Spans]] = []
+
+    def observers(self, step: int) -> tuple[Observer, ...]:
+        return (*self._ranges, self._clocks[step])
+
+    def start(self) -> None:
+        for clock in self._clocks:
+            clock.take()
+
+    def repeat_ended(self) -> None:
+        self._repeats.append([clock.take() for clock in self._clocks])
+
+    def stop(self) -> list[list[Spans]]:
+        return self._repeats
+
+
+class EventTracer:
+    """CUDA events around each op. The device drains after each repeat, to read them."""
+
+    def __init__(self, num_steps: int, *, in_graph: bool) -> None:
+        self._timers = [EventTimer(external=in_graph) for _ in range(num_steps)]
+        self._ranges = () if in_graph else nvtx_ranges()
+        self._repeats: list[list[Spans]] = []
+
+    def observers(self, step: int) -> tuple[Observer, ...]:
+        return (*self._ranges, self._timers[step])
+
+    def start(self) -> None:
+        torch.cuda.synchronize()
+
+    def repeat_ended(self) -> None:
+        torch.cuda.synchronize()
+        self._repeats.append([timer.take() for timer in self._timers])
+
+    def stop(self) -> list[list[Spans]]:
+        return self._repeats
+
+
+class CuptiTracer:
+    """Kernel times from CUPTI: joined by graph node under replay, by NVTX range when eager.
+
+    Construct it before the capture, and before the first nvtx call of the process.
+    """
+
+    def __init__(self, num_steps: int, *, in_graph: bool) -> None:
+        self._num_steps, self._in_graph = num_steps, in_graph
+        self._nodes = GraphNodeMap()
+        self._recorder = KernelRecorder()
+        try:
+            self._recorder.open()
+            self._ranges = () if in_graph else (NvtxRanges(),)
+        except ImportError as error:
+            raise MissingPackageError(
+                error.name or "cupti-python", "time each kernel (timing 'cupti')",
+                "pip install cupti-python nvtx", "timing 'events'",
+            ) from error  # fmt: skip
+        except FileNotFoundError as error:
+            raise NotAvailableError(f"CUPTI is missing: {error}; use --timing events") from error
+
+    def observers(self, step: int) -> tuple[Observer, ...]:
+        return (_NodeMarks(self._nodes, step),) if self._in_graph else self._ranges
+
+    def start(self) -> None:
+        self._recorder.start()
+
+    def repeat_ended(self) -> None:
+        pass
+
+    def stop(self) -> list[list[Spans]]:
+        self._recorder.stop()
+        self._recorder.close()
+        if self._recorder.errors:
+            raise UnmeasuredOpError(f"CUPTI records were lost: {self._recorder.errors[:3]}")
+        return self._from_graph() if self._in_graph else self._from_ranges()
+
+    def _from_graph(self) -> list[list[Spans]]:
+        kernels = [kernel for kernel in self._recorder.kernels if kernel.graph_node_id]
+        observed = {kernel.graph_node_id for kernel in kernels}
+        try:
+            names = match_graph_nodes(self._nodes.nodes, observed, self._recorder.cloned_nodes)
+        except GraphNodeMismatchError as error:
+            raise UnmeasuredOpError(f"{error}; or measure with --timing events") from error
+        launches = spans_by_op_graph(kernels, names)
+        return [_split_steps(launch, self._num_steps) for launch in launches]
+
+    def _from_ranges(self) -> list[list[Spans]]:
+        recorder = self._recorder
+        steps = spans_by_op_eager(recorder.kernels, recorder.api_calls, recorder.markers)
+        spans = [_in_seconds(step) for step in steps]
+        return [spans[i : i + self._num_steps] for i in range(0, len(spans), self._num_steps)]
+
+
+class _NodeMarks(Observer):
+    """Attributes the nodes that each op adds to the graph; names carry the step's index."""
+
+    def __init__(self, nodes: GraphNodeMap, step: int) -> None:
+        self._nodes, self._step = nodes, step
+
+    def end(self, placed: PlacedOp, lane: Lane) -> None:
+        self._nodes.mark(f"{self._step}|{placed.name}")
+
+
+def _split_steps(launch: dict[str, OpSpan], num_steps: int) -> list[Spans]:
+    steps: list[dict[str, OpSpan]] = [{} for _ in range(num_steps)]
+    for key, span in launch.items():
+        step, _, name = key.partition("|")
+        steps[int(step)][name] = span
+    return [_in_seconds(step) for step in steps]
+
+
+def _in_seconds(spans: dict[str, OpSpan]) -> Spans:
+    # Nanoseconds since the epoch have more digits than a float: subtract first.
+    origin = min((span.start_ns for span in spans.values()), default=0)
+    return {
+        name: ((span.start_ns - origin) * 1e-9, (span.end_ns - origin) * 1e-9)
+        for name, span in spans.items()
+    }
+
+
+def make_tracer(timing: Timing, num_steps: int, *, in_graph: bool) -> Tracer:
+    """The tracer of a timing. Raises MissingPackageError when CUPTI's package is missing."""
+    match timing:
+        case "clock":
+            return ClockTracer(num_steps)
+        case "events":
+            return EventTracer(num_steps, in_graph=in_graph)
+        case "cupti":
+            return CuptiTracer(num_steps, in_graph=in_graph)
+        case "none":
+            raise ValueError("timing 'none' traces nothing")
+
+
+def last_repeats(repeats: Sequence[list[Spans]], expected: int) -> Sequence[list[Spans]]:
+    """The last `expected` repeats: what was under way when the tracer started is left out.
+
+    Raises UnmeasuredOpError when the tracer saw fewer.
+    """
+    if len(repeats) < expected:
+        raise UnmeasuredOpError(
+            f"the tracer saw {len(repeats)} repeats where {expected} ran; "
+            "measure with --timing events"
+        )
+    return repeats[len(repeats) - expected :]

@@ -1,0 +1,410 @@
+"""The Triton side of `hw.kernels`: same names and contracts, for bfloat16 on CUDA.
+
+All arithmetic is in float32; tensors are rounded where the plain path rounds them. Offsets that
+count rows of a cache or of activations are 64-bit: a layer's KV cache passes 2**31 elements.
+Values that change from step to step are not specialised, so that a new one compiles nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2_E = 1.4426950408889634
+# Finite, so that a row that has seen no token yet gives exp2(0) and never inf - inf.
+LOWEST = tl.constexpr(-1.0e30)
+PROGRAMS_PER_SM = 4
+READ_WORDS = 4096
+
+
+@triton.jit
+def _norm_kernel(
+    source, weight, out, delta, hidden, epsilon, HAS_DELTA: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * hidden
+    columns = tl.arange(0, BLOCK)
+    mask = columns < hidden
+    scale = tl.load(weight + columns, mask=mask, other=0.0)
+    stored = tl.load(source + row + columns, mask=mask, other=0.0)
+    if HAS_DELTA:
+        added = tl.load(delta + row + columns, mask=mask, other=0.0)
+        stored = (stored.to(tl.float32) + added.to(tl.float32)).to(stored.dtype)
+        tl.store(source + row + columns, stored, mask=mask)
+    wide = stored.to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(wide * wide, axis=0) / hidden + epsilon)
+    rounded = (wide * inverse).to(stored.dtype).to(tl.float32)
+    result = rounded * scale.to(tl.float32)
+    tl.store(out + row + columns, result.to(out.dtype.element_ty), mask=mask)
+
+
+def norm(source: Tensor, weight: Tensor, out: Tensor, epsilon: float, delta: Tensor | None) -> None:
+    """See `hw.kernels.norm`; one program per token, all tensors contiguous."""
+    tokens, hidden = source.shape
+    block = triton.next_power_of_2(hidden)
+    _norm_kernel[(tokens,)](
+        source,
+        weight,
+        out,
+        source if delta is None else delta,
+        hidden,
+        epsilon,
+        HAS_DELTA=delta is not None,
+        BLOCK=block,
+        num_warps=min(16, max(4, block // 512)),
+    )
+
+
+@triton.jit(do_not_specialize=["start"])
+def _rotary_write_kernel(
+    qkv,
+    kv,
+    cos,
+    sin,
+    start,
+    query_tokens,
+    kv_stride_plane,
+    kv_stride_sequence,
+    kv_stride_head,
+    NUM_HEADS: tl.constexpr,
+    NUM_KEY_VALUE_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    HALF: tl.constexpr = HEAD_DIM // 2
+    row = tl.program_id(0)
+    sequence = (row // query_tokens).to(tl.int64)
+    position = (start + row % query_tokens).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    lane = tl.arange(0, HALF)
+    is_query = head < NUM_HEADS
+    is_value = head >= NUM_HEADS + NUM_KEY_VALUE_HEADS
+    valid = head < NUM_HEADS + 2 * NUM_KEY_VALUE_HEADS
+
+    width = (NUM_HEADS + 2 * NUM_KEY_VALUE_HEADS) * HEAD_DIM
+    low_pointer = qkv + row.to(tl.int64) * width + head[:, None] * HEAD_DIM + lane[None, :]
+    low = tl.load(low_pointer, mask=valid[:, None], other=0.0).to(tl.float32)
+    high = tl.load(low_pointer + HALF, mask=valid[:, None], other=0.0).to(tl.float32)
+    # Both halves of cos and sin are equal by convention: the lower one serves both.
+    cosine = tl.load(cos + position * HEAD_DIM + lane)[None, :].to(tl.float32)
+    sine = tl.load(sin + position * HEAD_DIM + lane)[None, :].to(tl.float32)
+    cosine = tl.where(is_value[:, None], 1.0, cosine)
+    sine = tl.where(is_value[:, None], 0.0, sine)
+    new_low = (low * cosine - high * sine).to(qkv.dtype.element_ty)
+    new_high = (high * cosine + low * sine).to(qkv.dtype.element_ty)
+
+    tl.store(low_pointer, new_low, mask=is_query[:, None])
+    tl.store(low_pointer + HALF, new_high, mask=is_query[:, None])
+    cache_head = tl.where(is_value, head - NUM_KEY_VALUE_HEADS, head) - NUM_HEADS
+    cache = is_value.to(tl.int64) * kv_stride_plane + cache_head.to(tl.int64) * kv_stride_head
+    cache_pointer = kv + sequence * kv_stride_sequence + cache[:, None]
+    cache_pointer += position * HEAD_DIM + lane[None, :]
+    in_cache = (valid & (head >= NUM_HEADS))[:, None]
+    tl.store(cache_pointer, new_low, mask=in_cache)
+    tl.store(cache_pointer + HALF, new_high, mask=in_cache)
+
+
+def rotary_write(
+    qkv: Tensor,
+    kv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    start: int,
+    num_heads: int,
+    num_key_value_heads: int,
+) -> None:
+    """See `hw.kernels.rotary_write`; one program per token and eight heads."""
+    sequences, head_dim = kv.shape[1], kv.shape[4]
+    heads = 8
+    grid = (qkv.shape[0], triton.cdiv(num_heads + 2 * num_key_value_heads, heads))
+    _rotary_write_kernel[grid](
+        qkv,
+        kv,
+        cos,
+        sin,
+        start,
+        qkv.shape[0] // sequences,
+        kv.stride(0),
+        kv.stride(1),
+        kv.stride(2),
+        NUM_HEADS=num_heads,
+        NUM_KEY_VALUE_HEADS=num_key_value_heads,
+        HEAD_DIM=head_dim,
+        HEADS=heads,
+        num_warps=2,
+    )
+
+
+@triton.jit
+def _gated_activation_kernel(gate_up, out, intermediate, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < intermediate
+    pointer = gate_up + row * 2 * intermediate + columns
+    gate = tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(pointer + intermediate, mask=mask, other=0.0).to(tl.float32)
+    result = gate * tl.sigmoid(gate) * up
+    tl.store(out + row * intermediate + columns, result.to(out.dtype.element_ty), mask=mask)
+
+
+def gated_activation(gate_up: Tensor, out: Tensor) -> None:
+    """See `hw.kernels.gated_activation`; both tensors contiguous."""
+    tokens, intermediate = out.shape
+    block = 1024
+    grid = (tokens, triton.cdiv(intermediate, block))
+    _gated_activation_kernel[grid](gate_up, out, intermediate, BLOCK=block, num_warps=4)
+
+
+@triton.jit
+def _residual_add_kernel(source, delta, out, elements, BLOCK: tl.constexpr):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < elements
+    left = tl.load(source + index, mask=mask, other=0.0).to(tl.float32)
+    right = tl.load(delta + index, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + index, (left + right).to(out.dtype.element_ty), mask=mask)
+
+
+def residual_add(source: Tensor, delta: Tensor, out: Tensor) -> None:
+    """See `hw.kernels.residual_add`; all tensors contiguous."""
+    block = 1024
+    grid = (triton.cdiv(source.numel(), block),)
+    _residual_add_kernel[grid](source, delta, out, source.numel(), BLOCK=block, num_warps=4)
+
+
+@triton.jit
+def _read_kernel(words, sink, num_words, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), dtype=tl.int32)
+    num_tiles = num_words // BLOCK
+    pointer = words + tl.program_id(0).to(tl.int64) * BLOCK
+    for _ in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0)):
+        total += tl.load(pointer + lane)
+        pointer += tl.num_programs(0) * BLOCK
+    # The rest, less than one tile, falls to the program that is next in turn.
+    if tl.program_id(0) == num_tiles % tl.num_programs(0):
+        index = num_tiles * BLOCK + lane
+        total += tl.load(words + index, mask=index < num_words, other=0)
+    tl.store(sink + tl.program_id(0), tl.sum(total, axis=0))
+
+
+def read_bandwidth_kernel(buffer: Tensor, sink: Tensor) -> None:
+    """See `hw.kernels.read_bandwidth_kernel`; a persistent grid of `sink.numel()` programs."""
+    words = buffer.view(-1).view(torch.int32)
+    _read_kernel[(sink.numel(),)](words, sink, words.numel(), BLOCK=READ_WORDS, num_warps=8)
+
+
+def choose_num_splits(pairs: int, num_tiles: int, num_sms: int) -> int:
+    """Splits of the context: as many as keep all programs resident at once, at least one.
+
+    pairs: sequences times key-value heads; num_tiles: tiles of the context.
+    """
+    return max(1, min(num_tiles, PROGRAMS_PER_SM * num_sms // pairs))
+
+
+@triton.jit
+def _vector_tile(
+    query, key, value, first, lane, context_tokens, highest, total, weighted, MASKED: tl.constexpr,
+    BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """Take one tile into a softmax that runs per token row, so that no warp waits for another."""
+    token = first + tl.arange(0, BLOCK)
+    offset = token.to(tl.int64)[:, None] * HEAD_DIM + lane[None, :]
+    if MASKED:
+        seen = token < context_tokens
+        keys = tl.load(key + offset, mask=seen[:, None], other=0.0)
+        values = tl.load(value + offset, mask=seen[:, None], other=0.0)
+        score = tl.sum(keys.to(tl.float32) * query[None, :], axis=1)
+        score = tl.where(seen, score, float("-inf"))
+    else:
+        keys = tl.load(key + offset)
+        values = tl.load(value + offset)
+        score = tl.sum(keys.to(tl.float32) * query[None, :], axis=1)
+    new_highest = tl.maximum(highest, score)
+    decay = tl.exp2(highest - new_highest)
+    share = tl.exp2(score - new_highest)
+    weighted = weighted * decay[:, None] + share[:, None] * values.to(tl.float32)
+    return new_highest, total * decay + share, weighted
+
+
+@triton.jit(do_not_specialize=["context_tokens", "num_splits", "num_heads"])
+def _vector_attention_kernel(
+    query, kv, out, partial, highs, totals, context_tokens, scale, num_splits, num_heads,
+    query_stride_sequence, query_stride_head, kv_stride_plane, kv_stride_sequence, kv_stride_head,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr, STAGES: tl.constexpr, SINGLE: tl.constexpr,
+):  # fmt: skip
+    """One key-value head per query head: memory-bound enough for the CUDA cores."""
+    pair, split = tl.program_id(0), tl.program_id(1)
+    sequence, head = (pair // num_heads).to(tl.int64), (pair % num_heads).to(tl.int64)
+    lane = tl.arange(0, HEAD_DIM)
+    row = tl.load(query + sequence * query_stride_sequence + head * query_stride_head + lane)
+    row = row.to(tl.float32) * scale
+    key = kv + sequence * kv_stride_sequence + head * kv_stride_head
+    value = key + kv_stride_plane
+    num_tiles = tl.cdiv(context_tokens, BLOCK)
+    begin, end = num_tiles * split // num_splits, num_tiles * (split + 1) // num_splits
+    full = tl.minimum(end, context_tokens // BLOCK)
+
+    highest = tl.full((BLOCK,), LOWEST, dtype=tl.float32)
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    weighted = tl.zeros((BLOCK, HEAD_DIM), dtype=tl.float32)
+    for tile in tl.range(begin, full, num_stages=STAGES):
+        highest, total, weighted = _vector_tile(
+            row, key, value, tile * BLOCK, lane, context_tokens, highest, total, weighted, False,
+            BLOCK, HEAD_DIM,
+        )  # fmt: skip
+    if full < end:
+        highest, total, weighted = _vector_tile(
+            row, key, value, full * BLOCK, lane, context_tokens, highest, total, weighted, True,
+            BLOCK, HEAD_DIM,
+        )  # fmt: skip
+
+    top = tl.max(highest, axis=0)
+    decay = tl.exp2(highest - top)
+    mass = tl.sum(total * decay, axis=0)
+    vector = tl.sum(weighted * decay[:, None], axis=0)
+    if SINGLE:
+        result = (vector / mass).to(out.dtype.element_ty)
+        tl.store(out + pair.to(tl.int64) * HEAD_DIM + lane, result)
+    else:
+        slot = pair.to(tl.int64) * num_splits + split
+        tl.store(partial + slot * HEAD_DIM + lane, vector)
+        tl.store(highs + slot, top)
+        tl.store(totals + slot, mass)
+
+
+@triton.jit
+def _grouped_tile(
+    query, key, value, first, lane, context_tokens, scale, highest, total, weighted,
+    MASKED: tl.constexpr, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """Take one tile into the softmax of a padded group of query heads: [rows, BLOCK] scores."""
+    token = first + tl.arange(0, BLOCK)
+    offset = token.to(tl.int64)[:, None] * HEAD_DIM + lane[None, :]
+    if MASKED:
+        seen = token < context_tokens
+        keys = tl.load(key + offset, mask=seen[:, None], other=0.0)
+        values = tl.load(value + offset, mask=seen[:, None], other=0.0)
+        score = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+        score = tl.where(seen[None, :], score, float("-inf"))
+    else:
+        keys = tl.load(key + offset)
+        values = tl.load(value + offset)
+        score = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+    new_highest = tl.maximum(highest, tl.max(score, axis=1))
+    decay = tl.exp2(highest - new_highest)
+    share = tl.exp2(score - new_highest[:, None])
+    weighted = weighted * decay[:, None]
+    weighted += tl.dot(share.to(values.dtype), values, input_precision="ieee")
+    return new_highest, total * decay + tl.sum(share, axis=1), weighted
+
+
+@triton.jit(do_not_specialize=["context_tokens", "num_splits", "num_heads"])
+def _grouped_attention_kernel(
+    query, kv, out, partial, highs, totals, context_tokens, scale, num_splits, num_heads,
+    query_stride_sequence, query_stride_head, kv_stride_plane, kv_stride_sequence, kv_stride_head,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr, STAGES: tl.constexpr, SINGLE: tl.constexpr,
+):  # fmt: skip
+    """A group of query heads per key-value head: each tile is read once, for tensor cores."""
+    pair, split = tl.program_id(0), tl.program_id(1)
+    sequence = (pair // (num_heads // GROUP)).to(tl.int64)
+    kv_head = (pair % (num_heads // GROUP)).to(tl.int64)
+    lane, member = tl.arange(0, HEAD_DIM), tl.arange(0, ROWS)
+    real = member < GROUP
+    head = kv_head * GROUP + member
+    rows = query + sequence * query_stride_sequence + head[:, None] * query_stride_head
+    group = tl.load(rows + lane[None, :], mask=real[:, None], other=0.0)
+    key = kv + sequence * kv_stride_sequence + kv_head * kv_stride_head
+    value = key + kv_stride_plane
+    num_tiles = tl.cdiv(context_tokens, BLOCK)
+    begin, end = num_tiles * split // num_splits, num_tiles * (split + 1) // num_splits
+    full = tl.minimum(end, context_tokens // BLOCK)
+
+    highest = tl.full((ROWS,), LOWEST, dtype=tl.float32)
+    total = tl.zeros((ROWS,), dtype=tl.float32)
+    weighted = tl.zeros((ROWS, HEAD_DIM), dtype=tl.float32)
+    for tile in tl.range(begin, full, num_stages=STAGES):
+        highest, total, weighted = _grouped_tile(
+            group, key, value, tile * BLOCK, lane, context_tokens, scale, highest, total, weighted,
+            False, BLOCK, HEAD_DIM,
+        )  # fmt: skip
+    if full < end:
+        highest, total, weighted = _grouped_tile(
+            group, key, value, full * BLOCK, lane, context_tokens, scale, highest, total, weighted,
+            True, BLOCK, HEAD_DIM,
+        )  # fmt: skip
+
+    row = sequence * num_heads + head
+    if SINGLE:
+        result = (weighted / total[:, None]).to(out.dtype.element_ty)
+        tl.store(out + row[:, None] * HEAD_DIM + lane[None, :], result, mask=real[:, None])
+    else:
+        slot = row * num_splits + split
+        tl.store(partial + slot[:, None] * HEAD_DIM + lane[None, :], weighted, mask=real[:, None])
+        tl.store(highs + slot, highest, mask=real)
+        tl.store(totals + slot, total, mask=real)
+
+
+@triton.jit
+def _combine_kernel(
+    partial, highs, totals, out, num_splits, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    split, lane = tl.arange(0, SPLITS), tl.arange(0, HEAD_DIM)
+    mask = split < num_splits
+    slot = row * num_splits + split
+    highest = tl.load(highs + slot, mask=mask, other=LOWEST)
+    decay = tl.exp2(highest - tl.max(highest, axis=0))
+    mass = tl.sum(tl.load(totals + slot, mask=mask, other=0.0) * decay, axis=0)
+    vectors = tl.load(
+        partial + slot[:, None] * HEAD_DIM + lane[None, :], mask=mask[:, None], other=0.0
+    )
+    result = tl.sum(vectors * decay[:, None], axis=0) / mass
+    tl.store(out + row * HEAD_DIM + lane, result.to(out.dtype.element_ty))
+
+
+def split_kv_attention(
+    query: Tensor,
+    kv: Tensor,
+    context_tokens: int,
+    out: Tensor,
+    *,
+    num_splits: int | None = None,
+    block: int | None = None,
+    num_warps: int | None = None,
+    num_stages: int | None = None,
+) -> None:
+    """See `hw.kernels.split_kv_attention`; a combining kernel follows unless there is one split."""
+    (sequences, num_heads, head_dim), num_key_value_heads = query.shape, kv.shape[2]
+    group = num_heads // num_key_value_heads
+    # tl.dot needs at least 16 rows: a smaller group of query heads is padded.
+    padded_group = max(16, triton.next_power_of_2(group))
+    kernel = _vector_attention_kernel if group == 1 else _grouped_attention_kernel
+    block = block or (32 if group == 1 else 64)
+    pairs, num_tiles = sequences * num_key_value_heads, triton.cdiv(context_tokens, block)
+    splits = num_splits or choose_num_splits(pairs, num_tiles, _num_sms(query))
+    splits = min(splits, num_tiles)
+    rows = sequences * num_heads * (splits if splits > 1 else 0)
+    partial = torch.empty(rows, head_dim, dtype=torch.float32, device=query.device)
+    highs, totals = torch.empty(2, rows, dtype=torch.float32, device=query.device)
+    kernel[(pairs, splits)](
+        query, kv, out, partial, highs, totals,
+        context_tokens, head_dim**-0.5 * LOG2_E, splits, num_heads,
+        query.stride(0), query.stride(1), kv.stride(0), kv.stride(1), kv.stride(2),
+        GROUP=group, ROWS=padded_group, HEAD_DIM=head_dim, BLOCK=block,
+        STAGES=num_stages or 3, SINGLE=splits == 1, num_warps=num_warps or 4,
+    )  # fmt: skip
+    if splits > 1:
+        padded = triton.next_power_of_2(splits)
+        _combine_kernel[(sequences * num_heads,)](
+            partial, highs, totals, out, splits, HEAD_DIM=head_dim, SPLITS=padded, num_warps=4
+        )
+
+
+def _num_sms(tensor: Tensor) -> int:
+    # On a CPU only Triton's interpreter runs: any figure will do.
+    if not tensor.is_cuda:
+        return 132
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count

@@ -1,0 +1,91 @@
+"""A scenario as a measured run executes it (one rank alone, or all): its prediction, op by op."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import chain
+from statistics import median
+
+from sim.plan.program import StepPrograms, kernel_set_hash
+from sim.plan.scenario import RunSpec, Scenario, compile_run
+from sim.predict import cost_model
+from sim.profile import Profile
+from sim.simulate import simulate
+from sim.trace import Row, Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedRun:
+    """One simulated run. Decode: `step_s` is the last steady interval; prefill: the whole run."""
+
+    step_s: float
+    rows: tuple[Row, ...]
+    run: tuple[StepPrograms, ...]
+
+    def kernel_set(self, only_rank: int, steps: Iterable[int]) -> str:
+        """The hash that a measured trace of these steps must carry, over its ranks' programs."""
+        programs = [
+            program for step in steps for program in self.run[step].programs
+            if only_rank in (-1, program.rank)
+        ]  # fmt: skip
+        parts = tuple(chain.from_iterable(program.parts for program in programs))
+        return kernel_set_hash(replace(programs[0], parts=parts))
+
+    @property
+    def repeated_steps(self) -> tuple[int, ...]:
+        """What a measurement repeats: a stream's middle step, or every step of another run."""
+        middle = len(self.run) // 2
+        step = self.run[middle].step
+        stream = step.takes_feedback and step.gives_feedback
+        return (middle,) if stream else tuple(range(len(self.run)))
+
+
+def predict_run(
+    scenario: Scenario, profile: Profile | None, *, keep_rows: bool = True
+) -> PredictedRun:
+    """Simulate `run.only_rank` alone, or every rank when it is -1.
+
+    Raises SpecError when the number of microbatches is open, ProfileMismatchError for a profile of
+    another GPU.
+    """
+    if profile and not scenario.kernels:
+        scenario = scenario.with_kernels(profile.kernels)
+    alone = scenario.run.only_rank
+    run = compile_run(scenario)
+    simulation = simulate(
+        run, cost_model(scenario.cluster, profile), scenario.cluster,
+        launch=scenario.run.launch, alone=alone, keep_rows=keep_rows,
+        # A folded group pays for its collectives inside a block; a rank alone has no group.
+        folded=alone < 0,
+    )  # fmt: skip
+    decoding = scenario.workload.phase == "decode"
+    return PredictedRun(
+        step_s=simulation.steady_step_s if decoding else simulation.step_end_s[-1],
+        rows=simulation.rows,
+        run=tuple(run),
+    )
+
+
+def measured_stage_s(scenario: Scenario, traces: Iterable[Trace]) -> float | None:
+    """The measured step of one of this scenario's GPUs alone, if a trace is of just that.
+
+    Only placements without tensor parallelism: alone, the shard of a layer reduces nothing.
+    """
+    from sim.plan.files import scenario_from_data
+
+    if scenario.placement.tensor_parallel > 1:
+        return None
+    for trace in traces:
+        measured = scenario_from_data(trace.scenario, trace.name)
+        if measured.run.only_rank >= 0 and trace.untraced_step_s and _same(scenario, measured):
+            return median(trace.untraced_step_s)
+    return None
+
+
+def _same(scenario: Scenario, measured: Scenario) -> bool:
+    """Equal in all that decides a stage's time; names and how often it ran may differ."""
+    run = RunSpec(launch=measured.run.launch)
+    return replace(measured, name="", run=run) == replace(
+        scenario, name="", run=RunSpec(launch=scenario.run.launch)
+    )

@@ -1,0 +1,240 @@
+"""The command line `layerwise`. Everything heavy is imported by the command that needs it.
+
+Exit codes: 0 an answer (a placement that does not fit is one), 1 a gate failed, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from sim.profile import Profile
+
+app = typer.Typer(
+    name="layerwise", add_completion=False, no_args_is_help=True, rich_markup_mode=None,
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    help="Where to place a model: predicted by simulation, measured on GPUs, side by side.",
+)  # fmt: skip
+
+
+class ModelName(StrEnum):
+    """The paper's model as its dimensions give it, and as its parameter count needs it."""
+
+    PAPER_16 = "paper-16"
+    PAPER_30B = "paper-30b"
+
+
+class PhaseName(StrEnum):
+    """What the sequences are doing."""
+
+    DECODE = "decode"
+    PREFILL = "prefill"
+
+
+class LaunchName(StrEnum):
+    """How kernels are launched."""
+
+    GRAPH = "graph"
+    EAGER = "eager"
+
+
+class TimingName(StrEnum):
+    """Who times each op of a measurement."""
+
+    CUPTI = "cupti"
+    EVENTS = "events"
+    CLOCK = "clock"
+    NONE = "none"
+
+
+# typer reads `Optional` in Python 3.11 and every later version alike.
+ProfileOption = Annotated[
+    Optional[Path], typer.Option("--profile", metavar="FILE", help="Calibration profile.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON, in SI units, for machines.")]
+ScenarioArgument = Annotated[Path, typer.Argument(metavar="SCENARIO.toml")]
+
+
+@app.command()
+def paper(
+    model: Annotated[ModelName, typer.Option(help="16 layers, or the 112 of 30 B.")]
+    = ModelName.PAPER_16,
+    phase: Annotated[PhaseName, typer.Option(help="Decode, or prefill.")] = PhaseName.DECODE,
+    launch: Annotated[LaunchName, typer.Option(help="CUDA graph, or eager.")] = LaunchName.GRAPH,
+    as_json: JsonOption = False,
+    trace: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Write a timeline for Perfetto.")
+    ] = None,
+    profile: ProfileOption = None,
+) -> None:  # fmt: skip
+    """The paper's claims beside predictions and measurements, with a verdict for each.
+
+    Example: layerwise paper --phase prefill
+    """
+    from scenarios.paper import Question, ask, default_traces
+
+    question = Question(model=model.value, phase=phase.value, launch=launch.value)
+    report = ask(question, _profile(profile, "h100-sxm"), default_traces())
+    if trace is not None:
+        from scenarios.timeline import write_paper_timeline
+
+        _note(write_paper_timeline(report, trace))
+    if as_json:
+        from scenarios.paper_json import report_as_data
+
+        _print_json(report_as_data(report))
+        return
+    from scenarios.paper_tables import print_report
+    from scenarios.tables import console
+
+    print_report(report, console())
+
+
+@app.command()
+def predict(
+    scenario: ScenarioArgument,
+    as_json: JsonOption = False,
+    profile: ProfileOption = None,
+    commit_to: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Write a prediction ahead of a run.")
+    ] = None,
+) -> None:
+    """Predict a scenario: rates, times, memory, bottlenecks.
+
+    Example: layerwise predict scenario.toml --json
+    """
+    from scenarios.predicted import commit_prediction, predict_both, predicted_as_data
+    from sim.plan.files import load_scenario
+
+    asked = load_scenario(scenario)
+    constants = _profile(profile, asked.cluster.gpu.name)
+    if commit_to is not None:
+        _note(commit_prediction(asked, constants, commit_to))
+        return
+    beliefs = predict_both(asked, constants)
+    if as_json:
+        _print_json(predicted_as_data(asked, beliefs, constants))
+        return
+    from scenarios.predicted_tables import print_predicted
+    from scenarios.tables import console
+
+    print_predicted(asked, beliefs, constants, console())
+
+
+@app.command()
+def measure(
+    scenario: ScenarioArgument,
+    out: Annotated[Path, typer.Option(metavar="TRACE", help="The trace to write (.jsonl[.gz]).")],
+    device: Annotated[str, typer.Option(help="cuda, or cpu.")] = "cuda",
+    timing: Annotated[
+        Optional[TimingName], typer.Option(help="Who times each op; the device's own by default.")
+    ] = None,
+    bandwidth: Annotated[bool, typer.Option(help="Measure HBM's read rate as well.")] = False,
+) -> None:
+    """Run a scenario for real, on GPUs or on the CPU, and write its trace. Needs torch.
+
+    Example: layerwise measure scenario.toml --out trace.jsonl.gz
+    """
+    from scenarios.measuring import measure_to
+    from sim.plan.files import load_scenario
+
+    asked = load_scenario(scenario)
+    _note(measure_to(asked, out, device, timing.value if timing else "", bandwidth))
+
+
+@app.command()
+def compare(
+    scenario: Annotated[Optional[Path], typer.Argument(metavar="[SCENARIO.toml]")] = None,
+    measured: Annotated[
+        Optional[Path], typer.Option(metavar="TRACE", help="A measured trace.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every committed validation trace.")
+    ] = False,
+    ops: Annotated[bool, typer.Option("--ops/--no-ops", help="Print op by op.")] = True,
+    as_json: JsonOption = False,
+    profile: ProfileOption = None,
+) -> None:
+    """Predicted beside measured, op by op; exit code 1 when a stage is off by more than 6 %.
+
+    Example: layerwise compare --all --no-ops
+    """
+    from scenarios.comparing import choose_traces, compare_all, comparisons_as_data
+    from scenarios.compare import passes
+
+    chosen = choose_traces(scenario, measured, everything)
+    constants = _needed_profile(profile, "h100-sxm")
+    compared = compare_all(chosen, constants)
+    if as_json:
+        _print_json(comparisons_as_data(compared, constants))
+    else:
+        from scenarios.compare_tables import print_comparisons
+        from scenarios.tables import console
+
+        print_comparisons(compared, constants, console(), ops=ops)
+    if not passes(each.comparison for each in compared):
+        raise typer.Exit(1)
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of a scenario file, for an editor's completion and checks.
+
+    Example: layerwise schema > scenario.schema.json
+    """
+    from sim.plan.files import scenario_json_schema
+
+    _print_json(scenario_json_schema())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. What goes wrong on purpose is one line on stderr and exit code 2."""
+    from sim.plan.errors import LayerwiseError
+
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except LayerwiseError as error:
+        print(f"layerwise: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _profile(path: Path | None, gpu: str) -> Profile | None:
+    """The given profile, the shipped one for this GPU, or none when none is shipped."""
+    from calibration.data import profile_path
+    from sim.profile import load_profile
+
+    chosen = path or profile_path(gpu)
+    return load_profile(chosen) if path or chosen.exists() else None
+
+
+def _needed_profile(path: Path | None, gpu: str) -> Profile:
+    from calibration.data import profile_path
+    from sim.plan.errors import FileFormatError
+
+    found = _profile(path, gpu)
+    if found is None:
+        raise FileFormatError(
+            f"{profile_path(gpu)}: there is no calibration profile for {gpu}; "
+            "give one with --profile FILE"
+        )
+    return found
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def _note(text: str) -> None:
+    """What a command did beside its answer: on stderr, so that stdout stays parseable."""
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""How results look on a terminal: one console, plain tables of at most 100 columns, figures."""
+
+from __future__ import annotations
+
+import os
+
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 100
+
+
+def console() -> Console:
+    """Standard output: coloured on a terminal only, never wider than WIDTH."""
+    found = Console(highlight=False)
+    if not found.is_terminal and "COLUMNS" not in os.environ:
+        return Console(highlight=False, width=WIDTH)
+    return Console(highlight=False, width=min(WIDTH, found.width))
+
+
+def table(title: str, *columns: str, wide: str = "") -> Table:
+    """A table whose first column is text and whose others are figures; `wide` names one of prose."""
+    made = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False,
+        padding=(0, 2, 0, 0), header_style="dim",
+    )  # fmt: skip
+    for index, column in enumerate(columns):
+        prose = index == 0 or column == wide
+        made.add_column(
+            column, justify="left" if prose else "right",
+            no_wrap=not prose, overflow="fold", ratio=1 if column == wide else None,
+        )  # fmt: skip
+    return made
+
+
+def seconds(value_s: float) -> str:
+    """Seconds in the unit a person would choose."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if abs(value_s) >= scale:
+            return f"{value_s / scale:.4g} {unit}"
+    return f"{value_s * 1e9:.3g} ns"
+
+
+def milliseconds(value_s: float) -> str:
+    """Seconds as milliseconds with four significant digits."""
+    value = value_s * 1e3
+    return f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}"
+
+
+def microseconds(value_s: float) -> str:
+    """Seconds as microseconds with a tenth."""
+    return f"{value_s * 1e6:,.1f}"
+
+
+def number(value: float) -> str:
+    """A large number with separators."""
+    return f"{value:,.0f}"
+
+
+def gigabytes(value_bytes: float) -> str:
+    """Bytes as GB (1e9), one decimal."""
+    return f"{value_bytes / 1e9:,.1f}"
+
+
+def megabytes(value_bytes: float) -> str:
+    """Bytes as MB (1e6)."""
+    return f"{value_bytes / 1e6:,.0f}" if value_bytes >= 1e7 else f"{value_bytes / 1e6:,.1f}"
+
+
+def percent(value: float) -> str:
+    """A ratio as a percentage."""
+    return f"{value:.1%}"
+
+
+def signed(value: float) -> str:
+    """A ratio as a signed percentage."""
+    return f"{value:+.1%}"

@@ -1,0 +1,60 @@
+"""Routes and failures: one communicator per group, edge and channel; one failure ends all ranks."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from hw.collectives import routes_of
+from hw.errors import RankFailedError
+from hw.local import local_ranks
+from hw.session import Session
+from sim.plan.compile import KernelChoice, compile_step
+from sim.plan.placement import tensor_pipeline
+from sim.plan.workload import Step
+from tests.hw.scenes import TINY
+
+STEP = Step(
+    phase="decode", microbatch_sizes=(1, 1), query_tokens=1, context_tokens=4,
+    kv_capacity_tokens=4, takes_feedback=True, gives_feedback=True,
+)  # fmt: skip
+
+
+def test_activations_and_tokens_travel_on_communicators_of_their_own() -> None:
+    placement = tensor_pipeline(TINY, tensor_parallel=2, pipeline_parallel=2)
+    routes = routes_of(compile_step(TINY, placement, STEP, KernelChoice()).programs)
+    assert ((0, 1), (2, 3)) == routes.groups
+    edges = ((0, 2, "act"), (1, 3, "act"), (2, 0, "token"), (3, 1, "token"))
+    assert edges == routes.edges
+
+
+def die_or_wait(session: Session, how: str) -> None:
+    """Rank 1 fails; the others wait for a message that never comes."""
+    if session.rank == 1 and how == "raise":
+        raise ValueError("out of ideas")
+    if session.rank == 1:
+        os._exit(1)
+    session.align()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"), [("raise", "rank 1 failed.*out of ideas"), ("exit", "rank 1 .* died")]
+)
+def test_a_failed_rank_ends_all_ranks_at_once(how: str, message: str) -> None:
+    started_s = time.monotonic()
+    with local_ranks(2, "cpu") as ranks:
+        with pytest.raises(RankFailedError, match=message):
+            ranks.call(die_or_wait, how)
+        assert not any(process.is_alive() for process in ranks.processes)
+    assert time.monotonic() - started_s < 30
+
+
+def test_values_of_all_ranks_are_gathered_again_and_again() -> None:
+    with local_ranks(2, "cpu") as ranks:
+        assert [[[0, 1], [0, 1]], [[], []]] == ranks.call(gather_twice)
+
+
+def gather_twice(session: Session) -> list[list[int]]:
+    return [session.gather("rank", session.rank) for _ in range(2)]

@@ -1,0 +1,34 @@
+"""What `hw` may import: the plan and the trace format, and nothing that reads files or simulates."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+BLOCK = """
+import sys
+for name in {blocked!r}:
+    sys.modules[name] = None
+import {module}
+print(sorted(m for m in sys.modules if m.startswith("sim.")))
+"""
+
+
+def imported(module: str, *blocked: str) -> str:
+    code = BLOCK.format(blocked=blocked, module=module)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return result.stdout
+
+
+def test_hw_itself_needs_nothing() -> None:
+    assert "[]" == imported("hw", "torch", "simpy", "pydantic", "nvtx", "cupti").strip()
+
+
+@pytest.mark.parametrize("module", ["hw.launch", "hw.sweep", "hw.steps", "hw.__main__"])
+def test_the_engine_needs_neither_simpy_nor_pydantic_nor_a_gpus_packages(module: str) -> None:
+    found = imported(module, "simpy", "pydantic", "nvtx", "cupti", "triton", "pynvml")
+    assert "sim.plan.files" not in found and "sim.simulate" not in found

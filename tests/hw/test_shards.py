@@ -1,0 +1,65 @@
+"""Tensor-parallel shards: put together they are the whole, cut where Megatron cuts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hw.weights import RandomWeights, shard, whole_shape
+from sim.plan.errors import ProgramError
+from sim.plan.model import ModelSpec
+
+MODEL = ModelSpec(
+    name="tiny", num_layers=2, hidden_size=16, intermediate_size=24, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=4, vocab_size=32, dtype="float32",
+)  # fmt: skip
+
+
+def parts(name: str, full: torch.Tensor) -> list[torch.Tensor]:
+    return [shard(name, full, MODEL, rank, 2) for rank in range(2)]
+
+
+def test_query_key_and_value_are_cut_each_by_heads() -> None:
+    full = torch.arange(32.0)[:, None].expand(32, 16)
+    first, second = (part[:, 0].tolist() for part in parts("attn.qkv.weight", full))
+    assert [*range(0, 8), *range(16, 20), *range(24, 28)] == first
+    assert [*range(8, 16), *range(20, 24), *range(28, 32)] == second
+
+
+def test_gate_and_up_are_cut_each_by_rows() -> None:
+    full = torch.arange(48.0)[:, None].expand(48, 16)
+    first, _ = (part[:, 0].tolist() for part in parts("mlp.gate_up.weight", full))
+    assert [*range(0, 12), *range(24, 36)] == first
+
+
+@pytest.mark.parametrize("name", ["attn.out.weight", "mlp.down.weight"])
+def test_row_parallel_weights_are_cut_along_the_inner_dimension(name: str) -> None:
+    full = torch.randn(whole_shape(name, MODEL))
+    assert torch.equal(full, torch.cat(parts(name, full), dim=1))
+
+
+def test_the_head_is_cut_by_vocabulary() -> None:
+    full = torch.randn(32, 16)
+    assert torch.equal(full, torch.cat(parts("head.matmul.weight", full)))
+
+
+def test_norms_and_embedding_are_whole() -> None:
+    for name in ("attn.norm.weight", "embed.weight"):
+        full = torch.randn(whole_shape(name, MODEL))
+        assert all(torch.equal(full, part) for part in parts(name, full))
+
+
+def test_random_weights_are_equal_wherever_they_are_made() -> None:
+    one, other = (RandomWeights(MODEL, torch.device("cpu"), seed=3) for _ in range(2))
+    assert torch.equal(one("attn.qkv.weight", 1), other("attn.qkv.weight", 1))
+    assert not torch.equal(one("attn.qkv.weight", 0), one("attn.qkv.weight", 1))
+
+
+def test_random_norm_weights_lie_near_one() -> None:
+    weight = RandomWeights(MODEL, torch.device("cpu"))("attn.norm.weight", 0)
+    assert 0.8 < weight.mean() < 1.2 and weight.std() > 0.02
+
+
+def test_an_unknown_weight_is_named() -> None:
+    with pytest.raises(ProgramError, match="'mlp.router.weight' belongs to no layer"):
+        whole_shape("mlp.router.weight", MODEL)
