@@ -10,6 +10,7 @@ from statistics import median
 
 from calibration.dataset import gpu_with_ramp, graph_launch_seconds, read_sweep, tables
 from calibration.fit import FitError, fit_kind
+from calibration.interleaving import fit_interleaving, no_interleaving
 from calibration.l2_curve import fit_l2_curve
 from calibration.sweeps import sweep
 from sim.cost.shapes import FEATURES
@@ -18,7 +19,7 @@ from sim.plan.hardware import GPUS, GpuSpec
 from sim.profile import Constant, Profile, TransferFit
 from sim.trace import Trace, read_trace
 
-PROVENANCE_KEYS = ("gpu", "driver", "torch", "cuda", "cudnn", "nccl", "triton", "date")
+PROVENANCE_KEYS = ("gpu", "driver", "torch", "cuda", "cudnn", "nccl", "triton", "date_utc")
 
 
 def build_profile(
@@ -37,7 +38,7 @@ def build_profile(
     """
     spec = GPUS[gpu]
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    source = f"{environment.get('gpu', gpu)}, {environment.get('date', 'undated')}"
+    source = f"{environment.get('gpu', gpu)}, {environment.get('date_utc', 'undated')[:10]}"
     traces = _fit_traces(folder)
     machine = _machine(folder, spec, traces, f"{source}: read_curve.json")
     points = sweep(kernels)
@@ -56,6 +57,11 @@ def build_profile(
     missing = FEATURES.keys() - fits.keys()
     if missing:
         raise FitError(f"the sweep has no points of {sorted(missing)}; measure them")
+    alone = Profile(
+        name=name, gpu=gpu, kernels=kernels, fits=fits, transfers=transfers,
+        machine=machine | no_interleaving(), provenance={},
+    )  # fmt: skip
+    machine |= fit_interleaving(alone, traces, f"{source}: decode stages kept for fitting")
     return Profile(
         name=name, gpu=gpu, kernels=kernels, fits=fits, transfers=transfers, machine=machine,
         provenance={k: str(environment[k]) for k in PROVENANCE_KEYS if k in environment},

@@ -1,4 +1,4 @@
-"""Where shipped profiles, measured traces and committed predictions lie, installed or in a checkout.
+"""Where profiles, measured traces and committed predictions lie, installed or in a checkout.
 
 Importing this costs nothing: no scipy, no numpy. A folder that is missing holds no files.
 """

@@ -20,6 +20,7 @@ from sim.plan.demand import attention_flops
 from sim.plan.errors import FileFormatError
 from sim.plan.hardware import GPUS, GpuSpec, dgx_cluster
 
+GPU_BOUND_REPEATS = 32
 Column = npt.NDArray[np.float64]
 
 
@@ -73,7 +74,7 @@ def read_sweep(path: Path) -> dict[str, float]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            if "does_not_fit" in row:
+            if "step_s" not in row and ("does_not_fit" in row or "failed" in row):
                 continue
             value = float(row["step_s"])
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
@@ -85,9 +86,13 @@ def read_sweep(path: Path) -> dict[str, float]:
 
 
 def graph_launch_seconds(points: Iterable[SweepPoint], seconds: Mapping[str, float]) -> float:
-    """What every replay of a graph costs once: the intercept of step time over number of ops."""
+    """What every replay of a graph costs the GPU: the intercept of step time over number of ops.
+
+    Short graphs are left out: there the host, not the GPU, sets the pace of replays.
+    """
     found = [(p.num_repeats, seconds[p.name]) for p in points
-             if p.kind == "graph_launch" and p.name in seconds]  # fmt: skip
+             if p.kind == "graph_launch" and p.name in seconds
+             and p.num_repeats >= GPU_BOUND_REPEATS]  # fmt: skip
     if len(found) < 3:
         raise FileFormatError("the sweep has fewer than three graph_launch points; measure again")
     repeats, times = np.array(found).T

@@ -61,6 +61,9 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
     "decode_attention": LAUNCH | MEMORY | {
         "wave_s": Parameter(start=0.3e-6, low=0.001e-6, high=5e-6, unit="s"),
     },
+    "sample": LAUNCH | {
+        "seconds_per_logit": Parameter(start=2e-10, low=1e-12, high=1e-8, unit="s"),
+    },
     "prefill_attention": PREFILL,
     "chunked_prefill_attention": PREFILL,
 }  # fmt: skip
@@ -94,8 +97,11 @@ def form_for(kind: str, gpu: GpuSpec) -> Form:
         memory_s = forms.memory_seconds(constants, table.hbm_bytes, table.l2_bytes)
         return np.asarray(forms.pointwise_seconds(constants, memory_s))
 
+    def sample(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
+        return np.asarray(forms.sample_seconds(constants, table.features[:, 1]))
+
     named: dict[str, Form] = {
-        "matmul": matmul, "decode_attention": decode, "prefill_attention": prefill,
+        "sample": sample, "matmul": matmul, "decode_attention": decode, "prefill_attention": prefill,
         "chunked_prefill_attention": prefill,
     }  # fmt: skip
     return named.get(kind, pointwise)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,6 +45,13 @@ class LaunchName(StrEnum):
     EAGER = "eager"
 
 
+class DeviceName(StrEnum):
+    """What measures."""
+
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
 class TimingName(StrEnum):
     """Who times each op of a measurement."""
 
@@ -54,9 +61,8 @@ class TimingName(StrEnum):
     NONE = "none"
 
 
-# typer reads `Optional` in Python 3.11 and every later version alike.
 ProfileOption = Annotated[
-    Optional[Path], typer.Option("--profile", metavar="FILE", help="Calibration profile.")
+    Path | None, typer.Option("--profile", metavar="FILE", help="Calibration profile.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON, in SI units, for machines.")]
 ScenarioArgument = Annotated[Path, typer.Argument(metavar="SCENARIO.toml")]
@@ -70,7 +76,7 @@ def paper(
     launch: Annotated[LaunchName, typer.Option(help="CUDA graph, or eager.")] = LaunchName.GRAPH,
     as_json: JsonOption = False,
     trace: Annotated[
-        Optional[Path], typer.Option(metavar="FILE", help="Write a timeline for Perfetto.")
+        Path | None, typer.Option(metavar="FILE", help="Write a timeline for Perfetto.")
     ] = None,
     profile: ProfileOption = None,
 ) -> None:  # fmt: skip
@@ -103,7 +109,7 @@ def predict(
     as_json: JsonOption = False,
     profile: ProfileOption = None,
     commit_to: Annotated[
-        Optional[Path], typer.Option(metavar="FILE", help="Write a prediction ahead of a run.")
+        Path | None, typer.Option(metavar="FILE", help="Write a prediction ahead of a run.")
     ] = None,
 ) -> None:
     """Predict a scenario: rates, times, memory, bottlenecks.
@@ -132,9 +138,9 @@ def predict(
 def measure(
     scenario: ScenarioArgument,
     out: Annotated[Path, typer.Option(metavar="TRACE", help="The trace to write (.jsonl[.gz]).")],
-    device: Annotated[str, typer.Option(help="cuda, or cpu.")] = "cuda",
+    device: Annotated[DeviceName, typer.Option(help="GPUs, or the CPU.")] = DeviceName.CUDA,
     timing: Annotated[
-        Optional[TimingName], typer.Option(help="Who times each op; the device's own by default.")
+        TimingName | None, typer.Option(help="Who times each op; the device's own by default.")
     ] = None,
     bandwidth: Annotated[bool, typer.Option(help="Measure HBM's read rate as well.")] = False,
 ) -> None:
@@ -146,14 +152,17 @@ def measure(
     from sim.plan.files import load_scenario
 
     asked = load_scenario(scenario)
-    _note(measure_to(asked, out, device, timing.value if timing else "", bandwidth))
+    constants = _profile(None, asked.cluster.gpu.name) if device is DeviceName.CUDA else None
+    if constants:
+        asked = asked.with_kernels(constants.kernels)
+    _note(measure_to(asked, out, device.value, timing.value if timing else None, bandwidth))
 
 
 @app.command()
 def compare(
-    scenario: Annotated[Optional[Path], typer.Argument(metavar="[SCENARIO.toml]")] = None,
+    scenario: Annotated[Path | None, typer.Argument(metavar="[SCENARIO.toml]")] = None,
     measured: Annotated[
-        Optional[Path], typer.Option(metavar="TRACE", help="A measured trace.")
+        Path | None, typer.Option(metavar="TRACE", help="A measured trace.")
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Every committed validation trace.")
@@ -166,8 +175,8 @@ def compare(
 
     Example: layerwise compare --all --no-ops
     """
-    from scenarios.comparing import choose_traces, compare_all, comparisons_as_data
     from scenarios.compare import passes
+    from scenarios.comparing import choose_traces, compare_all, comparisons_as_data
 
     chosen = choose_traces(scenario, measured, everything)
     constants = _needed_profile(profile, "h100-sxm")

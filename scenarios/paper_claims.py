@@ -27,7 +27,8 @@ from sim.predict import Prediction
 
 Verdict = Literal["holds", "does not hold", "cannot hold", "not decided"]
 
-# Source of all five: paper, "Performance Metrics", tables "Throughput Analysis", "Latency Analysis".
+# Source of all five: paper, "Performance Metrics", tables "Throughput Analysis" and
+# "Latency Analysis".
 BASELINE_TOKENS_PER_S = 12_800.0
 LAYER_WISE_TOKENS_PER_S = 15_360.0
 GAIN = 0.20

@@ -10,8 +10,10 @@ from rich.text import Text
 
 from scenarios import tables
 from scenarios.compare import StageScore
+from scenarios.compare_tables import mark_of
 from scenarios.paper import Entry, Report
 from scenarios.paper_claims import Verdict
+from scenarios.predicted_tables import BOUND_NAMES, print_budget, print_remedies
 from sim.plan.model import ModelSpec
 from sim.predict import BOUNDS, Prediction
 
@@ -19,7 +21,6 @@ NOT_MEASURED = "not measured"
 VERDICT_STYLE: dict[Verdict, str] = {
     "holds": "green", "does not hold": "yellow", "cannot hold": "red", "not decided": "dim",
 }  # fmt: skip
-BOUND_NAMES = {"hbm": "HBM", "l2": "L2", "compute": "compute", "link": "links", "launch": "launch"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def describe_profile(report: Report) -> str:
     """Where the calibrated figures come from."""
     profile = report.profile
     if profile is None:
-        return "No calibration profile: speed of light only (datasheet rates, no latency, no launch)."
+        return "No calibration profile: speed of light only (datasheet rates, no latencies)."
     origin = profile.provenance
     parts = [origin.get(key, "") for key in ("gpu", "driver", "date_utc", "date", "source")]
     known = ", ".join(part for part in parts if part)
@@ -84,7 +85,7 @@ def _print_placement(role: str, entries: tuple[Entry, ...], out: Console) -> Non
     """Claimed, speed of light, predicted (one column per all-reduce), measured, error."""
     first = entries[0]
     columns = ["", "claimed", "speed\nof light"]
-    columns += [_predicted_name(entry, len(entries)) for entry in entries if entry.beliefs.calibrated]
+    columns += [_predicted_name(e, len(entries)) for e in entries if e.beliefs.calibrated]
     out.print(f"[bold]{role}: {first.best.placement}[/bold]")
     if not first.best.fits:
         out.print("would not fit: what is in brackets needs GPUs with more memory", style="red")
@@ -92,9 +93,7 @@ def _print_placement(role: str, entries: tuple[Entry, ...], out: Console) -> Non
     made.columns[0].no_wrap = True
     for line in _lines(first):
         cells = [line.label, line.claimed, _cell(line, first.beliefs.speed_of_light)]
-        for entry in entries:
-            if entry.beliefs.calibrated:
-                cells.append(_cell(line, entry.beliefs.calibrated))
+        cells += [_cell(line, e.beliefs.calibrated) for e in entries if e.beliefs.calibrated]
         measured = Text(line.measured, style="dim" if line.measured == NOT_MEASURED else "")
         made.add_row(*cells, measured, line.error)
     out.print(made)
@@ -170,21 +169,13 @@ def _stage_line(entry: Entry) -> _Line:
 
 
 def _print_budget(report: Report, out: Console) -> None:
-    made = tables.table("Memory of the fullest GPU, GB: it does not fit", "", "weights", "KV",
-                        "activations", "communication", "reserved", "total", "capacity")  # fmt: skip
-    for entry in (report.baselines[0], report.layer_wise):
-        fullest = max(entry.best.memory, key=lambda budget: budget.total_bytes)
-        sizes = (fullest.weight_bytes, fullest.kv_bytes, fullest.activation_bytes,
-                 fullest.communication_bytes, fullest.reserved_bytes, fullest.total_bytes,
-                 fullest.capacity_bytes)  # fmt: skip
-        made.add_row(entry.best.placement, *(tables.gigabytes(size) for size in sizes))
-    out.print(made)
-    for entry, found in ((report.baselines[0], report.remedies[0]),
-                         (report.layer_wise, report.remedies[-1])):  # fmt: skip
-        out.print(f"{entry.best.placement} would fit with any one of:")
-        for remedy in found:
-            if remedy.value:
-                out.print(f"- {remedy.change}: {remedy.value:,}")
+    pairs = ((report.baselines[0], report.remedies[0]), (report.layer_wise, report.remedies[-1]))
+    print_budget(
+        {entry.best.placement: max(entry.best.memory, key=lambda budget: budget.total_bytes)
+         for entry, _ in pairs}, out,
+    )  # fmt: skip
+    for entry, found in pairs:
+        print_remedies(entry.best.placement, found, out)
     out.print()
 
 
@@ -197,17 +188,15 @@ def _print_stages(report: Report, out: Console) -> None:
         return
     made = tables.table(title, "run", "speed of light", "predicted", "measured", "error", "")
     for stage in report.stages:
-        made.add_row(*stage_cells(stage))
+        made.add_row(*_stage_cells(stage))
     out.print(made)
     out.print()
 
 
-def stage_cells(stage: StageScore) -> tuple[str | Text, ...]:
-    """A run's row: name, three times, signed error, pass or fail."""
-    mark = Text("PASS", style="green") if stage.passes else Text("FAIL", style="bold red")
+def _stage_cells(stage: StageScore) -> tuple[str | Text, ...]:
     return (
         stage.name, tables.seconds(stage.speed_of_light_s), tables.seconds(stage.predicted_s),
-        tables.seconds(stage.measured_s), tables.signed(stage.error), mark,
+        tables.seconds(stage.measured_s), tables.signed(stage.error), mark_of(stage),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def console() -> Console:
 
 
 def table(title: str, *columns: str, wide: str = "") -> Table:
-    """A table whose first column is text and whose others are figures; `wide` names one of prose."""
+    """A table of figures whose first column is text; `wide` names a column of prose."""
     made = Table(
         title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False,
         padding=(0, 2, 0, 0), header_style="dim",

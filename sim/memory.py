@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sim.plan.demand import demand_of
 from sim.plan.ops import Buffer, BufferKey
 from sim.plan.program import Program, StepPrograms
 from sim.plan.scenario import Scenario
@@ -65,10 +64,10 @@ def memory_budgets(
 def _budget(program: Program, capacity_bytes: int, reserved_bytes: int) -> MemoryBudget:
     held: dict[BufferKey, Buffer] = {}
     for part in program.parts:
-        for op in part.segment.ops:
-            demand = demand_of(op)
-            for buffer, _ in (*demand.reads, *demand.writes):
-                held[buffer.key(part.layer, part.microbatch)] = buffer
+        for buffer in part.segment.touched:
+            key = buffer.key(part.layer, part.microbatch)
+            # Microbatches of unlike sizes share scratch: the largest one counts.
+            held[key] = max(held.get(key, buffer), buffer, key=lambda b: b.num_bytes)
 
     def total(*kinds: str) -> int:
         return sum(buffer.num_bytes for buffer in held.values() if buffer.kind in kinds)

@@ -26,6 +26,8 @@ PROFILE_VERSION = 1
 class Constant:
     """One fitted value with its standard error (same unit) and its source."""
 
+    __pydantic_config__ = {"extra": "forbid"}
+
     value: float
     standard_error: float
     unit: str
@@ -35,6 +37,8 @@ class Constant:
 @dataclass(frozen=True, kw_only=True)
 class ResidualPoint:
     """ln(measured / physics form) at one calibrated shape; features are ln of its dimensions."""
+
+    __pydantic_config__ = {"extra": "forbid"}
 
     features: tuple[float, ...]
     log_ratio: float
@@ -48,6 +52,8 @@ class OpFit:
     units (not logarithms). Errors are |predicted / measured - 1|, of the fit and of points left
     out of it.
     """
+
+    __pydantic_config__ = {"extra": "forbid"}
 
     constants: dict[str, Constant]
     residuals: tuple[ResidualPoint, ...] = ()
@@ -74,6 +80,8 @@ class OpFit:
 class Regime:
     """`latency_s + payload / bytes_per_s`, for payloads from `from_bytes` up."""
 
+    __pydantic_config__ = {"extra": "forbid"}
+
     from_bytes: int
     latency_s: float
     bytes_per_s: float
@@ -82,6 +90,8 @@ class Regime:
 @dataclass(frozen=True, kw_only=True)
 class TransferFit:
     """Time of a message or a collective against its payload, regime by regime."""
+
+    __pydantic_config__ = {"extra": "forbid"}
 
     regimes: tuple[Regime, ...]
     source: str
@@ -106,6 +116,8 @@ class Profile:
     `all_reduce.one_shot.8`, `all_gather.nccl.8`, ... `reserved_bytes`: memory the context, the
     libraries and graphs take on each GPU.
     """
+
+    __pydantic_config__ = {"extra": "forbid"}
 
     name: str
     gpu: str

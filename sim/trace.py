@@ -10,6 +10,7 @@ import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -134,7 +135,7 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise FileFormatError(f"{path}: cannot be read as a trace: {error}") from error
     yield from (line for line in text.splitlines() if line)
 
@@ -161,7 +162,7 @@ def _header(path: Path, line: str) -> dict[str, Any]:
 def _row(path: Path, number: int, line: str, columns: Iterable[str]) -> Row:
     try:
         row = Row(**dict(zip(columns, json.loads(line), strict=True)))
-        if not (math.isfinite(row.start_s) and math.isfinite(row.end_s)):
+        if not all(math.isfinite(time) for time in (row.ready_s, row.start_s, row.end_s)):
             raise ValueError(f"op {row.op} has a time that is not finite")
         if row.end_s < row.start_s:
             raise ValueError(f"op {row.op} ends at {row.end_s} before it starts at {row.start_s}")

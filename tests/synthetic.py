@@ -14,6 +14,7 @@ FORMS: dict[str, dict[str, float]] = {
         "prologue_s": 0.6e-6, "split_s": 1.0e-6, "power": 3.5, **MEMORY,
     },
     "decode_attention": {"launch_s": 4.0e-6, "wave_s": 0.3e-6, **MEMORY},
+    "sample": {"launch_s": 2.0e-6, "seconds_per_logit": 2.0e-10},
     "prefill_attention": {"launch_s": 5.0e-6, "efficiency": 0.62, "tail": 1.0},
     "chunked_prefill_attention": {"launch_s": 5.0e-6, "efficiency": 0.33, "tail": 1.0},
 }  # fmt: skip
@@ -37,6 +38,7 @@ def synthetic_profile(gpu: str = "h100-sxm") -> Profile:
     }
     machine = {
         "hbm_bytes_per_s": 3.1e12, "eager_issue_s": 8e-6, "graph_gap_s": 1.0e-6, "graph_launch_s": 3.0e-6,
+        "interleaved_s": 0.0, "interleaved_hbm_slowdown": 0.0,
         "l2_full_hit": 0.75, "l2_no_hit": 0.95,
     }  # fmt: skip
     transfers = {

@@ -78,6 +78,8 @@ class SimulatedCluster:
     keep_rows: bool = False
 
     def __post_init__(self) -> None:
+        # A rank alone has nobody to meet: its collectives are replaced like its messages.
+        self.folded = self.folded and self.alone < 0
         self.env = simpy.Environment()
         self.share = FluidShare(self.env, {})
         self.channels: dict[tuple[int, int, str], Channel] = {}
@@ -218,8 +220,8 @@ class _RankProcess:
         scale = (end - begin) / duration if duration else 1.0
         account.add(block.bound_ps, scale)
         account.add({"launch": duration - block.duration_ps}, scale)
-        for timed in block.ops:
-            self._count_wire(timed.op, account)
+        for op in block.collectives:
+            self._count_wire(op, account)
         if machine.keep_rows:
             machine.executed.append(
                 Executed(self.rank, step, parts, block, begin, begin, end, host_ps=issued)

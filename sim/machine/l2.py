@@ -42,6 +42,7 @@ class Block:
     duration_ps: int
     hbm_bytes: int
     bound_ps: dict[str, int]
+    collectives: tuple[ops.CollectiveOp, ...]
     left: tuple[tuple[bool, int, int], ...]
 
 
@@ -156,21 +157,25 @@ class BlockCache:
 
 
 def _layer_pattern(parts: Sequence[Part]) -> tuple[int, ...]:
-    """Which parts share a layer or a microbatch: part of what makes two blocks the same."""
-    first: dict[tuple[int, int], int] = {}
+    """Which parts share a layer, and which a microbatch: part of what makes two blocks the same."""
+    layers: dict[int, int] = {}
+    microbatches: dict[int, int] = {}
     return tuple(
-        first.setdefault((part.layer, part.microbatch), len(first)) for part in parts
-    )  # fmt: skip
+        number
+        for part in parts
+        for number in (
+            layers.setdefault(part.layer, len(layers)),
+            microbatches.setdefault(part.microbatch, len(microbatches)),
+        )
+    )
 
 
 def _slots(parts: Sequence[Part]) -> list[BufferKey]:
     """The buffers a block touches, in order of first appearance."""
     found: dict[BufferKey, None] = {}
     for part in parts:
-        for op in part.segment.ops:
-            demand = demand_of(op)
-            for buffer, _ in (*demand.reads, *demand.writes):
-                found[buffer.key(part.layer, part.microbatch)] = None
+        for buffer in part.segment.touched:
+            found[buffer.key(part.layer, part.microbatch)] = None
     return list(found)
 
 
@@ -182,4 +187,5 @@ def _timed(parts: Sequence[Part], state: L2State, numbers: dict[BufferKey, int])
         for key, size in state.entries
     )
     duration = timed[-1].end_ps if timed else 0
-    return Block(tuple(timed), duration, hbm_bytes, bound_ps, left)
+    collectives = tuple(t.op for t in timed if isinstance(t.op, (ops.AllReduce, ops.AllGather)))
+    return Block(tuple(timed), duration, hbm_bytes, bound_ps, collectives, left)

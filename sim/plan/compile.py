@@ -20,6 +20,8 @@ class KernelChoice:
     `chunked_prefill_attention` serves chunks after a prompt's first one.
     """
 
+    __pydantic_config__ = {"extra": "forbid"}
+
     decode_attention: AttentionKernel = "math"
     prefill_attention: AttentionKernel = "math"
     chunked_prefill_attention: AttentionKernel = "math"

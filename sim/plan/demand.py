@@ -13,6 +13,10 @@ from sim.plan.placement import Placement
 from sim.plan.workload import Step
 
 
+# Where the serving engines' custom all-reduce switches on 8 GPUs, seen in its published timings.
+ONE_SHOT_MAX_BYTES = 256 * 2**10
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """`flops` counts one multiply-add as two. Reads and writes are (buffer, bytes) pairs.
@@ -78,9 +82,10 @@ def demand_of(op: Op) -> Demand:
 def all_reduce_wire_bytes(payload_bytes: int, num_ranks: int, algorithm: str) -> int:
     """Bytes one rank sends: a ring moves 2 (n-1)/n of the tensor, one-shot n-1 whole copies.
 
+    One-shot kernels switch to two shots, a ring's bytes, above ONE_SHOT_MAX_BYTES.
     Source: nccl-tests PERFORMANCE.md (ring); one-shot writes its tensor to every peer.
     """
-    if algorithm == "one_shot":
+    if algorithm == "one_shot" and payload_bytes <= ONE_SHOT_MAX_BYTES:
         return payload_bytes * (num_ranks - 1)
     return 2 * payload_bytes * (num_ranks - 1) // num_ranks
 

@@ -223,7 +223,9 @@ def _field_names(kind: type, path: Iterable[str]) -> list[str]:
 
 
 def _nearest(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
+    # 'h100' means 'h100-sxm', though 'h200' has more letters in common.
+    begun = [name for name in known if key and name.startswith(key)]
+    close = begun or difflib.get_close_matches(key, known, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known keys are {known}"

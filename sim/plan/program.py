@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sim.plan import ops
+from sim.plan.demand import demand_of
 from sim.plan.ops import Buffer, Op
 from sim.plan.placement import Placement
 from sim.plan.workload import Step
@@ -27,6 +28,16 @@ class Segment:
     def singles(self) -> tuple[Segment, ...]:
         """The same ops, each a segment of its own (made once, so identity still tells)."""
         return (self,) if len(self.ops) == 1 else tuple(Segment((op,)) for op in self.ops)
+
+    @cached_property
+    def touched(self) -> tuple[Buffer, ...]:
+        """Every buffer its ops read or write, each once, in order of first use."""
+        found: dict[Buffer, None] = {}
+        for op in self.ops:
+            demand = demand_of(op)
+            for buffer, _ in (*demand.reads, *demand.writes):
+                found[buffer] = None
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

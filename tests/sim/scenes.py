@@ -39,6 +39,7 @@ class FlatCost:
     bytes_per_s: float = 1e30
     port_bytes_per_s: float = math.inf
     issue_s: float = 0.0
+    graph_launch_s: float = 0.0
     hbm_bytes_per_s: float = math.inf
     belief: Belief = "calibrated"
 

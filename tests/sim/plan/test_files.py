@@ -85,6 +85,10 @@ def test_scenario_without_a_name_is_called_after_its_file(tmp_path: Path) -> Non
             "placment={'strategy': 'layer-wise'} is not a known key; did you mean 'placement'?",
         ),
         (
+            "[model]\npreset='paper-16'\n[kernels]\nall_reduc='nccl'",
+            "kernels.all_reduc='nccl' is not a known key; did you mean 'all_reduce'?",
+        ),
+        (
             "[model]\npreset='paper-16'\nhiden_size=4",
             "model.hiden_size=4 is not a known key; did you mean 'hidden_size'?",
         ),

@@ -43,8 +43,10 @@ def test_model_refuses_naming_key_value_and_fix(changes: dict[str, Any], message
         ({"batch_size": 0}, "batch_size=0 is not positive; use 1 or more"),
         (
             {"num_microbatches": 200},
-            "num_microbatches=200 is not between 1 and batch_size=128; use 0 for the best number "
-            "found",
+            (
+                "num_microbatches=200 is not between 1 and batch_size=128; "
+                "use 0 for the best number found"
+            ),
         ),
     ],
 )

@@ -1,0 +1,45 @@
+"""Hand a scenario to the engine. Imports torch, through hw, only when called."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from sim.plan.errors import MissingPackageError
+from sim.plan.scenario import Scenario
+
+TimingName = Literal["cupti", "events", "clock", "none"]
+
+
+def measure_to(
+    scenario: Scenario,
+    out: Path,
+    device: Literal["cpu", "cuda"],
+    timing: TimingName | None,
+    with_bandwidth: bool,
+) -> str:
+    """Measure and write the trace; returns a sentence.
+
+    Raises MissingPackageError without torch, NotAvailableError without a GPU, SpecError.
+    """
+    require_torch()
+    from hw.launch import Options, launch
+    from sim.trace import write_trace
+
+    chosen = timing or ("clock" if device == "cpu" else "cupti")
+    options = Options(timing=chosen, device=device, with_bandwidth=with_bandwidth)
+    trace = launch(scenario, options)
+    if trace is None:
+        return "the first rank writes the trace"
+    write_trace(trace, out)
+    return f"{out}: {len(trace.rows)} rows, timing {chosen}"
+
+
+def require_torch() -> None:
+    """Raise MissingPackageError, saying what works without it, when torch is not installed."""
+    if find_spec("torch") is None:
+        raise MissingPackageError(
+            "torch", "measure", "pip install 'layerwise[hw]'",
+            "all that predicts (layerwise paper, predict, compare)",
+        )  # fmt: skip

@@ -1,0 +1,173 @@
+"""Any scenario predicted: at the speed of light and calibrated, and committed ahead of a run."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from scenarios.alone import predict_run
+from sim.memory import remedies
+from sim.plan.errors import FileFormatError, SpecError
+from sim.plan.scenario import Scenario
+from sim.predict import Prediction, predict
+from sim.profile import Profile
+from sim.trace import write_atomically
+
+FORMAT = "layerwise-prediction"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommittedPrediction:
+    """What was predicted before a run was made. `ops`: seconds per step and rank, by op.
+
+    `created`: UTC, ISO 8601.
+    """
+
+    name: str
+    profile_digest: str
+    predicted_step_s: float
+    created: str
+    ops: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BothBeliefs:
+    """A scenario at the speed of light and, with a profile, calibrated.
+
+    `alone_step_s`: the step of `run.only_rank` by itself, as one measured GPU would run it; None
+    when all ranks run.
+    """
+
+    speed_of_light: Prediction
+    calibrated: Prediction | None
+    alone_step_s: float | None
+
+    @property
+    def best(self) -> Prediction:
+        """The calibrated prediction, or the speed of light without a profile."""
+        return self.calibrated or self.speed_of_light
+
+
+def predict_both(scenario: Scenario, profile: Profile | None) -> BothBeliefs:
+    """Predict under both beliefs; raises what `sim.predict.predict` raises."""
+    calibrated = predict(scenario, profile) if profile else None
+    light = predict(scenario, None)
+    alone = None
+    if scenario.run.only_rank >= 0:
+        number = (calibrated or light).num_microbatches
+        fixed = scenario.with_microbatches(number)
+        alone = predict_run(fixed, profile, keep_rows=False).step_s
+    return BothBeliefs(speed_of_light=light, calibrated=calibrated, alone_step_s=alone)
+
+
+def commit_prediction(scenario: Scenario, profile: Profile | None, path: Path) -> str:
+    """Write what is predicted now; returns a sentence.
+
+    Raises SpecError without a profile, FileFormatError when the file exists: a prediction made
+    before a run is not made again after it.
+    """
+    if profile is None:
+        raise SpecError("--profile", None, "is needed to commit a prediction", "give a profile")
+    if path.exists():
+        raise FileFormatError(
+            f"{path}: exists; a committed prediction is never overwritten, choose another file"
+        )
+    run = predict_run(scenario, profile)
+    ops: dict[str, float] = defaultdict(float)
+    last = len(run.run) - 2 if len(run.run) > 1 and scenario.workload.phase == "decode" else -1
+    rows = [row for row in run.rows if not row.replaced and last in (-1, row.step)]
+    num_spans = len({(row.step, row.rank) for row in rows}) or 1
+    for row in rows:
+        ops[row.op.partition("@")[0]] += row.duration_s / num_spans
+    made = CommittedPrediction(
+        name=scenario.name, profile_digest=profile.digest, predicted_step_s=run.step_s,
+        created=datetime.now(UTC).isoformat(timespec="seconds"), ops=dict(ops),
+    )  # fmt: skip
+    data = {"format": FORMAT, "version": VERSION, **asdict(made)}
+    write_atomically(path, json.dumps(data, indent=1) + "\n")
+    return f"{path}: predicted step {run.step_s:.6g} s with profile {profile.digest}"
+
+
+def read_prediction(path: Path) -> CommittedPrediction | None:
+    """A committed prediction, or None where none was made. Raises FileFormatError."""
+    from sim.plan.files import validate
+
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path}: cannot be read as a prediction: {error}") from error
+    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+        raise FileFormatError(f"{path}: does not say format={FORMAT!r}; is it a prediction?")
+    version = data.pop("version", None)
+    if version != VERSION:
+        raise FileFormatError(
+            f"{path}: prediction version {version!r}, this program reads {VERSION}; "
+            "commit it again before another run"
+        )
+    return validate(CommittedPrediction, data, str(path))
+
+
+def prediction_as_data(prediction: Prediction) -> dict[str, Any]:
+    """A prediction with stable keys, SI units in their names."""
+    return {
+        "belief": prediction.belief,
+        "num_microbatches": prediction.num_microbatches,
+        "tokens_per_s": prediction.tokens_per_s,
+        "inverse_throughput_s": prediction.inverse_throughput_s,
+        "tpot_s": prediction.tpot_s,
+        "step_s": prediction.step_s,
+        "from_idle_s": prediction.from_idle_s,
+        "bubble_share": prediction.bubble,
+        "bound_share": dict(prediction.share),
+        "wire_bytes_per_step": dict(prediction.wire_bytes),
+        "busy_share_by_rank": list(prediction.busy_share_by_rank),
+        "peak_memory_bytes": prediction.peak_memory_bytes,
+        "fits": prediction.fits,
+        "is_steady": prediction.is_steady,
+        "memory": [
+            asdict(b) | {"total_bytes": b.total_bytes, "fits": b.fits} for b in prediction.memory
+        ],
+    }
+
+
+def predicted_as_data(
+    scenario: Scenario, beliefs: BothBeliefs, profile: Profile | None
+) -> dict[str, Any]:
+    """Everything about one scenario, for machines."""
+    fullest = max(beliefs.best.memory, key=lambda budget: budget.total_bytes)
+    fits = beliefs.best.fits
+    return {
+        "scenario": asdict(scenario),
+        "placement": beliefs.best.placement,
+        "provenance": provenance_of(profile),
+        "speed_of_light": prediction_as_data(beliefs.speed_of_light),
+        "predicted": prediction_as_data(beliefs.calibrated) if beliefs.calibrated else None,
+        "alone_step_s": beliefs.alone_step_s,
+        "remedies": [] if fits else [asdict(r) for r in remedies(scenario, fullest)],
+    }
+
+
+def provenance_of(profile: Profile | None) -> dict[str, Any]:
+    """What made these figures: package version and profile."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        package = version("layerwise")
+    except PackageNotFoundError:
+        package = "not installed"
+    if profile is None:
+        return {"package_version": package, "profile": None}
+    return {
+        "package_version": package,
+        "profile": {
+            "name": profile.name, "digest": profile.digest, "gpu": profile.gpu,
+            "provenance": dict(profile.provenance), "data_hashes": dict(profile.data_hashes),
+        },
+    }  # fmt: skip

@@ -1,0 +1,88 @@
+"""A predicted scenario as people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+from scenarios import tables
+from scenarios.predicted import BothBeliefs
+from sim.memory import MemoryBudget, Remedy, remedies
+from sim.plan.scenario import Scenario
+from sim.predict import BOUNDS, Prediction
+from sim.profile import Profile
+
+BOUND_NAMES = {"hbm": "HBM", "l2": "L2", "compute": "compute", "link": "links", "launch": "launch"}
+
+
+def print_predicted(
+    scenario: Scenario, beliefs: BothBeliefs, profile: Profile | None, out: Console
+) -> None:
+    """Both beliefs side by side, and the memory budget when it does not fit."""
+    work = scenario.workload
+    out.print(
+        f"[bold]{scenario.name}[/bold]: {scenario.model.name} "
+        f"({scenario.model.parameters / 1e9:.3g} B parameters), {beliefs.best.placement}, "
+        f"{work.phase}, batch {work.batch_size}, {work.context_tokens:,} tokens, "
+        f"{scenario.cluster.name}."
+    )
+    out.print(f"Profile {profile.name} {profile.digest}." if profile
+              else "No calibration profile: speed of light only.", style="dim")  # fmt: skip
+    columns = ["speed of light", *(["predicted"] if beliefs.calibrated else [])]
+    made = tables.table("", "", *columns)
+    shown = [beliefs.speed_of_light, *([beliefs.calibrated] if beliefs.calibrated else [])]
+    for label, show in _lines(work.phase == "decode"):
+        made.add_row(label, *(show(prediction) for prediction in shown))
+    out.print(made)
+    if beliefs.alone_step_s is not None:
+        out.print(f"Step of rank {scenario.run.only_rank} alone, peers replaced: "
+                  f"{tables.seconds(beliefs.alone_step_s)}.")  # fmt: skip
+    if not beliefs.best.fits:
+        fullest = max(beliefs.best.memory, key=lambda budget: budget.total_bytes)
+        out.print()
+        print_budget({beliefs.best.placement: fullest}, out)
+        print_remedies(beliefs.best.placement, remedies(scenario, fullest), out)
+
+
+def print_budget(fullest: dict[str, MemoryBudget], out: Console) -> None:
+    """The budget of each placement's fullest GPU, when it does not fit."""
+    made = tables.table(
+        "Memory of the fullest GPU, GB: it does not fit", "", "weights", "KV", "activations",
+        "communication", "reserved", "total", "capacity",
+    )  # fmt: skip
+    for name, budget in fullest.items():
+        sizes = (
+            budget.weight_bytes, budget.kv_bytes, budget.activation_bytes,
+            budget.communication_bytes, budget.reserved_bytes, budget.total_bytes,
+            budget.capacity_bytes,
+        )  # fmt: skip
+        made.add_row(name, *(tables.gigabytes(size) for size in sizes))
+    out.print(made)
+
+
+def print_remedies(name: str, found: tuple[Remedy, ...], out: Console) -> None:
+    """What would make it fit, each change by itself."""
+    useful = [remedy for remedy in found if remedy.value]
+    out.print(f"{name} would fit with any one of:" if useful else f"{name}: no single change fits.")
+    for remedy in useful:
+        out.print(f"- {remedy.change}: {remedy.value:,}")
+
+
+def _lines(decoding: bool) -> list[tuple[str, Callable[[Prediction], str]]]:
+    step = "step, steady stream" if decoding else "whole batch, from idle"
+    lines: list[tuple[str, Callable[[Prediction], str]]] = [
+        ("tokens/s" if decoding else "prompt tokens/s", lambda p: tables.number(p.tokens_per_s)),
+        ("inverse throughput", lambda p: tables.seconds(p.inverse_throughput_s)),
+        (step, lambda p: tables.seconds(p.step_s)),
+        ("one step from idle", lambda p: tables.seconds(p.from_idle_s)),
+        ("microbatches", lambda p: str(p.num_microbatches)),
+        ("memory of the fullest GPU, GB", lambda p: tables.gigabytes(p.peak_memory_bytes)),
+        ("on wires per step, MB", lambda p: tables.megabytes(sum(p.wire_bytes.values()))),
+    ]
+    lines += [
+        (f"time bound by {BOUND_NAMES[bound]}",
+         lambda p, bound=bound: tables.percent(p.share[bound]))
+        for bound in BOUNDS
+    ]  # fmt: skip
+    return [*lines, ("pipeline bubble", lambda p: tables.percent(p.bubble))]

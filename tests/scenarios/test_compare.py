@@ -1,0 +1,122 @@
+"""`layerwise compare`: joins, scores, refusals, the gate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scenarios.compare import compare, op_label, require_validation
+from sim.plan.errors import TraceMismatchError
+from sim.profile import Profile
+from sim.trace import Trace, write_trace
+from tests.scenarios.conftest import Run, fake_trace
+
+
+@pytest.fixture(scope="module")
+def trace(profile: Profile) -> Trace:
+    return fake_trace(profile)
+
+
+def test_signed_errors_of_ops_and_stage(trace: Trace, profile: Profile) -> None:
+    found = compare(trace, profile)
+    assert all(score.error == pytest.approx(1 / 1.02 - 1, abs=1e-6) for score in found.ops)
+    assert found.median_op_error == pytest.approx(1 / 1.02 - 1, abs=1e-6)
+    assert found.stage.error == pytest.approx(1 / 1.02 - 1)
+    assert found.stage.passes
+    assert found.stage.traced_ratio == pytest.approx(1.01)
+    assert not found.stage.is_distorted
+
+
+def test_microbatches_of_one_op_are_one_line(trace: Trace, profile: Profile) -> None:
+    found = compare(trace, profile)
+    assert {score.count for score in found.ops} == {4}
+    assert [score.op for score in found.ops][:2] == ["L05.attn.norm", "L05.attn.qkv"]
+    assert op_label("L07.attn.qkv@m3") == "L07.attn.qkv"
+
+
+def test_replaced_messages_are_counted_and_not_scored(trace: Trace, profile: Profile) -> None:
+    found = compare(trace, profile)
+    assert found.num_replaced == 8
+    assert not [score for score in found.ops if "act." in score.op and "send" in score.op]
+
+
+def test_shares_and_gap_add_up(trace: Trace, profile: Profile) -> None:
+    found = compare(trace, profile)
+    assert found.gap is not None
+    assert sum(score.share for score in found.ops) + found.gap.share == pytest.approx(1)
+
+
+@pytest.mark.parametrize("side", ["measured", "predicted"])
+def test_an_unmatched_row_is_named(trace: Trace, profile: Profile, side: str) -> None:
+    renamed = tuple(
+        replace(row, op="L05.surprise@m0") if row.op == "L05.attn.qkv@m0" else row
+        for row in trace.rows
+    )
+    dropped = tuple(row for row in trace.rows if row.op != "L05.attn.qkv@m0")
+    rows, name = (renamed, "surprise") if side == "measured" else (dropped, "L05.attn.qkv@m0")
+    with pytest.raises(TraceMismatchError, match=name):
+        compare(replace(trace, rows=rows), profile)
+
+
+def test_other_kernels_are_refused(trace: Trace, profile: Profile) -> None:
+    with pytest.raises(TraceMismatchError, match="kernel set"):
+        compare(replace(trace, kernel_set="0123"), profile)
+
+
+def test_a_step_the_scenario_does_not_have_is_refused(trace: Trace, profile: Profile) -> None:
+    rows = tuple(replace(row, step=99) for row in trace.rows)
+    with pytest.raises(TraceMismatchError, match="step 99"):
+        compare(replace(trace, rows=rows), profile)
+
+
+def test_an_untraced_run_is_compared_as_a_whole(trace: Trace, profile: Profile) -> None:
+    found = compare(replace(trace, rows=(), traced_step_s=()), profile)
+    assert found.ops == ()
+    assert found.gap is None
+    assert found.stage.passes
+
+
+def test_fit_data_is_no_validation(trace: Trace, profile: Profile) -> None:
+    fitted = replace(trace, purpose="fit")
+    assert not compare(fitted, profile).stage.validation
+    with pytest.raises(TraceMismatchError, match="purpose='fit'"):
+        require_validation(fitted)
+
+
+def test_gate(layerwise: Run, trace: Trace, profile_file: Path, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.jsonl.gz", tmp_path / "bad.jsonl"
+    write_trace(trace, good)
+    slow = tuple(1.1 * seconds for seconds in trace.untraced_step_s)
+    write_trace(replace(trace, untraced_step_s=slow), bad)
+    passed = layerwise("compare", "--measured", good, "--profile", profile_file)
+    failed = layerwise("compare", "--measured", bad, "--profile", profile_file, "--no-ops")
+    assert (passed.code, failed.code) == (0, 1)
+    assert "PASS" in passed.out
+    assert "FAIL" in failed.out
+    assert max(len(line) for line in passed.out.splitlines()) <= 100
+
+
+def test_all_committed_traces_with_predictions_made_before(
+    layerwise: Run, trace: Trace, profile: Profile, profile_file: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("calibration.data.FOLDER", tmp_path)
+    write_trace(trace, tmp_path / "traces" / "validation" / "stage.jsonl.gz")
+    committed = {
+        "format": "layerwise-prediction", "version": 1, "name": "stage",
+        "profile_digest": profile.digest, "predicted_step_s": 0.5, "created": "2026-01-01",
+        "ops": {},
+    }  # fmt: skip
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "stage.json").write_text(json.dumps(committed))
+    ran = layerwise("compare", "--all", "--json", "--profile", profile_file)
+    data = json.loads(ran.out)
+    assert ran.code == 0
+    assert data["passes"]
+    assert data["traces"][0]["predicted_before_the_run"]["predicted_step_s"] == 0.5
+    paper = json.loads(layerwise("paper", "--json", "--profile", profile_file).out)
+    assert paper["measured_stages"][0]["name"] == "stage"
+    assert paper["measured_stages"][0]["passes"]

@@ -1,0 +1,102 @@
+"""`layerwise paper`: what it prints, what it gives to machines, how long it takes to start."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.scenarios.conftest import Run
+
+
+def numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [n for v in value.values() for n in numbers(v)]
+    if isinstance(value, list):
+        return [n for v in value for n in numbers(v)]
+    return [value] if isinstance(value, float) else []
+
+
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_json_has_stable_keys_and_finite_numbers(
+    layerwise: Run, profile_file: Path, phase: str
+) -> None:
+    ran = layerwise("paper", "--phase", phase, "--json", "--profile", profile_file)
+    data = json.loads(ran.out)
+    assert ran.code == 0
+    assert list(data) == [
+        "format", "version", "provenance", "question", "model", "cluster", "workload",
+        "placements", "claims", "readings", "lm_head", "measured_stages",
+    ]  # fmt: skip
+    assert all(math.isfinite(n) for n in numbers(data))
+    assert [p["all_reduce"] for p in data["placements"]] == ["nccl", "one_shot", None]
+    assert len(data["claims"]) == 9
+    assert data["provenance"]["profile"]["name"] == "synthetic"
+
+
+def test_rates_follow_from_steps(layerwise: Run, profile_file: Path) -> None:
+    data = json.loads(layerwise("paper", "--json", "--profile", profile_file).out)
+    for placement in data["placements"]:
+        for belief in ("speed_of_light", "predicted"):
+            found = placement[belief]
+            assert found["tokens_per_s"] == pytest.approx(128 / found["step_s"])
+            assert found["inverse_throughput_s"] == pytest.approx(1 / found["tokens_per_s"])
+            shares = sum(found["bound_share"].values()) + found["bubble_share"]
+            assert shares == pytest.approx(1, abs=1e-6)
+
+
+def test_no_prediction_beats_the_speed_of_light(layerwise: Run, profile_file: Path) -> None:
+    data = json.loads(layerwise("paper", "--json", "--profile", profile_file).out)
+    for placement in data["placements"]:
+        light = placement["speed_of_light"]["tokens_per_s"]
+        assert placement["predicted"]["tokens_per_s"] < light
+
+
+def test_report_fits_100_columns_and_says_what_was_not_measured(
+    layerwise: Run, profile_file: Path
+) -> None:
+    ran = layerwise("paper", "--profile", profile_file)
+    assert ran.code == 0
+    assert max(len(line) for line in ran.out.splitlines()) <= 100
+    assert "not measured" in ran.out
+    assert "Verdicts" in ran.out
+    assert "\x1b" not in ran.out
+
+
+def test_without_a_profile_only_the_speed_of_light(
+    layerwise: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("calibration.data.FOLDER", tmp_path)
+    ran = layerwise("paper")
+    assert ran.code == 0
+    assert "No calibration profile: speed of light only" in ran.out
+    assert "not decided" in ran.out
+    assert "predicted" not in ran.out.split("Verdicts")[0].replace("not measured", "")
+
+
+def test_paper_30b_answers_with_its_budget(layerwise: Run, profile_file: Path) -> None:
+    ran = layerwise("paper", "--model", "paper-30b", "--profile", profile_file)
+    assert ran.code == 0
+    assert "it does not fit" in ran.out
+    assert "batch_size at most" in ran.out
+    assert "it needs 152.6 GB on a GPU of 80 GB" in ran.out
+
+
+def test_cold_start_of_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from scenarios.command_line import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'pydantic', 'numpy', 'simpy', 'torch', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    # The bar is 0.5 s; a busy machine may double it.
+    assert time.perf_counter() - started < 1.0

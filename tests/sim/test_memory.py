@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+
+from sim.memory import MemoryBudget, memory_budgets, remedies
+from sim.plan.model import MODELS
+from sim.plan.scenario import PlacementSpec, Scenario, compile_run, paper_scenario
+from tests.sim.scenes import Case, cases, scenario_of
+
+CAPACITY = 80 * 10**9
+PAPER_30B = paper_scenario("layer-wise", "paper-30b").with_microbatches(16)
+
+
+def budget(scenario: Scenario, rank: int = 0) -> MemoryBudget:
+    return memory_budgets(compile_run(scenario), CAPACITY, 2 * 10**9)[rank]
+
+
+def remedy(change: str) -> int:
+    found = {r.change: r.value for r in remedies(PAPER_30B, budget(PAPER_30B))}
+    return next(value for name, value in found.items() if name.startswith(change))
+
+
+@given(cases())
+def test_ranks_together_hold_every_matmul_weight_once(case: Case) -> None:
+    budgets = memory_budgets(case.run, CAPACITY)
+    replica = [budgets[p.rank] for p in case.run[0].programs if p.replica == 0]
+    held = sum(b.weight_bytes for b in replica)
+    model, shards = case.model, case.placement.tensor_parallel
+    norms = 2 * model.num_layers + (1 if model.vocab_size else 0)
+    whole = norms * model.hidden_size + model.vocab_size * model.hidden_size
+    split = model.parameters - whole
+
+    # Norms and the embedding are whole on every rank of their group.
+    assert (split + shards * whole) * model.dtype_bytes == held
+
+
+@given(cases())
+def test_kv_cache_is_held_once_over_the_ranks(case: Case) -> None:
+    budgets = memory_budgets(case.run, CAPACITY)
+    held = sum(budgets[p.rank].kv_bytes for p in case.run[0].programs if p.replica == 0)
+    step, model = case.steps[0], case.model
+    per_layer = step.num_sequences * step.kv_capacity_tokens * model.kv_bytes_per_token_per_layer
+
+    assert model.num_layers * per_layer == held
+
+
+def test_paper_16_layer_takes_21_gigabytes_of_kv() -> None:
+    found = budget(paper_scenario("layer-wise").with_microbatches(16))
+
+    assert 128 * 10_000 * 16 * 1024 == found.kv_bytes
+    assert found.fits
+
+
+def test_paper_30b_does_not_fit() -> None:
+    found = budget(PAPER_30B)
+
+    assert 7 * 128 * 10_000 * 16 * 1024 == found.kv_bytes
+    assert not found.fits
+
+
+def test_budget_is_the_sum_of_its_parts() -> None:
+    found = budget(PAPER_30B)
+
+    assert found.total_bytes == (
+        found.weight_bytes + found.kv_bytes + found.activation_bytes + found.communication_bytes
+        + 2 * 10**9
+    )  # fmt: skip
+
+
+def fits_with(**workload: int) -> bool:
+    scenario = replace(PAPER_30B, workload=replace(PAPER_30B.workload, **workload))
+    return budget(scenario).fits
+
+
+def test_batch_that_would_fit_fits_and_one_more_microbatch_does_not() -> None:
+    batch = remedy("batch_size")
+
+    assert fits_with(batch_size=batch)
+    assert not fits_with(batch_size=batch + 16)
+
+
+def test_context_that_would_fit_fits_and_a_longer_one_does_not() -> None:
+    context = remedy("context_tokens")
+
+    assert fits_with(context_tokens=context)
+    assert not fits_with(context_tokens=context + 50)
+
+
+def test_kv_heads_that_would_fit_fit_and_more_do_not() -> None:
+    heads = remedy("num_key_value_heads")
+    fit, more = (
+        budget(replace(PAPER_30B, model=replace(PAPER_30B.model, num_key_value_heads=h))).fits
+        for h in (heads, 2 * heads)
+    )
+
+    assert (True, False) == (fit, more)
+
+
+def test_kv_of_eight_bits_is_what_would_fit() -> None:
+    assert 8 == remedy("KV bits")
+
+
+def test_weights_alone_too_large_leave_no_remedy_in_kv() -> None:
+    large = replace(PAPER_30B, model=replace(MODELS["paper-30b"], intermediate_size=800_000))
+
+    assert {0} == {r.value for r in remedies(large, budget(large))}
+
+
+def test_budget_without_kv_needs_no_remedy() -> None:
+    empty = replace(budget(PAPER_30B), kv_bytes=0)
+
+    assert 128 == remedies(PAPER_30B, empty)[0].value
+
+
+def test_activations_are_those_of_the_largest_microbatch() -> None:
+    even, uneven = (
+        budget(scenario_of(PlacementSpec(num_gpus=2), microbatches=2, batch_size=batch))
+        for batch in (4, 3)
+    )
+
+    # Microbatches of 2 + 2 and of 2 + 1 sequences.
+    assert even.activation_bytes == uneven.activation_bytes
+
+
+def test_chunks_of_a_prefill_need_what_the_largest_needs() -> None:
+    scenario = scenario_of(PlacementSpec(num_gpus=2), microbatches=1, batch_size=1)
+    workload = replace(
+        scenario.workload, phase="prefill", context_tokens=40, prefill_chunk_tokens=32
+    )
+    chunked, one = (
+        budget(replace(scenario, workload=replace(workload, context_tokens=c))).activation_bytes
+        for c in (40, 32)
+    )
+
+    assert one == chunked

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sim.cost.model import Calibrated
+from sim.plan.errors import FileFormatError, ProfileMismatchError
+from sim.plan.hardware import GPUS, dgx_cluster
+from sim.profile import (
+    Regime,
+    ResidualPoint,
+    TransferFit,
+    interpolate_residual,
+    load_profile,
+    write_profile,
+)
+from tests.synthetic import constant, synthetic_profile
+
+POINTS = (
+    ResidualPoint(features=(math.log(8), math.log(4096)), log_ratio=0.10),
+    ResidualPoint(features=(math.log(128), math.log(4096)), log_ratio=-0.05),
+)
+
+
+def written(folder: Path) -> Path:
+    path = folder / "profile.json"
+    write_profile(synthetic_profile(), path)
+    return path
+
+
+def altered(folder: Path, **values: object) -> Path:
+    path = written(folder)
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return path
+
+
+def test_profile_survives_its_file(tmp_path: Path) -> None:
+    profile = synthetic_profile()
+    fit = replace(profile.fits["matmul"], residuals=tuple(
+        ResidualPoint(features=(*point.features, 1.0), log_ratio=point.log_ratio)
+        for point in POINTS
+    ))  # fmt: skip
+    profile = replace(profile, fits=profile.fits | {"matmul": fit})
+    write_profile(profile, tmp_path / "p.json")
+
+    assert profile == load_profile(tmp_path / "p.json")
+
+
+def test_digest_survives_the_file(tmp_path: Path) -> None:
+    assert synthetic_profile().digest == load_profile(written(tmp_path)).digest
+
+
+def test_digest_tells_profiles_apart() -> None:
+    profile = synthetic_profile()
+    other = replace(profile, machine=profile.machine | {"eager_issue_s": constant(9e-6)})
+
+    assert profile.digest != other.digest
+
+
+def test_profile_of_another_gpu_is_refused() -> None:
+    with pytest.raises(ProfileMismatchError) as error:
+        Calibrated(dgx_cluster(GPUS["h200"], 8), synthetic_profile())
+
+    assert str(error.value) == (
+        "profile 'synthetic' was measured on h100-sxm and cluster.gpu is h200; give a profile for "
+        "h200 (layerwise calibrate), or ask for the speed of light only"
+    )
+
+
+def test_other_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="profile.json: does not say format='layerwise-prof"):
+        load_profile(altered(tmp_path, format="other"))
+
+
+def test_other_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="version 99, this program reads 1; calibrate again"):
+        load_profile(altered(tmp_path, version=99))
+
+
+def test_unknown_key_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gpus='x' is not a known key; did you mean 'gpu'"):
+        load_profile(altered(tmp_path, gpus="x"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_file_that_is_no_profile_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(content)
+
+    with pytest.raises(FileFormatError, match="profile.json: "):
+        load_profile(path)
+
+
+def test_profile_file_has_a_constant_on_each_line(tmp_path: Path) -> None:
+    lines = [line.strip() for line in written(tmp_path).read_text().splitlines()]
+
+    assert len(synthetic_profile().fits) == sum(line.startswith('"launch_s": {') for line in lines)
+
+
+def test_residual_at_a_calibrated_shape_is_what_was_measured() -> None:
+    assert 0.10 == pytest.approx(interpolate_residual(POINTS, (8, 4096)), rel=1e-3)
+
+
+def test_residual_between_shapes_lies_between() -> None:
+    assert -0.05 < interpolate_residual(POINTS, (32, 4096)) < 0.10
+
+
+def test_residual_far_from_every_shape_shrinks_to_the_form_alone() -> None:
+    assert 0.0 == pytest.approx(interpolate_residual(POINTS, (1e9, 1e9)), abs=1e-3)
+
+
+def test_no_points_leave_the_form_alone() -> None:
+    assert 0.0 == interpolate_residual((), (8, 4096))
+
+
+def test_only_the_eight_nearest_shapes_count() -> None:
+    near = tuple(ResidualPoint(features=(float(n),), log_ratio=0.2) for n in range(8))
+    far = ResidualPoint(features=(50.0,), log_ratio=-9.0)
+
+    assert interpolate_residual(near, (1.0,)) == interpolate_residual((*near, far), (1.0,))
+
+
+def test_transfer_follows_the_regime_of_its_size() -> None:
+    fit = TransferFit(
+        regimes=(
+            Regime(from_bytes=0, latency_s=1e-6, bytes_per_s=1e9),
+            Regime(from_bytes=1000, latency_s=5e-6, bytes_per_s=1e10),
+        ),
+        source="made up",
+    )
+
+    assert [1e-6 + 999e-9, 5e-6 + 1000e-10] == [fit.seconds(999), fit.seconds(1000)]
+
+
+def test_transfer_below_every_regime_uses_the_first() -> None:
+    fit = TransferFit(regimes=(Regime(from_bytes=64, latency_s=1e-6, bytes_per_s=1e9),), source="")
+
+    assert 1e-6 + 8e-9 == fit.seconds(8)
+
+
+def test_shape_at_the_edge_is_inside_and_beyond_it_outside() -> None:
+    fit = replace(synthetic_profile().fits["norm"], valid=((1.0, 8.0), (64.0, 64.0)))
+
+    assert (True, False, False) == (
+        fit.inside((8, 64)), fit.inside((9, 64)), fit.inside((8, 65)),
+    )  # fmt: skip

@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.cost.model import CostModel, SpeedOfLight
+from sim.machine.l2 import L2State, time_block
+from sim.plan import ops
+from sim.plan.demand import demand_of
+from sim.plan.hardware import ClusterSpec, dgx_cluster
+from sim.plan.model import MODELS
+from sim.plan.scenario import PlacementSpec, Scenario, compile_run, paper_scenario
+from sim.plan.workload import Workload
+from sim.predict import _predict
+from sim.simulate import PS, Simulation, simulate
+from sim.trace import Row, Trace, write_trace
+from tests.sim.scenes import (
+    CLUSTER,
+    H100,
+    TINY,
+    Case,
+    FlatCost,
+    calibrated,
+    cases,
+    pipeline,
+    scenario_of,
+    uncontended,
+)
+
+SHARDS = PlacementSpec(strategy="tensor-pipeline", tensor_parallel=4, pipeline_parallel=2)
+DEPTHS = [(1, 1), (2, 1), (3, 2), (4, 4), (4, 12), (6, 4), (3, 8)]
+
+
+def run_scenario(scenario: Scenario, cost: CostModel, **options: object) -> Simulation:
+    return simulate(compile_run(scenario), cost, scenario.cluster, **options)  # type: ignore[arg-type]
+
+
+def in_order(rows: tuple[Row, ...]) -> list[Row]:
+    return sorted(rows, key=lambda row: (row.step, row.rank, row.start_s, row.op))
+
+
+def stage_s(scenario: Scenario, cost: FlatCost) -> float:
+    """One microbatch on one stage, whose ops all take the same time."""
+    local = [
+        placed for placed in compile_run(scenario)[0].programs[0]
+        if placed.microbatch == 0 and not isinstance(placed.op, ops.Send)
+    ]  # fmt: skip
+    return len(local) * cost.op_s
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), DEPTHS)
+def test_step_from_idle_has_the_bubble_of_the_closed_form(stages: int, microbatches: int) -> None:
+    scenario, cost = pipeline(stages, microbatches, num_steps=1), FlatCost()
+    step_s = run_scenario(scenario, cost).first_step_s
+    bubble = 1 - microbatches * stage_s(scenario, cost) / step_s
+
+    assert float(Fraction(stages - 1, microbatches + stages - 1)) == pytest.approx(bubble, abs=1e-9)
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), DEPTHS)
+def test_steady_decode_has_the_bubble_of_the_closed_form(stages: int, microbatches: int) -> None:
+    scenario, cost = pipeline(stages, microbatches, num_steps=6), FlatCost()
+    step_s = run_scenario(scenario, cost).steady_step_s
+    bubble = 1 - microbatches * stage_s(scenario, cost) / step_s
+
+    assert max(0.0, 1 - microbatches / stages) == pytest.approx(bubble, abs=1e-9)
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), DEPTHS)
+def test_predicted_bubble_is_that_of_the_closed_form(stages: int, microbatches: int) -> None:
+    prediction = _predict(pipeline(stages, microbatches, num_steps=4), FlatCost(), 0)
+
+    assert max(0.0, 1 - microbatches / stages) == pytest.approx(prediction.bubble, abs=1e-6)
+
+
+def test_latency_of_a_link_delays_one_step_by_each_hop() -> None:
+    scenario = pipeline(4, 1, num_steps=1)
+    near, far = (run_scenario(scenario, FlatCost(latency_s=s)).first_step_s for s in (0.0, 5e-6))
+
+    assert 3 * 5e-6 == pytest.approx(far - near, abs=1e-12)
+
+
+def test_steps_chain_by_data_alone() -> None:
+    # Two microbatches a stage: the link's latency hides behind the other microbatch.
+    scenario, cost = pipeline(2, 4, num_steps=6), FlatCost()
+    steps = [run_scenario(scenario, replace(cost, latency_s=s)).steady_step_s for s in (0.0, 3e-6)]
+
+    assert steps[0] == pytest.approx(steps[1], abs=1e-12)
+
+
+@settings(max_examples=25)
+@given(cases())
+def test_folded_rows_equal_unfolded_rows(case: Case) -> None:
+    # Every rank of this cluster sits in one node, so symmetric ranks sit on equal wires.
+    cluster = replace(CLUSTER, num_nodes=1, gpus_per_node=64)
+    cost = uncontended(cluster)
+    folded, unfolded = (
+        simulate(case.run, cost, cluster, folded=flag, keep_rows=True) for flag in (True, False)
+    )
+
+    assert in_order(unfolded.rows) == in_order(folded.rows)
+
+
+@settings(max_examples=15)
+@given(cases())
+def test_folded_steps_equal_unfolded_steps(case: Case) -> None:
+    cluster = replace(CLUSTER, num_nodes=1, gpus_per_node=64)
+    cost = FlatCost(latency_s=2e-6)
+    folded, unfolded = (simulate(case.run, cost, cluster, folded=flag) for flag in (True, False))
+
+    assert unfolded.step_end_s == folded.step_end_s
+
+
+@pytest.mark.xfail(reason="folding looks at the first rank's wires only")
+def test_ranks_on_other_wires_are_not_folded() -> None:
+    # Nodes of three GPUs: ranks 0, 1 | 2, 3 | ... of which 2 and 3 sit in different nodes.
+    cluster = ClusterSpec(
+        name="threes", gpu=H100, num_nodes=2, gpus_per_node=3, nvlink=CLUSTER.nvlink,
+        nic=CLUSTER.nic,
+    )  # fmt: skip
+    spec = PlacementSpec(strategy="tensor-pipeline", tensor_parallel=2, pipeline_parallel=2)
+    scenario = scenario_of(spec, cluster=cluster, num_steps=1)
+    cost = SpeedOfLight(cluster)
+    folded, unfolded = (run_scenario(scenario, cost, folded=flag) for flag in (True, False))
+
+    assert unfolded.step_end_s == folded.step_end_s
+
+
+@pytest.mark.xfail(reason="folding looks at the first replica's wires only")
+def test_replicas_on_other_wires_are_not_folded() -> None:
+    # Three stages a replica on nodes of eight: the third replica crosses the node's edge.
+    spec = PlacementSpec(strategy="tensor-pipeline", pipeline_parallel=3, data_parallel=4)
+    scenario = scenario_of(spec, num_steps=1)
+    cost = SpeedOfLight(CLUSTER)
+    folded, unfolded = (run_scenario(scenario, cost, folded=flag) for flag in (True, False))
+
+    assert unfolded.step_end_s == folded.step_end_s
+
+
+def test_eager_folded_steps_equal_eager_unfolded_steps() -> None:
+    scenario, cost = scenario_of(SHARDS, num_steps=2), FlatCost(issue_s=3e-6)
+    folded, unfolded = (
+        run_scenario(scenario, cost, folded=flag, launch="eager") for flag in (True, False)
+    )
+
+    assert unfolded.step_end_s == folded.step_end_s
+
+
+@settings(max_examples=15)
+@given(cases())
+def test_no_run_is_faster_than_the_speed_of_light(case: Case) -> None:
+    cluster = replace(CLUSTER, num_nodes=1, gpus_per_node=64)
+    believed, bound = (
+        simulate(case.run, cost, cluster) for cost in (calibrated(cluster), SpeedOfLight(cluster))
+    )
+
+    assert bound.step_end_s[-1] <= believed.step_end_s[-1]
+
+
+@pytest.mark.parametrize("strategy", ["layer-wise", "tensor-pipeline"])
+@pytest.mark.parametrize("model", ["paper-16", "paper-30b"])
+def test_paper_is_not_faster_than_the_speed_of_light(strategy: str, model: str) -> None:
+    scenario = paper_scenario(strategy, model).with_microbatches(8)  # type: ignore[arg-type]
+    believed, bound = (
+        run_scenario(scenario, cost).steady_step_s for cost in (calibrated(), SpeedOfLight(CLUSTER))
+    )
+
+    assert bound < believed
+
+
+def test_rows_hold_every_op_of_every_rank_once() -> None:
+    scenario = scenario_of(SHARDS, num_steps=2)
+    run = compile_run(scenario)
+    rows = simulate(run, calibrated(), CLUSTER, keep_rows=True).rows
+    expected = [
+        (0, step, program.rank, placed.name)
+        for step, compiled in enumerate(run)
+        for program in compiled.programs
+        for placed in program
+    ]
+
+    assert sorted(expected) == sorted(row.key for row in rows)
+
+
+def test_ops_of_a_stream_do_not_overlap() -> None:
+    rows = run_scenario(scenario_of(SHARDS), calibrated(), keep_rows=True).rows
+    stream = in_order(tuple(r for r in rows if r.rank == 0 and r.stream == "compute"))
+
+    assert all(a.end_s <= b.start_s + 1e-15 for a, b in zip(stream, stream[1:], strict=False))
+
+
+def test_row_starts_when_it_is_ready_or_later() -> None:
+    rows = run_scenario(scenario_of(SHARDS), calibrated(), keep_rows=True).rows
+
+    assert [] == [row for row in rows if not row.ready_s <= row.start_s <= row.end_s]
+
+
+def test_receive_ends_when_its_send_arrives() -> None:
+    rows = run_scenario(pipeline(2, 1, 1), calibrated(), keep_rows=True).rows
+    ends = {row.op: row.end_s for row in rows}
+
+    assert ends["P0.act.send@m0"] == ends["P1.act.recv@m0"]
+
+
+def test_same_scenario_writes_the_same_bytes(tmp_path: Path) -> None:
+    written = []
+    for name in ("first", "second"):
+        rows = run_scenario(scenario_of(SHARDS), calibrated(), keep_rows=True).rows
+        trace = Trace(source="predicted", name="t", scenario={}, kernel_set="k", rows=rows)
+        write_trace(trace, tmp_path / f"{name}.gz")
+        written.append((tmp_path / f"{name}.gz").read_bytes())
+
+    assert written[0] == written[1]
+
+
+def test_eager_is_slower_than_graph() -> None:
+    graph, eager = (
+        run_scenario(scenario_of(SHARDS), calibrated(), launch=launch).steady_step_s
+        for launch in ("graph", "eager")
+    )
+
+    assert eager > graph
+
+
+def test_eager_with_slow_host_is_issue_time_per_op() -> None:
+    scenario = scenario_of(PlacementSpec(num_gpus=1), num_steps=4)
+    cost = FlatCost(op_s=1e-9, issue_s=8e-6)
+    num_ops = len(compile_run(scenario)[1].programs[0])
+
+    assert num_ops * 8e-6 == pytest.approx(
+        run_scenario(scenario, cost, launch="eager").steady_step_s, rel=1e-3
+    )
+
+
+@pytest.mark.xfail(reason="a block's first op waits for a host that was not let run ahead")
+def test_eager_host_that_is_ahead_costs_nothing() -> None:
+    scenario = scenario_of(PlacementSpec(num_gpus=1), num_steps=4)
+    graph, eager = (
+        run_scenario(scenario, FlatCost(op_s=1e-4, issue_s=1e-6), launch=launch).steady_step_s
+        for launch in ("graph", "eager")
+    )
+
+    assert graph == pytest.approx(eager, rel=1e-9)
+
+
+def test_rank_alone_takes_the_sum_of_its_ops() -> None:
+    scenario, cost = pipeline(4, 2, num_steps=1), FlatCost()
+    local = [
+        p for p in compile_run(scenario)[0].programs[1]
+        if not isinstance(p.op, (ops.Send, ops.Recv))
+    ]  # fmt: skip
+
+    assert len(local) * 1e-6 == pytest.approx(run_scenario(scenario, cost, alone=1).first_step_s)
+
+
+def test_rank_alone_with_caches_takes_the_sum_of_its_walk() -> None:
+    scenario = replace(
+        paper_scenario("layer-wise", workload=Workload(num_microbatches=4)),
+    )
+    scenario = replace(scenario, run=replace(scenario.run, num_steps=1))
+    cost = uncontended()
+    program = compile_run(scenario)[0].programs[3]
+    parts = [
+        part for part in program.parts
+        if not isinstance(part.segment.ops[0], (ops.Send, ops.Recv))
+    ]  # fmt: skip
+    timed, _, _ = time_block(parts, L2State(cost))
+    by_hand = round(sum(op.cost.launch_s + op.cost.kernel_s for op in timed), 9)
+    graphs = round(cost.graph_launch_s, 9)
+
+    assert by_hand + graphs == pytest.approx(
+        run_scenario(scenario, cost, alone=3).first_step_s, rel=1e-6
+    )
+
+
+def test_rank_alone_marks_its_messages_replaced() -> None:
+    rows = run_scenario(pipeline(4, 2, 1), calibrated(), alone=1, keep_rows=True).rows
+
+    assert {"Recv", "Send"} == {row.kind for row in rows if row.replaced}
+    assert {1} == {row.rank for row in rows}
+
+
+@pytest.mark.parametrize("spec", [PlacementSpec(), SHARDS])
+def test_doubling_every_bandwidth_halves_the_speed_of_light(spec: PlacementSpec) -> None:
+    gpu = replace(
+        H100, hbm_bytes_per_s=2 * H100.hbm_bytes_per_s, l2_bytes_per_s=2 * H100.l2_bytes_per_s,
+        peak_flops_per_s=2 * H100.peak_flops_per_s,
+    )  # fmt: skip
+    doubled = replace(
+        CLUSTER, gpu=gpu, nvlink=replace(CLUSTER.nvlink, bytes_per_s=900e9),
+        nic=replace(CLUSTER.nic, bytes_per_s=100e9),
+    )  # fmt: skip
+    once, twice = (
+        run_scenario(
+            scenario_of(spec, model=MODELS["paper-16"], microbatches=4, cluster=cluster),
+            SpeedOfLight(cluster),
+        ).steady_step_s
+        for cluster in (CLUSTER, doubled)
+    )
+
+    assert 0.5 == pytest.approx(twice / once, rel=1e-4)
+
+
+@settings(max_examples=15)
+@given(cases())
+def test_wire_bytes_are_those_of_the_ops(case: Case) -> None:
+    machine = simulate(case.run, FlatCost(), CLUSTER, folded=False)
+    counted = sum(
+        size for account in machine.accounts.values() for size in account.wire_bytes.values()
+    )
+    demanded = sum(
+        demand_of(placed.op).wire_bytes
+        for compiled in case.run for program in compiled.programs for placed in program
+    )  # fmt: skip
+
+    assert demanded == counted
+
+
+def test_hops_count_on_their_own_wire() -> None:
+    scenario = scenario_of(PlacementSpec(num_gpus=16), model=MODELS["paper-16"], num_steps=1)
+    counted: dict[str, int] = {}
+    for account in run_scenario(scenario, FlatCost()).accounts.values():
+        for wire, size in account.wire_bytes.items():
+            counted[wire] = counted.get(wire, 0) + size
+
+    # 15 hops of 16 sequences x 4096 x 2 bytes, of which one leaves the node.
+    assert {"nvlink4": 14 * 131_072, "ndr400": 131_072} == counted
+
+
+def test_transfers_slow_the_ops_beside_them() -> None:
+    scenario = pipeline(2, 4, 4)
+    busy = FlatCost(latency_s=0.0, bytes_per_s=1e9, port_bytes_per_s=1e9)
+    free, contended = (
+        run_scenario(scenario, replace(busy, hbm_bytes_per_s=rate)).step_end_s[-1]
+        for rate in (math.inf, 1.2e9)
+    )
+
+    assert contended > free
+
+
+def test_steady_state_is_recognised() -> None:
+    simulation = run_scenario(pipeline(3, 6, num_steps=5), FlatCost())
+
+    assert simulation.is_steady
+
+
+def test_two_steps_are_too_few_to_be_steady() -> None:
+    assert not run_scenario(pipeline(3, 6, num_steps=2), FlatCost()).is_steady
+
+
+def test_step_ends_are_accounted_to_the_picosecond() -> None:
+    simulation = run_scenario(pipeline(3, 3, num_steps=2), FlatCost())
+    last = max(account.end_ps for account in simulation.accounts.values())
+
+    assert last * PS == simulation.step_end_s[-1]
+
+
+def test_embedding_and_head_run_too() -> None:
+    scenario = scenario_of(SHARDS, model=TINY.with_vocabulary(64), num_steps=2)
+    plain = scenario_of(SHARDS, num_steps=2)
+
+    assert run_scenario(scenario, FlatCost()).first_step_s > (
+        run_scenario(plain, FlatCost()).first_step_s
+    )
+
+
+@given(st.integers(1, 3))
+def test_cluster_of_one_node_uses_no_nic(stages: int) -> None:
+    cluster = dgx_cluster(H100, 8)
+    scenario = scenario_of(PlacementSpec(num_gpus=stages), cluster=cluster, num_steps=1)
+    simulation = run_scenario(scenario, FlatCost())
+
+    assert {"nvlink4"} >= {
+        wire for account in simulation.accounts.values() for wire in account.wire_bytes
+    }
