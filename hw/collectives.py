@@ -217,4 +217,4 @@ class DistributedPeers:
 def _new_group(ranks: Sequence[int]) -> ProcessGroup | None:
     """A communicator; None on ranks outside it."""
     group = dist.new_group(list(ranks))
-    return None if group == dist.GroupMember.NON_GROUP_MEMBER else group
+    return group if isinstance(group, ProcessGroup) else None

@@ -35,7 +35,8 @@ class Session:
         if self.store is None:
             return [value]
         call = self.store.add(f"gather/{name}/calls/{self.rank}", 1)
-        self.store.set(f"gather/{name}/{call}/{self.rank}", pickle.dumps(value))
+        # torch's stub says str; bytes are stored as they are.
+        self.store.set(f"gather/{name}/{call}/{self.rank}", pickle.dumps(value))  # pyright: ignore[reportArgumentType]
         if self.rank:
             return []
         keys = [f"gather/{name}/{call}/{rank}" for rank in range(self.world_size)]

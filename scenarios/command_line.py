@@ -45,6 +45,14 @@ class LaunchName(StrEnum):
     EAGER = "eager"
 
 
+class Purpose(StrEnum):
+    """What a trace may be used for."""
+
+    FIT = "fit"
+    VALIDATION = "validation"
+    OTHER = "other"
+
+
 class DeviceName(StrEnum):
     """What measures."""
 
@@ -143,6 +151,9 @@ def measure(
         TimingName | None, typer.Option(help="Who times each op; the device's own by default.")
     ] = None,
     bandwidth: Annotated[bool, typer.Option(help="Measure HBM's read rate as well.")] = False,
+    purpose: Annotated[
+        Purpose, typer.Option(help="What the trace may be used for; a fit never validates.")
+    ] = Purpose.OTHER,
 ) -> None:
     """Run a scenario for real, on GPUs or on the CPU, and write its trace. Needs torch.
 
@@ -155,7 +166,7 @@ def measure(
     constants = _profile(None, asked.cluster.gpu.name) if device is DeviceName.CUDA else None
     if constants:
         asked = asked.with_kernels(constants.kernels)
-    _note(measure_to(asked, out, device.value, timing.value if timing else None, bandwidth))
+    _note(measure_to(asked, out, device.value, timing.value if timing else None, bandwidth, purpose.value))
 
 
 @app.command()

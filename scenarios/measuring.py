@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 from sim.plan.errors import MissingPackageError
 from sim.plan.scenario import Scenario
+from sim.trace import Trace
 
+Purpose = Literal["fit", "validation", "other"]
 TimingName = Literal["cupti", "events", "clock", "none"]
 
 
@@ -18,6 +22,7 @@ def measure_to(
     device: Literal["cpu", "cuda"],
     timing: TimingName | None,
     with_bandwidth: bool,
+    purpose: Purpose = "other",
 ) -> str:
     """Measure and write the trace; returns a sentence.
 
@@ -32,8 +37,18 @@ def measure_to(
     trace = launch(scenario, options)
     if trace is None:
         return "the first rank writes the trace"
-    write_trace(trace, out)
-    return f"{out}: {len(trace.rows)} rows, timing {chosen}"
+    write_trace(replace(trace, purpose=purpose), out)
+    return f"{out}: {len(trace.rows)} rows, timing {chosen}; {_summary(trace)}"
+
+
+def _summary(trace: Trace) -> str:
+    step = f"median step {1e3 * median(trace.untraced_step_s):.4g} ms"
+    if "hbm_floor_fraction" not in trace.measured:
+        return step
+    fraction, rate = (
+        trace.measured[key] for key in ("hbm_floor_fraction", "read_bandwidth_bytes_per_s")
+    )
+    return f"{step}, {fraction:.1%} of the HBM floor at {rate / 1e12:.3g} TB/s"
 
 
 def require_torch() -> None:

@@ -133,7 +133,8 @@ def _message_row(executed: Executed, alone: bool) -> Row:
         if isinstance(op, ops.Recv):
             start = min(max(start, ready), max(end, ready))
             end = max(end, ready)
-    stream = {ops.Send: "send", ops.Recv: "recv"}.get(type(op), "compute")
+    streams: dict[type, str] = {ops.Send: "send", ops.Recv: "recv"}
+    stream = streams.get(type(op), "compute")
     return Row(
         repeat=0, step=executed.step, rank=executed.rank, op=part.name_of(op),
         kind=type(op).__name__, stream=stream, ready_s=ready * PS, start_s=start * PS,

@@ -53,6 +53,11 @@ class TransferCost:
     bytes_per_s: float
 
 
+def _number(value: float) -> forms.Numbers:
+    """A single number as the forms take it."""
+    return np.asarray(value, dtype=np.float64)
+
+
 class CostModel(Protocol):
     """Seconds of ops, messages and collectives under one belief."""
 
@@ -246,8 +251,8 @@ class Calibrated:
         if isinstance(op, ops.Attention) and op.query_tokens > 1:
             total = float(
                 forms.prefill_attention_seconds(
-                    constants, np.float64(attention_flops(op)), np.float64(op.query_tokens),
-                    np.float64(op.context_tokens), np.float64(op.head_dim),
+                    constants, _number(attention_flops(op)), _number(op.query_tokens),
+                    _number(op.context_tokens), _number(op.head_dim),
                     num_sms=gpu.num_sms, peak_flops_per_s=gpu.peak_flops_per_s,
                 )
             )  # fmt: skip
@@ -269,9 +274,9 @@ class Calibrated:
                 parts["compute"] = float(tiles[0])
                 return float(total[0]), parts
             case ops.Attention():
-                units = np.float64(op.sequences * op.num_key_value_heads)
+                units = _number(op.sequences * op.num_key_value_heads)
                 total_s = forms.decode_attention_seconds(
-                    constants, units, np.float64(memory_s), num_sms=gpu.num_sms
+                    constants, units, _number(memory_s), num_sms=gpu.num_sms
                 )
                 return float(total_s), parts
             case (

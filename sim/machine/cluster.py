@@ -9,7 +9,7 @@ from typing import Literal
 import simpy
 
 from sim.cost.model import CostModel
-from sim.machine.fluid import FluidShare, Process
+from sim.machine.fluid import FluidShare, Process, Resource
 from sim.machine.l2 import Block, BlockCache, L2State, seconds_to_ps
 from sim.machine.links import Channel, Message
 from sim.plan import ops
@@ -59,6 +59,10 @@ class Rendezvous:
     group_size: int
     done: simpy.Event
     arrived: int = 0
+
+    def finish(self, _: simpy.Event) -> None:
+        """Let every member go on."""
+        self.done.succeed()
 
 
 @dataclass
@@ -135,7 +139,7 @@ class SimulatedCluster:
             cost = self.cost.collective(op)
             timeout = self.env.timeout(seconds_to_ps(cost.launch_s) + seconds_to_ps(cost.kernel_s))
             assert timeout.callbacks is not None
-            timeout.callbacks.append(lambda _: place.done.succeed())
+            timeout.callbacks.append(place.finish)
         return place.done
 
 
@@ -214,7 +218,7 @@ class _RankProcess:
         if machine.launch == "eager":
             issued, duration = self._issue(block, begin)
         rate = block.hbm_bytes / max(duration, 1) * 1e12
-        demand = {("hbm", self.rank): min(rate, machine.cost.hbm_bytes_per_s)}
+        demand: dict[Resource, float] = {("hbm", self.rank): min(rate, machine.cost.hbm_bytes_per_s)}
         yield machine.share.run(duration, demand)
         end = int(machine.env.now)
         scale = (end - begin) / duration if duration else 1.0
