@@ -7,19 +7,33 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from calibration.dataset import gpu_with_ramp, graph_launch_seconds, read_sweep, tables
-from calibration.fit import FitError, fit_kind
+from calibration.dataset import (
+    Table,
+    check_sweep,
+    gpu_with_ramp,
+    graph_launch_seconds,
+    read_sweep,
+    read_text,
+    tables,
+)
+from calibration.fit import fit_kind
 from calibration.interleaving import fit_interleaving, no_interleaving
 from calibration.l2_curve import fit_l2_curve
+from calibration.least_squares import FitError, significant
 from calibration.sweeps import sweep
 from sim.cost.shapes import FEATURES
 from sim.plan.compile import KernelChoice
+from sim.plan.errors import FileFormatError
 from sim.plan.hardware import GPUS, GpuSpec
-from sim.profile import Constant, Profile, TransferFit
+from sim.profile import Constant, OpFit, Profile, TransferFit
 from sim.trace import Trace, read_trace
 
 PROVENANCE_KEYS = ("gpu", "driver", "torch", "cuda", "cudnn", "nccl", "triton", "date_utc")
+# Context, libraries and graphs of one process; the engine's readings are below it.
+RESERVED_BYTES = 2 * 10**9
+Progress = Callable[[str, OpFit | FitError], None]
 
 
 def build_profile(
@@ -29,34 +43,26 @@ def build_profile(
     gpu: str,
     kernels: KernelChoice,
     transfers: dict[str, TransferFit],
-    progress: Callable[[str], None] = print,
+    progress: Progress = lambda _kind, _outcome: None,
 ) -> Profile:
     """Fit everything one GPU can show to the measurements in `folder`.
 
     Expects sweep.jsonl, read_curve.json, environment.json and traces of whole stages whose
-    purpose is "fit". Raises FitError or FileFormatError; then no profile exists.
+    purpose is "fit". `progress` hears of every kind of op: its fit, or why there is none. Raises
+    FitError or FileFormatError; then no profile exists.
     """
     spec = GPUS[gpu]
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    source = f"{environment.get('gpu', gpu)}, {environment.get('date_utc', 'undated')[:10]}"
+    environment = _read_environment(folder / "environment.json", spec)
+    source = f"{environment['gpu']}, {environment.get('date_utc', 'undated')[:10]}"
     traces = _fit_traces(folder)
     machine = _machine(folder, spec, traces, f"{source}: read_curve.json")
-    points = sweep(kernels)
-    seconds = read_sweep(folder / "sweep.jsonl")
-    launch_s = graph_launch_seconds(points, seconds)
+    points, measured = sweep(kernels), read_sweep(folder / "sweep.jsonl")
+    check_sweep(points, measured)
+    launch_s = graph_launch_seconds(points, measured)
     machine["graph_launch_s"] = _constant(launch_s, "s", f"{source}: sweep.jsonl, graph_launch")
     l2 = gpu_with_ramp(gpu, machine["l2_full_hit"].value, machine["l2_no_hit"].value)
-    fits = {}
-    for kind, table in tables(points, seconds, l2, launch_s).items():
-        fits[kind] = fit_kind(table, spec, f"{source}: sweep.jsonl")
-        progress(
-            f"{kind:26s} {len(table):5d} points, form alone {fits[kind].form_median_error:6.1%}, "
-            f"held out: median {fits[kind].held_out_median_error:6.1%}, "
-            f"p90 {fits[kind].held_out_p90_error:6.1%}"
-        )
-    missing = FEATURES.keys() - fits.keys()
-    if missing:
-        raise FitError(f"the sweep has no points of {sorted(missing)}; measure them")
+    by_kind = tables(points, measured, l2, launch_s)
+    fits = _fit_kinds(by_kind, spec, f"{source}: sweep.jsonl", progress)
     alone = Profile(
         name=name, gpu=gpu, kernels=kernels, fits=fits, transfers=transfers,
         machine=machine | no_interleaving(), provenance={},
@@ -65,7 +71,7 @@ def build_profile(
     return Profile(
         name=name, gpu=gpu, kernels=kernels, fits=fits, transfers=transfers, machine=machine,
         provenance={k: str(environment[k]) for k in PROVENANCE_KEYS if k in environment},
-        reserved_bytes=2 * 10**9,
+        reserved_bytes=RESERVED_BYTES,
         data_hashes={p.name: file_hash(p) for p in sorted(folder.glob("*.json*"))},
     )  # fmt: skip
 
@@ -73,6 +79,25 @@ def build_profile(
 def file_hash(path: Path) -> str:
     """Short SHA-256 of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise FileFormatError(f"{path}: is not JSON: {error}") from error
+
+
+def _read_environment(path: Path, spec: GpuSpec) -> dict[str, str]:
+    """Where the folder was measured; refused when that was another kind of GPU."""
+    environment = _read_json(path)
+    for key, expected in (("num_sms", spec.num_sms), ("l2_bytes", spec.l2_bytes)):
+        if environment.get(key) != str(expected):
+            raise FileFormatError(
+                f"{path}: {key}={environment.get(key)!r} and a {spec.name} has {expected}; "
+                "fit with --gpu as the GPU that was measured"
+            )
+    return environment
 
 
 def _fit_traces(folder: Path) -> list[Trace]:
@@ -84,10 +109,30 @@ def _fit_traces(folder: Path) -> list[Trace]:
     return traces
 
 
+def _fit_kinds(
+    by_kind: dict[str, Table], spec: GpuSpec, source: str, progress: Progress
+) -> dict[str, OpFit]:
+    """Every kind's fit. Tries them all before it raises a FitError that names each failure."""
+    fits: dict[str, OpFit] = {}
+    failures: list[str] = []
+    for kind in sorted(FEATURES):
+        try:
+            if kind not in by_kind:
+                raise FitError(f"{kind}: the sweep has no points; measure them")
+            outcome = fits[kind] = fit_kind(by_kind[kind], spec, source)
+        except FitError as error:
+            outcome = error
+            failures.append(str(error))
+        progress(kind, outcome)
+    if failures:
+        raise FitError("; ".join(failures))
+    return fits
+
+
 def _machine(
     folder: Path, spec: GpuSpec, traces: list[Trace], source: str
 ) -> dict[str, Constant]:
-    curve = json.loads((folder / "read_curve.json").read_text(encoding="utf-8"))
+    curve = _read_json(folder / "read_curve.json")
     machine = fit_l2_curve([(int(b), float(s)) for b, s in curve], spec.l2_bytes, source)
     rates = [t.measured["read_bandwidth_bytes_per_s"] for t in traces
              if "read_bandwidth_bytes_per_s" in t.measured]  # fmt: skip
@@ -132,4 +177,4 @@ def _issue(traces: list[Trace]) -> float:
 
 
 def _constant(value: float, unit: str, source: str) -> Constant:
-    return Constant(value=float(f"{value:.4g}"), standard_error=0.0, unit=unit, source=source)
+    return Constant(value=significant(value), standard_error=0.0, unit=unit, source=source)

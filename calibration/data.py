@@ -16,6 +16,11 @@ def profile_path(gpu: str) -> Path:
     return FOLDER / "profiles" / f"{gpu}.json"
 
 
+def transfers_path() -> Path:
+    """The shipped messages and collectives, which one GPU cannot measure."""
+    return FOLDER / "transfers.json"
+
+
 def validation_trace_paths(folder: Path | None = None) -> tuple[Path, ...]:
     """The committed validation traces, by name: runs that no fit has seen."""
     place = folder or FOLDER / "traces" / "validation"

@@ -18,10 +18,18 @@ from sim.machine.l2 import L2State
 from sim.plan import ops
 from sim.plan.demand import attention_flops
 from sim.plan.errors import FileFormatError
-from sim.plan.hardware import GPUS, GpuSpec, dgx_cluster
+from sim.plan.hardware import GPUS, dgx_cluster
 
 GPU_BOUND_REPEATS = 32
 Column = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A sweep point as it was measured: seconds of one step, and how many ops were in it."""
+
+    step_s: float
+    num_ops: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,10 @@ class RampedL2(SpeedOfLight):
 
     l2_full_hit: float = 0.75
     l2_no_hit: float = 0.95
+
+    @property
+    def hit_horizon_bytes(self) -> float:
+        return self.l2_no_hit * self.cluster.gpu.l2_bytes
 
     def hit_fraction(self, reuse_distance_bytes: int) -> float:
         size = self.cluster.gpu.l2_bytes
@@ -68,30 +80,60 @@ class Table:
         )  # fmt: skip
 
 
-def read_sweep(path: Path) -> dict[str, float]:
-    """Seconds per step of every measured point. Raises FileFormatError naming a bad line."""
-    seconds: dict[str, float] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+def read_sweep(path: Path) -> dict[str, Measurement]:
+    """Every measured point by name; points that failed or did not fit are left out.
+
+    Raises FileFormatError naming a bad line.
+    """
+    found: dict[str, Measurement] = {}
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
             row = json.loads(line)
             if "step_s" not in row and ("does_not_fit" in row or "failed" in row):
                 continue
-            value = float(row["step_s"])
+            name, one = row["name"], Measurement(float(row["step_s"]), int(row["num_ops"]))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path}: line {number} is not a sweep point: {error}") from error
-        if not (math.isfinite(value) and value > 0):
-            raise FileFormatError(f"{path}: line {number}: {row['name']} took {value} s")
-        seconds[row["name"]] = value
-    return seconds
+        if not (math.isfinite(one.step_s) and one.step_s > 0):
+            raise FileFormatError(f"{path}: line {number}: {name} took {one.step_s} s")
+        found[name] = one
+    return found
 
 
-def graph_launch_seconds(points: Iterable[SweepPoint], seconds: Mapping[str, float]) -> float:
+def read_text(path: Path) -> str:
+    """A file's text. Raises FileFormatError naming the file when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path}: cannot be read: {error}") from error
+
+
+def check_sweep(points: Iterable[SweepPoint], measured: Mapping[str, Measurement]) -> None:
+    """Raise FileFormatError when measurements are of another sweep than these points."""
+    repeats = {point.name: point.num_repeats for point in points}
+    unknown = sorted(measured.keys() - repeats.keys())
+    if unknown:
+        raise FileFormatError(
+            f"{len(unknown)} measured points are not in the sweep, {unknown[0]!r} first; "
+            "measure again, or fit with the version that measured them"
+        )
+    for name, one in measured.items():
+        if one.num_ops != repeats[name]:
+            raise FileFormatError(
+                f"{name} was measured with {one.num_ops} ops in a step and the sweep now has "
+                f"{repeats[name]}; measure again"
+            )
+
+
+def graph_launch_seconds(
+    points: Iterable[SweepPoint], measured: Mapping[str, Measurement]
+) -> float:
     """What every replay of a graph costs the GPU: the intercept of step time over number of ops.
 
     Short graphs are left out: there the host, not the GPU, sets the pace of replays.
     """
-    found = [(p.num_repeats, seconds[p.name]) for p in points
-             if p.kind == "graph_launch" and p.name in seconds
+    found = [(p.num_repeats, measured[p.name].step_s) for p in points
+             if p.kind == "graph_launch" and p.name in measured
              and p.num_repeats >= GPU_BOUND_REPEATS]  # fmt: skip
     if len(found) < 3:
         raise FileFormatError("the sweep has fewer than three graph_launch points; measure again")
@@ -103,7 +145,7 @@ def graph_launch_seconds(points: Iterable[SweepPoint], seconds: Mapping[str, flo
 
 def tables(
     points: Iterable[SweepPoint],
-    seconds: Mapping[str, float],
+    measured: Mapping[str, Measurement],
     l2: RampedL2,
     graph_launch_s: float = 0.0,
 ) -> dict[str, Table]:
@@ -111,15 +153,13 @@ def tables(
 
     `graph_launch_s` is taken off every step before it is divided among its ops.
     """
+    points = [point for point in points if point.name in measured and point.kind in FEATURES]
     op_seconds = {
-        p.name: (seconds[p.name] - graph_launch_s) / p.num_repeats
-        for p in points
-        if p.name in seconds
+        p.name: (measured[p.name].step_s - graph_launch_s) / p.num_repeats for p in points
     }
     rows: dict[str, list[tuple[SweepPoint, Traffic]]] = {}
     for point in points:
-        if point.name in op_seconds and point.kind in FEATURES:
-            rows.setdefault(point.kind, []).append((point, steady_traffic(point, l2)))
+        rows.setdefault(point.kind, []).append((point, steady_traffic(point, l2)))
     return {kind: _table(kind, found, op_seconds) for kind, found in sorted(rows.items())}
 
 
@@ -137,13 +177,7 @@ def steady_traffic(point: SweepPoint, l2: RampedL2) -> Traffic:
 
 def gpu_with_ramp(gpu: str, full_hit: float, no_hit: float) -> RampedL2:
     """The L2 of a known GPU with these ramp constants."""
-    return RampedL2(
-        cluster=dgx_cluster(_gpu(gpu), 1), l2_full_hit=full_hit, l2_no_hit=no_hit
-    )
-
-
-def _gpu(name: str) -> GpuSpec:
-    return GPUS[name]
+    return RampedL2(cluster=dgx_cluster(GPUS[gpu], 1), l2_full_hit=full_hit, l2_no_hit=no_hit)
 
 
 def _table(

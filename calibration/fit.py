@@ -1,44 +1,22 @@
-"""Least squares: one physics form per kind of op, then what remains at each calibrated shape.
-
-Parameters are fitted as logarithms (all are positive) on ln(predicted / measured) with a soft-L1
-loss, so that every point counts by its relative error and no outlier rules. Source: scipy's
-`least_squares` (Branch, Coleman, Li 1999).
-"""
+"""One physics form per kind of op, then what remains around it at each calibrated shape."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import least_squares
 
 from calibration.dataset import Table
+from calibration.least_squares import Parameter, fit_positive
 from sim.cost import forms
 from sim.cost.shapes import FEATURES
-from sim.plan.errors import LayerwiseError
 from sim.plan.hardware import GpuSpec
 from sim.profile import Constant, OpFit, ResidualPoint, interpolate_residual
 
 Form = Callable[[dict[str, float], Table], npt.NDArray[np.float64]]
 FOLDS = 5
-
-
-class FitError(LayerwiseError):
-    """A fit that did not converge, or has too little data: no profile is written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
-    """A positive constant to fit: where it starts and between which values it must stay."""
-
-    start: float
-    low: float
-    high: float
-    unit: str
-
 
 MEMORY = {
     "hbm_bytes_per_s": Parameter(start=2.9e12, low=0.5e12, high=4.5e12, unit="bytes/s"),
@@ -68,6 +46,19 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
     "chunked_prefill_attention": PREFILL,
 }  # fmt: skip
 POINTWISE = LAUNCH | MEMORY
+
+
+def parameters_of(kind: str) -> dict[str, Parameter]:
+    """What is fitted of a kind's physics form."""
+    return PARAMETERS.get(kind, POINTWISE)
+
+
+def parameters_at_bound(kind: str, fit: OpFit) -> tuple[str, ...]:
+    """Constants that a bound stopped: the data do not tell them, or the form is wrong there."""
+    return tuple(
+        name for name, parameter in parameters_of(kind).items()
+        if parameter.is_bound(fit.values[name])
+    )  # fmt: skip
 
 
 def form_for(kind: str, gpu: GpuSpec) -> Form:
@@ -132,35 +123,14 @@ def fit_kind(table: Table, gpu: GpuSpec, source: str) -> OpFit:
 
 def fit_form(table: Table, gpu: GpuSpec, source: str) -> dict[str, Constant]:
     """The constants of a kind's physics form with their standard errors."""
-    parameters = PARAMETERS.get(table.kind, POINTWISE)
-    if len(table) < 2 * len(parameters):
-        raise FitError(
-            f"{table.kind}: {len(table)} points for {len(parameters)} parameters; measure more"
-        )
-    names = list(parameters)
-    form, target = form_for(table.kind, gpu), np.log(table.seconds)
-
-    def residuals(logs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        constants = dict(zip(names, np.exp(logs), strict=True))
-        return np.log(form(constants, table)) - target
-
-    result = least_squares(
-        residuals,
-        [math.log(p.start) for p in parameters.values()],
-        bounds=([math.log(p.low) for p in parameters.values()],
-                [math.log(p.high) for p in parameters.values()]),
-        loss="soft_l1", f_scale=0.1, x_scale="jac", max_nfev=400, diff_step=1e-3,
-    )  # fmt: skip
-    if not result.success:
-        raise FitError(f"{table.kind}: the fit did not converge: {result.message}")
-    errors = _standard_errors(result.jac, result.fun)
+    parameters, form = parameters_of(table.kind), form_for(table.kind, gpu)
+    fitted = fit_positive(
+        table.kind, parameters, lambda values: form(values, table), table.seconds, soft=0.1
+    )
     return {
-        name: Constant(
-            value=_digits(math.exp(log)), standard_error=_digits(math.exp(log) * error),
-            unit=parameters[name].unit, source=source,
-        )
-        for name, log, error in zip(names, result.x, errors, strict=True)
-    }  # fmt: skip
+        name: estimate.constant(parameters[name].unit, source)
+        for name, estimate in fitted.items()
+    }
 
 
 def residual_points(
@@ -198,18 +168,3 @@ def held_out_errors(table: Table, gpu: GpuSpec) -> npt.NDArray[np.float64]:
         predicted = form(constants, test) * np.exp(correction)
         errors[fold == number] = np.abs(predicted / test.seconds - 1)
     return errors[~np.isnan(errors)]
-
-
-def _standard_errors(
-    jacobian: npt.NDArray[np.float64], residuals: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Of the log parameters: residual variance times the inverse normal matrix's diagonal."""
-    freedom = max(1, len(residuals) - jacobian.shape[1])
-    variance = float(residuals @ residuals) / freedom
-    covariance = variance * np.linalg.pinv(jacobian.T @ jacobian)
-    return np.sqrt(np.maximum(np.diag(covariance), 0.0))
-
-
-def _digits(value: float) -> float:
-    """Four significant digits: profiles are read by people."""
-    return float(f"{value:.4g}")

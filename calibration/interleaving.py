@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 from scipy.optimize import lsq_linear
 
-from calibration.fit import FitError
+from calibration.least_squares import Estimate, FitError, standard_errors
 from sim.cost.model import Calibrated
 from sim.plan.files import scenario_from_data
 from sim.plan.scenario import compile_run
@@ -44,19 +44,16 @@ def fit_interleaving(
     weight = 1 / measured
     design = np.column_stack([np.ones(len(pairs)) * 1e-6, predicted * is_hbm]) * weight[:, None]
     result = lsq_linear(design, (measured - predicted) * weight, bounds=(0, np.inf))
-    freedom = len(pairs) - 2
-    variance = float(result.fun @ result.fun) / freedom
-    errors = np.sqrt(variance * np.diag(np.linalg.pinv(design.T @ design)))
+    per_op, slowdown = (
+        Estimate(float(value), float(error))
+        for value, error in zip(result.x, standard_errors(design, result.fun), strict=True)
+    )
     return {
-        "interleaved_s": Constant(
-            value=float(f"{result.x[0] * 1e-6:.4g}"), standard_error=float(f"{errors[0]:.3g}e-6"),
-            unit="s", source=source,
+        "interleaved_s": Estimate(per_op.value * 1e-6, per_op.standard_error * 1e-6).constant(
+            "s", source
         ),
-        "interleaved_hbm_slowdown": Constant(
-            value=float(f"{result.x[1]:.4g}"), standard_error=float(f"{errors[1]:.3g}"),
-            unit="1", source=source,
-        ),
-    }  # fmt: skip
+        "interleaved_hbm_slowdown": slowdown.constant("1", source),
+    }
 
 
 def _pairs(profile: Profile, trace: Trace) -> list[tuple[float, float, bool]]:

@@ -7,12 +7,11 @@ distance. Time of a pass: launch + W (h / L2 rate + (1 - h) / HBM rate).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import least_squares
 
-from calibration.fit import FitError, Parameter
+from calibration.least_squares import Column, Estimate, Parameter, fit_positive
 from sim.profile import Constant
 
 PARAMETERS = {
@@ -24,7 +23,7 @@ PARAMETERS = {
 }
 
 
-def pass_seconds(values: dict[str, float], sizes: np.ndarray, l2_bytes: int) -> np.ndarray:
+def pass_seconds(values: Mapping[str, float], sizes: Column, l2_bytes: int) -> Column:
     """Seconds of one pass over working sets of `sizes` bytes."""
     distance = sizes / l2_bytes - values["l2_full_hit"]
     hit = np.clip(1 - distance / values["ramp_width"], 0, 1)
@@ -35,44 +34,22 @@ def pass_seconds(values: dict[str, float], sizes: np.ndarray, l2_bytes: int) -> 
 def fit_l2_curve(
     curve: Sequence[tuple[int, float]], l2_bytes: int, source: str
 ) -> dict[str, Constant]:
-    """Constants `l2_full_hit` and `l2_no_hit` (multiples of the L2's size) and the curve's rates.
+    """Constants `l2_full_hit` and `l2_no_hit` (multiples of the L2's size) and the L2's read rate.
 
-    Raises FitError when the curve has too few sizes or the fit does not converge.
+    `curve`: (bytes of the working set, seconds of a pass). Raises FitError when the curve has too
+    few sizes or the fit does not converge.
     """
-    if len(curve) < 2 * len(PARAMETERS):
-        raise FitError(f"l2 curve: {len(curve)} sizes for {len(PARAMETERS)} parameters")
-    sizes, seconds = np.array(curve, dtype=np.float64).T
-    names = list(PARAMETERS)
-
-    def residuals(logs: np.ndarray) -> np.ndarray:
-        values = dict(zip(names, np.exp(logs), strict=True))
-        return np.log(pass_seconds(values, sizes, l2_bytes) / seconds)
-
-    result = least_squares(
-        residuals,
-        [math.log(p.start) for p in PARAMETERS.values()],
-        bounds=([math.log(p.low) for p in PARAMETERS.values()],
-                [math.log(p.high) for p in PARAMETERS.values()]),
-        loss="soft_l1", f_scale=0.05, diff_step=1e-3,
+    sizes, seconds = np.array(curve, dtype=np.float64).reshape(-1, 2).T
+    fitted = fit_positive(
+        "l2 curve", PARAMETERS, lambda values: pass_seconds(values, sizes, l2_bytes), seconds,
+        soft=0.05,
     )  # fmt: skip
-    if not result.success:
-        raise FitError(f"l2 curve: the fit did not converge: {result.message}")
-    values = dict(zip(names, np.exp(result.x), strict=True))
-    freedom = max(1, len(sizes) - len(names))
-    variance = float(result.fun @ result.fun) / freedom
-    errors = np.sqrt(variance * np.diag(np.linalg.pinv(result.jac.T @ result.jac)))
-    spread = dict(zip(names, errors, strict=True))
-
-    def constant(value: float, error: float, unit: str) -> Constant:
-        return Constant(value=float(f"{value:.4g}"), standard_error=float(f"{error:.3g}"),
-                        unit=unit, source=source)  # fmt: skip
-
-    full, width = values["l2_full_hit"], values["ramp_width"]
-    edge_error = math.hypot(full * spread["l2_full_hit"], width * spread["ramp_width"])
+    full, width = fitted["l2_full_hit"], fitted["ramp_width"]
+    edge = Estimate(
+        full.value + width.value, math.hypot(full.standard_error, width.standard_error)
+    )
     return {
-        "l2_full_hit": constant(full, full * spread["l2_full_hit"], "of L2 size"),
-        "l2_no_hit": constant(full + width, edge_error, "of L2 size"),
-        "read_l2_bytes_per_s": constant(
-            values["l2_bytes_per_s"], values["l2_bytes_per_s"] * spread["l2_bytes_per_s"], "bytes/s"
-        ),
+        "l2_full_hit": full.constant("of L2 size", source),
+        "l2_no_hit": edge.constant("of L2 size", source),
+        "read_l2_bytes_per_s": fitted["l2_bytes_per_s"].constant("bytes/s", source),
     }

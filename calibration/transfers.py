@@ -1,23 +1,34 @@
 """Messages and collectives: a few latency-bandwidth regimes fitted to public or own timings.
 
 NCCL and custom all-reduces change protocol with size; one straight line misses them by 13 % on
-average, four by 2.7 %.
+average, four by 2.7 %. Only the regimes are shipped (`transfers.json`), not the timings, so that a
+profile can be fitted on a machine that has neither several GPUs nor the tables.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import nnls
 
-from calibration.fit import FitError
+from calibration.dataset import read_text
+from calibration.least_squares import FitError, significant
+from sim.plan.errors import FileFormatError
 from sim.profile import Regime, TransferFit
+from sim.trace import write_atomically
+
+FORMAT = "layerwise-transfers"
+VERSION = 1
 
 KIB, MIB = 2**10, 2**20
 BREAKS = (0, 64 * KIB, MIB, 16 * MIB)
+ONE_SHOT_BREAKS = (0, 64 * KIB, 256 * KIB, 4 * MIB)
+INTERNODE_BREAKS = (0, MIB, 8 * MIB)
 NCCL_SOURCE = (
     "nccl-tests 2.29.2 on one 8x H100 SXM NVSwitch node (in-switch reduction on), as published by "
     "ai-dynamo/aiconfigurator at 095f58a (Apache-2.0); fitted here"
@@ -78,16 +89,48 @@ def read_internode_table(path: Path) -> list[tuple[int, float]]:
         ]
 
 
-def public_transfers(data: Path) -> dict[str, TransferFit]:
-    """All transfers that one GPU cannot measure, from the public tables in `data`."""
+def public_transfers(
+    data: Path, one_shot: Mapping[int, Iterable[tuple[int, float]]]
+) -> dict[str, TransferFit]:
+    """All transfers that one GPU cannot measure, from the public tables in the folder `data`.
+
+    `one_shot`: group size -> (payload_bytes, seconds) of a one-shot all-reduce.
+    """
     transfers = {
         f"{op}.nccl.{gpus}": fit_transfer(timings, NCCL_SOURCE)
         for (op, gpus), timings in read_nccl_table(data / "nccl-h100-sxm-nvlink.csv").items()
         if op in ("all_reduce", "all_gather")
     }
     internode = read_internode_table(data / "nccl-p2p-h100-internode.csv")
-    transfers["send.ndr400"] = fit_transfer(internode, INTERNODE_SOURCE, (0, MIB, 8 * MIB))
-    return transfers
+    transfers["send.ndr400"] = fit_transfer(internode, INTERNODE_SOURCE, INTERNODE_BREAKS)
+    return transfers | {
+        f"all_reduce.one_shot.{gpus}": fit_transfer(timings, ONE_SHOT_SOURCE, ONE_SHOT_BREAKS)
+        for gpus, timings in one_shot.items()
+    }
+
+
+def write_transfers(transfers: Mapping[str, TransferFit], path: Path) -> None:
+    """Write fitted transfers, one a line."""
+    lines = [f"  {json.dumps(name)}: {json.dumps(asdict(fit))}"
+             for name, fit in sorted(transfers.items())]  # fmt: skip
+    head = f'{{\n "format": "{FORMAT}",\n "version": {VERSION},\n "transfers": {{\n'
+    write_atomically(path, head + ",\n".join(lines) + "\n }\n}\n")
+
+
+def read_transfers(path: Path) -> dict[str, TransferFit]:
+    """Fitted transfers by name. Raises FileFormatError, or SpecError for a wrong record."""
+    from sim.plan.files import validate  # pydantic is needed only where files are read
+
+    try:
+        data = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise FileFormatError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
+        raise FileFormatError(f"{path}: does not say format={FORMAT!r}, version={VERSION}")
+    return {
+        name: validate(TransferFit, record, f"{path}: {name}")
+        for name, record in data.get("transfers", {}).items()
+    }
 
 
 def _regime(low: int, data: np.ndarray) -> Regime:
@@ -98,5 +141,5 @@ def _regime(low: int, data: np.ndarray) -> Regime:
     (latency, per_gigabyte), _ = nnls(design * scale, np.ones(len(sizes)))
     per_byte = max(per_gigabyte * 1e-9, 1e-15)
     return Regime(
-        from_bytes=low, latency_s=float(f"{latency:.4g}"), bytes_per_s=float(f"{1 / per_byte:.4g}")
+        from_bytes=low, latency_s=significant(latency), bytes_per_s=significant(1 / per_byte)
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from sim.plan.ops import Buffer, BufferKey
-from sim.plan.program import Program, StepPrograms
+from sim.plan.program import Program, Segment, StepPrograms
 from sim.plan.scenario import Scenario
 
 
@@ -41,14 +42,14 @@ def memory_budgets(
 ) -> tuple[MemoryBudget, ...]:
     """The budget of each rank over all steps of a run: every buffer of its programs, once."""
     distinct: dict[int, StepPrograms] = {id(compiled): compiled for compiled in run}
-    compiled = max(distinct.values(), key=lambda c: c.step.kv_capacity_tokens * c.step.query_tokens)
     seen: dict[tuple[int, int], MemoryBudget] = {}
     budgets = []
-    for program in compiled.programs:
+    for program in run[0].programs:
         # Ranks of one stage hold equal shards: count one, name all.
         key = (program.replica, program.stage)
         if key not in seen:
-            seen[key] = _budget(program, capacity_bytes, reserved_bytes)
+            programs = [compiled.programs[program.rank] for compiled in distinct.values()]
+            seen[key] = _budget(programs, capacity_bytes, reserved_bytes)
         first = seen[key]
         budgets.append(
             MemoryBudget(
@@ -61,19 +62,31 @@ def memory_budgets(
     return tuple(budgets)
 
 
-def _budget(program: Program, capacity_bytes: int, reserved_bytes: int) -> MemoryBudget:
+_ONE = ((-1, -1),)
+
+
+def _places(programs: list[Program]) -> dict[Segment, list[tuple[int, int]]]:
+    """The layers and microbatches at which each segment is repeated."""
+    places: dict[Segment, list[tuple[int, int]]] = {}
+    for part in chain.from_iterable(program.parts for program in programs):
+        places.setdefault(part.segment, []).append((part.layer, part.microbatch))
+    return places
+
+
+def _budget(programs: list[Program], capacity_bytes: int, reserved_bytes: int) -> MemoryBudget:
     held: dict[BufferKey, Buffer] = {}
-    for part in program.parts:
-        for buffer in part.segment.touched:
-            key = buffer.key(part.layer, part.microbatch)
-            # Microbatches of unlike sizes share scratch: the largest one counts.
-            held[key] = max(held.get(key, buffer), buffer, key=lambda b: b.num_bytes)
+    for segment, places in _places(programs).items():
+        for buffer in segment.touched:
+            for layer, microbatch in places if buffer.per_layer or buffer.per_microbatch else _ONE:
+                key = buffer.key(layer, microbatch)
+                # Steps and microbatches of unlike sizes share scratch: the largest one counts.
+                held[key] = max(held.get(key, buffer), buffer, key=lambda b: b.num_bytes)
 
     def total(*kinds: str) -> int:
         return sum(buffer.num_bytes for buffer in held.values() if buffer.kind in kinds)
 
     return MemoryBudget(
-        rank=program.rank,
+        rank=programs[0].rank,
         weight_bytes=total("weight"),
         kv_bytes=total("kv"),
         activation_bytes=total("activation"),

@@ -23,6 +23,7 @@ class Prediction:
     Decode: `step_s` is the steady interval between steps, `from_idle_s` one step from idle.
     Prefill: `step_s` is the time of the whole batch's prefill, from idle. `share` splits a GPU's
     mean step time by bottleneck; what is left is `bubble`. `wire_bytes`: per step, all ranks.
+    `num_extrapolated_ops`: ops of those steps whose shape lies outside what was calibrated.
     """
 
     belief: Belief
@@ -157,4 +158,6 @@ def _prediction(
         memory=memory_budgets(run, scenario.cluster.gpu.hbm_bytes, reserved),
         busy_share_by_rank=tuple(sum(busy[r].values()) / step_s for r in simulation.ranks),
         is_steady=simulation.is_steady or not decoding,
+        num_extrapolated_ops=folded
+        * sum(simulation.accounts[r, s].num_extrapolated for r in simulation.ranks for s in steps),
     )

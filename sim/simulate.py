@@ -103,14 +103,14 @@ def _rows_of(executed: Executed, alone: bool) -> Iterator[Row]:
     if executed.block is None:
         yield _message_row(executed, alone)
         return
-    length = executed.end_ps - executed.start_ps
-    scale = length / executed.block.duration_ps if executed.block.duration_ps else 1.0
+    alone_ps = executed.ends_ps[-1] if executed.ends_ps else executed.block.duration_ps
+    scale = (executed.end_ps - executed.start_ps) / alone_ps if alone_ps else 1.0
     ready = executed.start_ps
     for index, timed in enumerate(executed.block.ops):
         start, end = timed.start_ps, timed.end_ps
-        if executed.host_ps:
-            end = executed.host_ps[index]
-            start, scale = end - (timed.end_ps - timed.start_ps), 1.0
+        if executed.ends_ps:
+            end = executed.ends_ps[index]
+            start = end - (timed.end_ps - timed.start_ps)
         part = executed.parts[timed.part_index]
         end_ps = executed.start_ps + round(end * scale)
         yield Row(

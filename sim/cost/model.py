@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol, assert_never
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from sim.cost import forms
 from sim.cost.shapes import features_of, kind_of
 from sim.plan import ops
-from sim.plan.demand import attention_flops, demand_of
+from sim.plan.demand import attention_flops, demand_of, wire_bytes_by_link
 from sim.plan.errors import ProfileMismatchError
 from sim.plan.hardware import ClusterSpec, LinkSpec
 from sim.plan.ops import CollectiveOp, LocalOp
@@ -81,6 +82,11 @@ class CostModel(Protocol):
         """Time between two graphs on a GPU that has the next one queued."""
         ...
 
+    @property
+    def hit_horizon_bytes(self) -> float:
+        """The reuse distance from which nothing hits any more."""
+        ...
+
     def hit_fraction(self, reuse_distance_bytes: int) -> float:
         """Share of a buffer found in L2 after so many other bytes were touched."""
         ...
@@ -116,6 +122,10 @@ class SpeedOfLight:
     def hbm_bytes_per_s(self) -> float:
         return self.cluster.gpu.hbm_bytes_per_s
 
+    @property
+    def hit_horizon_bytes(self) -> float:
+        return self.cluster.gpu.l2_bytes + 1
+
     def hit_fraction(self, reuse_distance_bytes: int) -> float:
         return 1.0 if reuse_distance_bytes <= self.cluster.gpu.l2_bytes else 0.0
 
@@ -131,9 +141,10 @@ class SpeedOfLight:
         return OpCost(0.0, times[bound], bound)
 
     def collective(self, op: CollectiveOp) -> OpCost:
-        links = {self.cluster.link_between(op.group[0], rank).name for rank in op.group}
-        wire = self.cluster.nic if self.cluster.nic.name in links else self.cluster.nvlink
-        return OpCost(0.0, demand_of(op).wire_bytes / wire.bytes_per_s, "link")
+        # Both wires can be busy at once.
+        rates = {link.name: link.bytes_per_s for link in (self.cluster.nvlink, self.cluster.nic)}
+        wires = wire_bytes_by_link(op, self.cluster)
+        return OpCost(0.0, max(size / rates[name] for name, size in wires.items()), "link")
 
     def transfer(self, payload_bytes: int, link: LinkSpec) -> TransferCost:
         return TransferCost(0.0, link.bytes_per_s)
@@ -166,15 +177,22 @@ class Calibrated:
     def graph_launch_s(self) -> float:
         return self._machine("graph_launch_s")
 
+    @cached_property
+    def _l2_ramp(self) -> tuple[float, float]:
+        size = self.cluster.gpu.l2_bytes
+        return self._machine("l2_full_hit") * size, self._machine("l2_no_hit") * size
+
+    @property
+    def hit_horizon_bytes(self) -> float:
+        return self._l2_ramp[1]
+
     def hit_fraction(self, reuse_distance_bytes: int) -> float:
         """Linear ramp between two multiples of the L2's size.
 
         Source: shared best of the forms tried on public Hopper curves; constants refitted to this
         project's own read sweep.
         """
-        size = self.cluster.gpu.l2_bytes
-        low = self._machine("l2_full_hit") * size
-        high = self._machine("l2_no_hit") * size
+        low, high = self._l2_ramp
         return min(1.0, max(0.0, (high - reuse_distance_bytes) / (high - low)))
 
     def local(self, op: LocalOp, traffic: Traffic) -> OpCost:
@@ -189,7 +207,9 @@ class Calibrated:
         )
         nodes = {self.cluster.node_of(rank) for rank in op.group}
         local_ranks = len(op.group) // len(nodes)
-        seconds = self._table(f"{kind}.{algorithm}.{local_ranks}").seconds(op.payload_bytes)
+        seconds = 0.0
+        if local_ranks > 1:
+            seconds = self._table(f"{kind}.{algorithm}.{local_ranks}").seconds(op.payload_bytes)
         if len(nodes) > 1:
             seconds += self._across_nodes_s(op.payload_bytes, local_ranks, len(nodes))
         return OpCost(0.0, seconds, "link")
@@ -219,10 +239,19 @@ class Calibrated:
         return self.profile.transfers[name]
 
     def _machine(self, name: str) -> float:
+        if name not in self.profile.machine:
+            raise ProfileMismatchError(
+                f"profile {self.profile.name!r} has no machine constant {name!r}; it is from "
+                "another version: calibrate again"
+            )
         return self.profile.machine[name].value
 
     def _local(self, op: LocalOp, traffic: Traffic) -> OpCost:
         kind = kind_of(op)
+        if kind not in self.profile.fits:
+            raise ProfileMismatchError(
+                f"profile {self.profile.name!r} has no fit of {kind!r}; calibrate again"
+            )
         fit = self.profile.fits[kind]
         total_s, parts = self._form(op, fit, traffic)
         features = features_of(op)
@@ -257,7 +286,9 @@ class Calibrated:
                 )
             )  # fmt: skip
             parts["compute"] = total - parts["launch"]
-            return total, parts
+            # The form counts tiles only; no prompt is read faster than HBM delivers it.
+            parts["hbm"] = traffic.hbm_read_bytes / self._machine("hbm_bytes_per_s")
+            return max(total, parts["launch"] + parts["hbm"]), parts
         if isinstance(op, ops.Sample):
             parts["compute"] = op.vocab_size * constants["seconds_per_logit"]
             return float(forms.sample_seconds(constants, op.vocab_size)), parts

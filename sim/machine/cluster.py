@@ -13,7 +13,7 @@ from sim.machine.fluid import FluidShare, Process, Resource
 from sim.machine.l2 import Block, BlockCache, L2State, seconds_to_ps
 from sim.machine.links import Channel, Message
 from sim.plan import ops
-from sim.plan.demand import demand_of
+from sim.plan.demand import wire_bytes_by_link
 from sim.plan.hardware import ClusterSpec
 from sim.plan.program import Part, Program, StepPrograms
 from sim.plan.scenario import Launch
@@ -21,7 +21,10 @@ from sim.plan.scenario import Launch
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """A block or a message of one rank as it ran: enough to write its rows later."""
+    """A block or a message of one rank as it ran: enough to write its rows later.
+
+    `ends_ps`: in eager mode, each op's end from the block's start, as the host issued them.
+    """
 
     rank: int
     step: int
@@ -31,7 +34,7 @@ class Executed:
     start_ps: int
     end_ps: int
     message: Message | None = None
-    host_ps: tuple[int, ...] = ()
+    ends_ps: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -41,6 +44,7 @@ class StepAccount:
     bound_ps: dict[str, int] = field(default_factory=dict)
     end_ps: int = 0
     wire_bytes: dict[str, int] = field(default_factory=dict)
+    num_extrapolated: int = 0
 
     def add(self, bound_ps: dict[str, int], scale: float) -> None:
         """Add a block's time, stretched by what it lost to others."""
@@ -83,7 +87,7 @@ class SimulatedCluster:
 
     def __post_init__(self) -> None:
         # A rank alone has nobody to meet: its collectives are replaced like its messages.
-        self.folded = self.folded and self.alone < 0
+        self.folded = self.folded and self.alone < 0 and self._is_symmetric()
         self.env = simpy.Environment()
         self.share = FluidShare(self.env, {})
         self.channels: dict[tuple[int, int, str], Channel] = {}
@@ -102,6 +106,19 @@ class SimulatedCluster:
         if not self.folded:
             return [program.rank for program in programs]
         return [p.rank for p in programs if p.tensor_rank == 0 and p.replica == 0]
+
+    def _is_symmetric(self) -> bool:
+        """Do all ranks of a stage meet their peers over the same wires?
+
+        Not where a group straddles a node, or replicas lie differently on the nodes.
+        """
+        for compiled in {id(step): step for step in self.run}.values():
+            wires: dict[int, tuple[str, ...]] = {}
+            for program in compiled.programs:
+                found = _wires_of(program, self.cluster)
+                if wires.setdefault(program.stage, found) != found:
+                    return False
+        return True
 
     def execute(self) -> None:
         """Run every step of every simulated rank to the end."""
@@ -141,6 +158,27 @@ class SimulatedCluster:
             assert timeout.callbacks is not None
             timeout.callbacks.append(place.finish)
         return place.done
+
+
+def _wires_of(program: Program, cluster: ClusterSpec) -> tuple[str, ...]:
+    """The wire of each message, and the nodes of each collective's group, in program order."""
+    found: dict[int, tuple[str, ...]] = {}
+    for part in program.parts:
+        if id(part.segment) not in found:
+            found[id(part.segment)] = tuple(
+                _wire_of(op, program.rank, cluster) for op in part.segment.ops
+            )
+    return tuple(wire for wires in found.values() for wire in wires if wire)
+
+
+def _wire_of(op: ops.Op, rank: int, cluster: ClusterSpec) -> str:
+    match op:
+        case ops.Send() | ops.Recv():
+            return cluster.link_between(rank, op.peer).name
+        case ops.AllReduce() | ops.AllGather():
+            return f"{len({cluster.node_of(member) for member in op.group})} nodes"
+        case _:
+            return ""
 
 
 def cut_into_work(program: Program, cut_collectives: bool) -> list[Work]:
@@ -195,7 +233,7 @@ class _RankProcess:
                 elif self.machine.alone >= 0:
                     self._record(step, parts, int(self.machine.env.now))
                 elif kind == "send":
-                    self._send(step, parts, account)
+                    yield from self._send(step, parts, account)
                 elif kind == "recv":
                     yield from self._receive(step, parts)
                 else:
@@ -224,11 +262,12 @@ class _RankProcess:
         scale = (end - begin) / duration if duration else 1.0
         account.add(block.bound_ps, scale)
         account.add({"launch": duration - block.duration_ps}, scale)
+        account.num_extrapolated += block.num_extrapolated
         for op in block.collectives:
             self._count_wire(op, account)
         if machine.keep_rows:
             machine.executed.append(
-                Executed(self.rank, step, parts, block, begin, begin, end, host_ps=issued)
+                Executed(self.rank, step, parts, block, begin, begin, end, ends_ps=issued)
             )
 
     def _issue(self, block: Block, begin: int) -> tuple[tuple[int, ...], int]:
@@ -239,16 +278,25 @@ class _RankProcess:
         issue = seconds_to_ps(self.machine.cost.issue_s)
         now, ends = begin, []
         for timed in block.ops:
-            self.host_ps = max(self.host_ps, begin) + issue
+            self.host_ps += issue
             kernel = timed.end_ps - timed.start_ps
             gap = seconds_to_ps(timed.cost.launch_s)
             now = max(now + gap, self.host_ps) + kernel
             ends.append(now - begin)
         return tuple(ends), now - begin
 
-    def _send(self, step: int, parts: tuple[Part, ...], account: StepAccount) -> None:
+    def _await_host(self) -> Process:
+        """Eager mode: what is no part of a block is issued by the host as well."""
+        if self.machine.launch == "eager":
+            self.host_ps += seconds_to_ps(self.machine.cost.issue_s)
+            late = self.host_ps - int(self.machine.env.now)
+            if late > 0:
+                yield self.machine.env.timeout(late)
+
+    def _send(self, step: int, parts: tuple[Part, ...], account: StepAccount) -> Process:
         op = parts[0].segment.ops[0]
         assert isinstance(op, ops.Send)
+        yield from self._await_host()
         message = self.machine.channel(self.rank, op.peer, op.channel).send(op.payload_bytes)
         self._count_wire(op, account)
         self._record(step, parts, message.ready_ps, message)
@@ -256,6 +304,7 @@ class _RankProcess:
     def _receive(self, step: int, parts: tuple[Part, ...]) -> Process:
         op = parts[0].segment.ops[0]
         assert isinstance(op, ops.Recv)
+        yield from self._await_host()
         message = self.machine.channel(op.peer, self.rank, op.channel).receive(op.payload_bytes)
         ready = int(self.machine.env.now)
         if not message.arrived.processed:
@@ -266,6 +315,7 @@ class _RankProcess:
         op = parts[0].segment.ops[0]
         assert isinstance(op, (ops.AllReduce, ops.AllGather))
         self.l2.traffic_of(op, parts[0].layer, parts[0].microbatch)
+        yield from self._await_host()
         ready = int(self.machine.env.now)
         cost = self.machine.cost.collective(op)
         yield self.machine.meet(step, parts[0], op)
@@ -273,19 +323,14 @@ class _RankProcess:
         self._count_wire(op, account)
         self._record(step, parts, ready)
 
-    def _count_wire(self, op: ops.Op, account: StepAccount) -> None:
-        match op:
-            case ops.Send():
-                peers = (op.peer,)
-            case ops.AllReduce() | ops.AllGather():
-                peers = op.group
-            case _:
-                return
+    def _count_wire(self, op: ops.Send | ops.CollectiveOp, account: StepAccount) -> None:
         cluster = self.machine.cluster
-        crosses = any(cluster.node_of(peer) != cluster.node_of(self.rank) for peer in peers)
-        wire = cluster.nic.name if crosses else cluster.nvlink.name
-        sent = demand_of(op).wire_bytes
-        account.wire_bytes[wire] = account.wire_bytes.get(wire, 0) + sent
+        if isinstance(op, ops.Send):
+            wires = {cluster.link_between(self.rank, op.peer).name: op.payload_bytes}
+        else:
+            wires = wire_bytes_by_link(op, cluster)
+        for wire, sent in wires.items():
+            account.wire_bytes[wire] = account.wire_bytes.get(wire, 0) + sent
 
     def _record(
         self, step: int, parts: tuple[Part, ...], ready: int, message: Message | None = None

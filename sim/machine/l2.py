@@ -43,6 +43,7 @@ class Block:
     hbm_bytes: int
     bound_ps: dict[str, int]
     collectives: tuple[ops.CollectiveOp, ...]
+    num_extrapolated: int
     left: tuple[tuple[bool, int, int], ...]
 
 
@@ -77,15 +78,21 @@ class L2State:
         return 0.0
 
     def _touch(self, key: BufferKey, size: int) -> None:
-        """Move to the front; drop what no hit can reach any more."""
-        self.entries = [entry for entry in self.entries if entry[0] != key]
-        self.entries.insert(0, (key, size))
-        total = 0
-        for index, (_, held) in enumerate(self.entries):
-            total += held
-            if self.cost.hit_fraction(total) <= 0.0:
-                del self.entries[index + 1 :]
+        """Move to the front; drop what no hit can reach any more.
+
+        A touch of less than is held (one token written into a cache) refreshes nothing else.
+        """
+        if any(other == key and held > size for other, held in self.entries):
+            return
+        horizon, total = self.cost.hit_horizon_bytes, size
+        kept = [(key, size)]
+        for entry in self.entries:
+            if total >= horizon:
                 break
+            if entry[0] != key:
+                kept.append(entry)
+                total += entry[1]
+        self.entries = kept
 
 
 def seconds_to_ps(seconds: float) -> int:
@@ -188,4 +195,7 @@ def _timed(parts: Sequence[Part], state: L2State, numbers: dict[BufferKey, int])
     )
     duration = timed[-1].end_ps if timed else 0
     collectives = tuple(t.op for t in timed if isinstance(t.op, (ops.AllReduce, ops.AllGather)))
-    return Block(tuple(timed), duration, hbm_bytes, bound_ps, collectives, left)
+    extrapolated = sum(t.cost.extrapolated for t in timed)
+    return Block(
+        tuple(timed), duration, hbm_bytes, bound_ps, collectives, extrapolated, left
+    )

@@ -163,6 +163,8 @@ class _StageCompiler:
             peer = self.stages[self.index + 1].ranks[self.tensor_rank]
             tail = (builder.stage_output_add(select_last=False),)
             return [Segment(tail), Segment((self._send(builder.stage_output, peer, "act"),))]
+        if not self.step.gives_output:
+            return []
         gives = self.step.gives_feedback
         tail = builder.head() if self.model.vocab_size else (
             builder.stage_output_add(select_last=gives),

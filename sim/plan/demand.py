@@ -7,8 +7,9 @@ from functools import lru_cache
 from typing import assert_never
 
 from sim.plan import ops
+from sim.plan.hardware import ClusterSpec
 from sim.plan.model import DTYPE_BYTES, ModelSpec
-from sim.plan.ops import Buffer, Op
+from sim.plan.ops import Buffer, CollectiveOp, Op
 from sim.plan.placement import Placement
 from sim.plan.workload import Step
 
@@ -90,6 +91,24 @@ def all_reduce_wire_bytes(payload_bytes: int, num_ranks: int, algorithm: str) ->
     return 2 * payload_bytes * (num_ranks - 1) // num_ranks
 
 
+def wire_bytes_by_link(op: CollectiveOp, cluster: ClusterSpec) -> dict[str, int]:
+    """Bytes one rank sends over NVLink and over its NIC in a collective.
+
+    Across nodes it is hierarchical: inside the node as within one, then each rank exchanges its
+    share of the tensor with its counterparts.
+    """
+    nodes = {cluster.node_of(rank) for rank in op.group}
+    local_ranks = len(op.group) // len(nodes)
+    algorithm = op.algorithm if isinstance(op, ops.AllReduce) else "nccl"
+    halves = 2 if isinstance(op, ops.AllReduce) else 1
+    local = all_reduce_wire_bytes(op.payload_bytes, local_ranks, algorithm) * halves // 2
+    wires = {cluster.nvlink.name: local}
+    if len(nodes) > 1:
+        share = op.payload_bytes // local_ranks
+        wires[cluster.nic.name] = halves * share * (len(nodes) - 1) // len(nodes)
+    return wires
+
+
 def attention_flops(op: ops.Attention) -> int:
     """4 FLOPs per (query, key, head, dim) that the causal mask lets through."""
     start = op.context_tokens - op.query_tokens
@@ -142,7 +161,7 @@ def closed_form_flops(model: ModelSpec, step: Step) -> int:
     pairs = step.query_tokens * start + step.query_tokens * (step.query_tokens + 1) // 2
     attention = 4 * model.query_size * pairs * step.num_sequences
     per_layer = 2 * model.matmul_parameters_per_layer * tokens + attention
-    head = 2 * step.num_sequences * model.hidden_size * model.vocab_size
+    head = 2 * step.num_sequences * model.hidden_size * model.vocab_size * step.gives_output
     return model.num_layers * per_layer + head
 
 
@@ -156,7 +175,7 @@ def closed_form_weight_and_kv_read_bytes(
     """
     del placement  # equal for all of them: that is the statement
     weights = model.num_layers * model.matmul_parameters_per_layer
-    weights += model.vocab_size * model.hidden_size
+    weights += model.vocab_size * model.hidden_size * step.gives_output
     kv = step.num_sequences * step.context_tokens * model.kv_bytes_per_token_per_layer
     weight_bytes = weights * model.dtype_bytes * len(step.microbatch_sizes)
     return weight_bytes + model.num_layers * kv

@@ -48,6 +48,7 @@ class Step:
     `microbatch_sizes` are sequences, for one data-parallel replica. Each sequence brings
     `query_tokens` and attends to `context_tokens`, its queries included. `takes_feedback`: the
     first stage waits for the previous step's tokens; `gives_feedback`: the last stage sends them.
+    `gives_output` is False for all chunks of a prompt but its last: they only fill the KV cache.
     """
 
     phase: Phase
@@ -57,6 +58,7 @@ class Step:
     kv_capacity_tokens: int
     takes_feedback: bool = False
     gives_feedback: bool = False
+    gives_output: bool = True
 
     def __post_init__(self) -> None:
         if not self.query_tokens <= self.context_tokens <= self.kv_capacity_tokens:
@@ -127,6 +129,7 @@ def prefill_steps(
             context_tokens=end,
             kv_capacity_tokens=kv_capacity_tokens or prompt_tokens,
             gives_feedback=gives_feedback and end == prompt_tokens,
+            gives_output=end == prompt_tokens,
         )
         for start, end in zip(starts, ends, strict=True)
     ]

@@ -43,6 +43,10 @@ class FlatCost:
     hbm_bytes_per_s: float = math.inf
     belief: Belief = "calibrated"
 
+    @property
+    def hit_horizon_bytes(self) -> float:
+        return 0.0
+
     def hit_fraction(self, reuse_distance_bytes: int) -> float:
         return 0.0
 

@@ -151,7 +151,6 @@ def test_scenarios_own_kernels_win() -> None:
     assert own == predict(scene(), replace(PROFILE, kernels=kernels)).step_s
 
 
-@pytest.mark.xfail(reason="nothing counts the ops outside what was calibrated")
 def test_ops_outside_what_was_calibrated_are_counted() -> None:
     fits = {
         kind: replace(fit, valid=((0.0, 1.0),) * len(fit.features))

@@ -117,7 +117,6 @@ def test_folded_steps_equal_unfolded_steps(case: Case) -> None:
     assert unfolded.step_end_s == folded.step_end_s
 
 
-@pytest.mark.xfail(reason="folding looks at the first rank's wires only")
 def test_ranks_on_other_wires_are_not_folded() -> None:
     # Nodes of three GPUs: ranks 0, 1 | 2, 3 | ... of which 2 and 3 sit in different nodes.
     cluster = ClusterSpec(
@@ -132,7 +131,6 @@ def test_ranks_on_other_wires_are_not_folded() -> None:
     assert unfolded.step_end_s == folded.step_end_s
 
 
-@pytest.mark.xfail(reason="folding looks at the first replica's wires only")
 def test_replicas_on_other_wires_are_not_folded() -> None:
     # Three stages a replica on nodes of eight: the third replica crosses the node's edge.
     spec = PlacementSpec(strategy="tensor-pipeline", pipeline_parallel=3, data_parallel=4)
@@ -238,7 +236,6 @@ def test_eager_with_slow_host_is_issue_time_per_op() -> None:
     )
 
 
-@pytest.mark.xfail(reason="a block's first op waits for a host that was not let run ahead")
 def test_eager_host_that_is_ahead_costs_nothing() -> None:
     scenario = scenario_of(PlacementSpec(num_gpus=1), num_steps=4)
     graph, eager = (

@@ -101,7 +101,6 @@ def test_state_forgets_what_no_hit_can_reach() -> None:
     assert sum(size for _, size in state.entries) < L2 + 8 * MIB
 
 
-@pytest.mark.xfail(reason="writing one token of KV forgets that the rest of it is resident")
 def test_kv_cache_that_fits_hits_in_the_next_step() -> None:
     run = compile_run(scenario_of(PlacementSpec(num_gpus=1), num_steps=2))
     program, state = run[0].programs[0], L2State(calibrated())
