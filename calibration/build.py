@@ -28,7 +28,7 @@ from sim.plan.compile import KernelChoice
 from sim.plan.errors import FileFormatError
 from sim.plan.hardware import GPUS, GpuSpec
 from sim.profile import Constant, OpFit, Profile, TransferFit
-from sim.trace import Trace, read_trace
+from sim.trace import Trace, as_data, read_trace
 
 PROVENANCE_KEYS = ("gpu", "driver", "torch", "cuda", "cudnn", "nccl", "triton", "date_utc")
 # Context, libraries and graphs of one process; the engine's readings are below it.
@@ -54,7 +54,7 @@ def build_profile(
     spec = GPUS[gpu]
     environment = _read_environment(folder / "environment.json", spec)
     source = f"{environment['gpu']}, {environment.get('date_utc', 'undated')[:10]}"
-    traces = _fit_traces(folder)
+    traces = _fit_traces(folder, kernels)
     machine = _machine(folder, spec, traces, f"{source}: read_curve.json")
     points, measured = sweep(kernels), read_sweep(folder / "sweep.jsonl")
     check_sweep(points, measured)
@@ -100,12 +100,15 @@ def _read_environment(path: Path, spec: GpuSpec) -> dict[str, str]:
     return environment
 
 
-def _fit_traces(folder: Path) -> list[Trace]:
+def _fit_traces(folder: Path, kernels: KernelChoice) -> list[Trace]:
     traces = [read_trace(path) for path in sorted(folder.glob("*.jsonl"))
               if path.name != "sweep.jsonl"]  # fmt: skip
     wrong = [trace.name for trace in traces if trace.purpose != "fit"]
     if wrong:
         raise FitError(f"{wrong}: not measured for fitting; keep validation runs out of the fit")
+    other = [trace.name for trace in traces if trace.scenario.get("kernels") != as_data(kernels)]
+    if other:
+        raise FitError(f"{other}: measured with other kernels than {kernels}; measure again")
     return traces
 
 

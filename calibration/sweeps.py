@@ -188,7 +188,7 @@ def _prefill_points(kernel: AttentionKernel) -> Iterator[SweepPoint]:
     heads = ((40, 40), (32, 32), (24, 24), (16, 16), (8, 8), (4, 4), (32, 8))
     for (h, kv), sequences, length in itertools.product(heads, (1, 2, 4, 8), lengths):
         is_small = sequences * h * length**2 <= 32 * 12_288**2
-        if is_small and (sequences == 1 or h <= 32 and length in lengths[:8]):
+        if is_small and (sequences == 1 or (h <= 32 and length in lengths[:8])):
             op = attention(sequences, h, kv, length, length, kernel)
             label = f"s{sequences}.h{h}.kv{kv}.q{length}.c{length}"
             yield point("prefill_attention", label, op, op.kv.num_bytes)

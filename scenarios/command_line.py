@@ -204,6 +204,42 @@ def compare(
 
 
 @app.command()
+def calibrate(
+    collect: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Measure this machine's GPU into a folder.")
+    ] = None,
+    fit: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Fit the measurements in a folder.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="PROFILE", help="The profile to write (.json).")
+    ] = None,
+    budget_s: Annotated[float, typer.Option(help="Seconds the sweep may take.")] = 420.0,
+    gpu: Annotated[str, typer.Option(help="The GPU that was measured.")] = "h100-sxm",
+    name: Annotated[str, typer.Option(help="The profile's name; the GPU's by default.")] = "",
+) -> None:
+    """Measure what a profile needs (torch, a GPU), or fit it (scipy) and print how well it fits.
+
+    Example: layerwise calibrate --fit DIR --out profile.json
+    """
+    from scenarios.calibrating import collect_to, fit_to
+    from scenarios.tables import console
+    from sim.plan.errors import SpecError
+
+    if (collect is None) == (fit is None):
+        raise SpecError(
+            "--collect/--fit", "both" if fit else "neither", "is not one task",
+            "give --collect DIR on a machine with a GPU, then --fit DIR anywhere",
+        )  # fmt: skip
+    if collect is not None:
+        _note(collect_to(collect, budget_s))
+    elif fit is not None:
+        if out is None:
+            raise SpecError("--out", None, "is missing", "add --out PROFILE.json")
+        _note(fit_to(fit, out, name or gpu, gpu, console()))
+
+
+@app.command()
 def schema() -> None:
     """The JSON schema of a scenario file, for an editor's completion and checks.
 

@@ -128,7 +128,8 @@ def _cost_of(op: Op, traffic: Traffic, cost: CostModel) -> OpCost:
     return cost.local(op, traffic)
 
 
-BlockKey = tuple[tuple[int, ...], tuple[tuple[int, int], ...]]
+Shape = tuple[tuple[Segment, ...], tuple[int, ...]]
+Slot = tuple[str, int, int]
 
 
 @dataclass(slots=True)
@@ -140,50 +141,55 @@ class BlockCache:
     """
 
     cost: CostModel
-    blocks: dict[BlockKey, Block] = field(default_factory=dict)
-    keep_alive: list[Segment] = field(default_factory=list)
+    blocks: dict[tuple[Shape, tuple[tuple[int, int], ...]], Block] = field(default_factory=dict)
+    slots: dict[Shape, tuple[Slot, ...]] = field(default_factory=dict)
 
     def run(self, parts: Sequence[Part], state: L2State) -> Block:
         """Time the parts from this state, and leave the state as they leave it."""
-        slots = _slots(parts)
-        numbers = {key: number for number, key in enumerate(slots)}
+        layers = list(dict.fromkeys(part.layer for part in parts))
+        microbatches = list(dict.fromkeys(part.microbatch for part in parts))
+        shape = _shape(parts, layers, microbatches)
+        slots = self.slots.get(shape)
+        if slots is None:
+            slots = self.slots[shape] = _slots(parts, layers, microbatches)
+        # Number -1 stands for "not per layer" and picks the -1 at the end.
+        layers.append(-1)
+        microbatches.append(-1)
+        keys = [(name, layers[layer], microbatches[batch]) for name, layer, batch in slots]
+        numbers = {key: number for number, key in enumerate(keys)}
         signature = tuple((numbers.get(key, -1), size) for key, size in state.entries)
-        pattern = _layer_pattern(parts)
-        block_key = (tuple(id(part.segment) for part in parts) + pattern, signature)
-        block = self.blocks.get(block_key)
+        block = self.blocks.get((shape, signature))
         if block is None:
-            self.keep_alive.extend(part.segment for part in parts)
-            block = self.blocks[block_key] = _timed(parts, state, numbers)
+            block = self.blocks[shape, signature] = _timed(parts, state, numbers)
             return block
         before = state.entries
         state.entries = [
-            (slots[index] if is_slot else before[index][0], size)
+            (keys[index] if is_slot else before[index][0], size)
             for is_slot, index, size in block.left
         ]
         return block
 
 
-def _layer_pattern(parts: Sequence[Part]) -> tuple[int, ...]:
-    """Which parts share a layer, and which a microbatch: part of what makes two blocks the same."""
-    layers: dict[int, int] = {}
-    microbatches: dict[int, int] = {}
-    return tuple(
-        number
-        for part in parts
-        for number in (
-            layers.setdefault(part.layer, len(layers)),
-            microbatches.setdefault(part.microbatch, len(microbatches)),
-        )
+def _shape(parts: Sequence[Part], layers: list[int], microbatches: list[int]) -> Shape:
+    """Segments, and which of them share a layer or a microbatch: what makes two blocks the same."""
+    layer_of = {layer: number for number, layer in enumerate(layers)}
+    batch_of = {microbatch: number for number, microbatch in enumerate(microbatches)}
+    pattern = tuple(
+        number for part in parts for number in (layer_of[part.layer], batch_of[part.microbatch])
     )
+    return tuple(part.segment for part in parts), pattern
 
 
-def _slots(parts: Sequence[Part]) -> list[BufferKey]:
-    """The buffers a block touches, in order of first appearance."""
-    found: dict[BufferKey, None] = {}
+def _slots(
+    parts: Sequence[Part], layers: list[int], microbatches: list[int]
+) -> tuple[Slot, ...]:
+    """The buffers a block touches, layers and microbatches named by their order in it."""
+    found: dict[Slot, None] = {}
     for part in parts:
+        layer, microbatch = layers.index(part.layer), microbatches.index(part.microbatch)
         for buffer in part.segment.touched:
-            found[buffer.key(part.layer, part.microbatch)] = None
-    return list(found)
+            found[buffer.key(layer, microbatch)] = None
+    return tuple(found)
 
 
 def _timed(parts: Sequence[Part], state: L2State, numbers: dict[BufferKey, int]) -> Block:

@@ -13,7 +13,6 @@ from sim.plan.ops import Buffer, CollectiveOp, Op
 from sim.plan.placement import Placement
 from sim.plan.workload import Step
 
-
 # Where the serving engines' custom all-reduce switches on 8 GPUs, seen in its published timings.
 ONE_SHOT_MAX_BYTES = 256 * 2**10
 

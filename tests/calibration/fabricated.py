@@ -1,0 +1,160 @@
+"""Measurements made up from the synthetic profile: what a fit must find its way back from."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from calibration.dataset import Measurement, Table, gpu_with_ramp, steady_traffic, tables
+from calibration.l2_curve import pass_seconds
+from calibration.sweeps import SweepPoint, sweep
+from sim.cost.model import Calibrated
+from sim.cost.shapes import FEATURES
+from sim.plan.compile import KernelChoice
+from sim.plan.hardware import GPUS, dgx_cluster
+from sim.plan.model import ModelSpec
+from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run
+from sim.plan.workload import Workload
+from sim.profile import OpFit, Profile
+from sim.simulate import simulate
+from sim.trace import Trace, as_data
+from tests.sim.scenes import scenario_of
+from tests.synthetic import constant, synthetic_profile
+
+GPU = GPUS["h100-sxm"]
+KERNELS = KernelChoice()
+L2 = gpu_with_ramp("h100-sxm", 0.75, 0.95)
+GRAPH_LAUNCH_S = 3e-6
+MACHINE_L2 = {
+    "launch_s": 1.8e-6, "l2_bytes_per_s": 7.4e12, "hbm_bytes_per_s": 3.0e12,
+    "l2_full_hit": 0.75, "ramp_width": 0.20,
+}  # fmt: skip
+MODEL = ModelSpec(
+    name="small", num_layers=4, hidden_size=2048, intermediate_size=8192, num_attention_heads=16,
+    num_key_value_heads=16, head_dim=128,
+)  # fmt: skip
+ENVIRONMENT = {
+    "gpu": "pretend H100", "num_sms": "132", "l2_bytes": "52428800", "driver": "1",
+    "date_utc": "2026-01-02T03:04:05+00:00", "python": "3",
+}  # fmt: skip
+
+
+@cache
+def every_point() -> tuple[SweepPoint, ...]:
+    return tuple(sweep(KERNELS))
+
+
+@cache
+def some_points(per_kind: int = 120, matmuls: int = 240) -> tuple[SweepPoint, ...]:
+    """The first points of each kind, in the sweep's shuffled order."""
+    taken: dict[str, int] = {}
+    chosen: list[SweepPoint] = []
+    for point in every_point():
+        taken[point.kind] = taken.get(point.kind, 0) + 1
+        if taken[point.kind] <= (matmuls if point.kind == "matmul" else per_kind):
+            chosen.append(point)
+    return tuple(chosen)
+
+
+@cache
+def _by_name() -> dict[str, SweepPoint]:
+    return {point.name: point for point in every_point()}
+
+
+@cache
+def true_op_seconds(name: str) -> float:
+    """What the simulator's own cost model says the op of this point takes."""
+    point = _by_name()[name]
+    cost = Calibrated(dgx_cluster(GPU, 1), synthetic_profile())
+    found = cost.local(point.op, steady_traffic(point, L2))
+    return found.launch_s + found.kernel_s
+
+
+def measured(
+    points: Iterable[SweepPoint], noise: float = 0.01, seed: int = 3
+) -> dict[str, Measurement]:
+    rng = random.Random(seed)
+    return {
+        point.name: Measurement(
+            GRAPH_LAUNCH_S
+            + true_op_seconds(point.name) * point.num_repeats * (1 + rng.gauss(0, noise)),
+            point.num_repeats,
+        )
+        for point in points
+    }
+
+
+@cache
+def true_tables(noise: float = 0.01) -> dict[str, Table]:
+    return tables(some_points(), measured(some_points(), noise), L2, GRAPH_LAUNCH_S)
+
+
+def write_sweep(found: dict[str, Measurement], path: Path) -> None:
+    lines = [
+        json.dumps({"name": name, "step_s": one.step_s, "num_ops": one.num_ops})
+        for name, one in found.items()
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def read_curve(noise: float = 0.003) -> list[tuple[int, float]]:
+    rng = np.random.default_rng(5)
+    sizes = np.arange(4, 200, 2) * 2**20
+    seconds = pass_seconds(MACHINE_L2, sizes.astype(np.float64), GPU.l2_bytes)
+    seconds = seconds * (1 + noise * rng.standard_normal(len(sizes)))
+    return [(int(size), float(second)) for size, second in zip(sizes, seconds, strict=True)]
+
+
+def stage_scenario(hidden: int = 2048, **run: object) -> Scenario:
+    """One GPU of a small decode, alone."""
+    model = replace(
+        MODEL, hidden_size=hidden, intermediate_size=4 * hidden,
+        num_attention_heads=hidden // 128, num_key_value_heads=hidden // 128,
+    )  # fmt: skip
+    scenario = scenario_of(PlacementSpec(), model=model, cluster=dgx_cluster(GPU, 4))
+    return replace(
+        scenario, name=f"h{hidden}", kernels=KERNELS,
+        workload=Workload(batch_size=64, context_tokens=2048, num_microbatches=4),
+        run=replace(RunSpec(num_steps=3, only_rank=1), **run),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def with_interleaving(profile: Profile, per_op_s: float, hbm_slowdown: float) -> Profile:
+    return replace(profile, machine=profile.machine | {
+        "interleaved_s": constant(per_op_s), "interleaved_hbm_slowdown": constant(hbm_slowdown),
+    })  # fmt: skip
+
+
+def stage_trace(scenario: Scenario, truth: Profile, **values: object) -> Trace:
+    """A run as the simulator sees it under `truth`, written as if measured for fitting."""
+    simulation = simulate(
+        compile_run(scenario), Calibrated(scenario.cluster, truth), scenario.cluster,
+        launch=scenario.run.launch, alone=scenario.run.only_rank, keep_rows=True,
+    )  # fmt: skip
+    step = 1
+    rows = tuple(row for row in simulation.rows if row.step == step)
+    duration = simulation.step_end_s[step] - simulation.step_end_s[step - 1]
+    trace = Trace(
+        source="measured", name=scenario.name, scenario=as_data(scenario), kernel_set="pretend",
+        rows=rows, untraced_step_s=(duration,) * 3, timing="cupti", purpose="fit",
+        measured={"read_bandwidth_bytes_per_s": 3.1e12},
+    )  # fmt: skip
+    return replace(trace, **values)  # type: ignore[arg-type]
+
+
+def astray(fit: OpFit, truth: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """Constants that are neither within three standard errors nor 5 % of the truth."""
+    return {
+        name: (found.value, truth[name])
+        for name, found in fit.constants.items()
+        if abs(found.value - truth[name]) > max(3 * found.standard_error, 0.05 * truth[name])
+    }
+
+
+KINDS = sorted(FEATURES)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from calibration.sweeps import (
+    HELD_OUT_CONTEXT,
+    HELD_OUT_MATMULS,
+    MAX_ROTATING_BYTES,
+    SweepPoint,
+    sweep,
+)
+from sim.cost.shapes import FEATURES, kind_of
+from sim.plan import ops
+from sim.plan.compile import KernelChoice
+from sim.plan.program import StepPrograms
+from sim.plan.validate import validate_run
+from tests.calibration.fabricated import GPU, every_point
+
+FLASH = KernelChoice(chunked_prefill_attention="flash")
+# 128 repeats of these do not fill the L2. The traffic count knows it; only the name says cold.
+COLD_IN_NAME_ONLY = {
+    "decode_attention/s1.h4.kv4.c128/cold", "decode_attention/s1.h8.kv2.c128/cold",
+    "decode_attention/s1.h8.kv2.c384/cold", "decode_attention/s2.h8.kv2.c128/cold",
+    "matmul/m304.n448.k448/cold", "matmul/m4.n448.k448/cold",
+    "prefill_attention/s1.h4.kv4.q128.c128/cold",
+}  # fmt: skip
+
+
+def rotating_bytes(point: SweepPoint) -> int:
+    """Bytes of weights or KV cache of one repeat."""
+    if isinstance(point.op, ops.Matmul):
+        return point.op.weight.num_bytes
+    return point.op.kv.num_bytes if isinstance(point.op, ops.Attention) else 0
+
+
+def test_names_are_unique() -> None:
+    assert 1 == max(Counter(point.name for point in every_point()).values())
+
+
+def test_same_seed_same_order() -> None:
+    first, again, other = (
+        [p.name for p in sweep(KernelChoice(), seed=seed)] for seed in (1, 1, 2)
+    )
+
+    assert first == again
+    assert first != other
+    assert sorted(first) == sorted(other)
+
+
+def test_every_kind_of_op_is_measured() -> None:
+    assert FEATURES.keys() | {"graph_launch"} == {point.kind for point in every_point()}
+
+
+def test_kind_of_a_point_is_that_of_its_op() -> None:
+    assert all(p.kind == kind_of(p.op) for p in every_point() if p.kind != "graph_launch")
+
+
+def test_paper_matmuls_are_held_out() -> None:
+    shapes = {(p.op.columns, p.op.inner) for p in every_point() if isinstance(p.op, ops.Matmul)}
+
+    assert not HELD_OUT_MATMULS & shapes
+
+
+def test_paper_context_is_held_out() -> None:
+    attentions = [p.op for p in every_point() if isinstance(p.op, ops.Attention)]
+
+    assert HELD_OUT_CONTEXT not in {op.context_tokens for op in attentions}
+    assert HELD_OUT_CONTEXT not in {op.query_tokens for op in attentions}
+
+
+def test_cold_points_exceed_the_l2() -> None:
+    warm_all_the_same = {
+        p.name for p in every_point()
+        if p.name.endswith("/cold") and 0 < rotating_bytes(p) * p.num_repeats <= GPU.l2_bytes
+    }  # fmt: skip
+
+    assert COLD_IN_NAME_ONLY == warm_all_the_same
+
+
+def test_what_rotates_fits_in_memory() -> None:
+    cold = [p for p in every_point() if not p.name.endswith("/warm")]
+
+    assert all(
+        rotating_bytes(p) * p.num_repeats <= max(MAX_ROTATING_BYTES, 2 * rotating_bytes(p))
+        for p in cold
+    )
+
+
+def test_cold_repeats_have_weights_of_their_own_and_warm_ones_share() -> None:
+    for point in every_point():
+        if isinstance(point.op, ops.Matmul):
+            layers = {part.layer for part in point.program.parts}
+            assert len(layers) == (1 if point.name.endswith("/warm") else point.num_repeats)
+
+
+def test_chunks_ask_for_the_chosen_kernel() -> None:
+    kernels = {p.op.kernel for p in sweep(FLASH)
+               if isinstance(p.op, ops.Attention) and p.kind.startswith("chunked")}  # fmt: skip
+
+    assert {"flash"} == kernels
+
+
+@pytest.mark.parametrize("kind", sorted([*FEATURES, "graph_launch"]))
+def test_programs_are_valid(kind: str) -> None:
+    points = [point for point in every_point() if point.kind == kind]
+
+    for point in points[:25]:
+        validate_run([StepPrograms(index=0, programs=(point.program,))])
+        assert point.num_repeats == len(list(point.program))
