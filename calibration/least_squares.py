@@ -22,6 +22,8 @@ Column = npt.NDArray[np.float64]
 MAX_EVALUATIONS = 400
 # A parameter this near to a bound (in its logarithm) was stopped by it.
 AT_BOUND = 0.01
+# Variance of residuals that are rounding alone.
+TINY = 1e-20
 
 
 class FitError(LayerwiseError):
@@ -87,19 +89,23 @@ def fit_positive(
     )  # fmt: skip
     if not found.success:
         raise FitError(f"{what}: the fit did not converge: {found.message}")
-    values, errors = np.exp(found.x), standard_errors(found.jac, found.fun)
+    values, errors = np.exp(found.x), standard_errors(found.jac, found.fun, highs - lows)
     return {
         name: Estimate(float(value), float(value * error))
         for name, value, error in zip(parameters, values, errors, strict=True)
     }
 
 
-def standard_errors(jacobian: Column, residuals: Column) -> Column:
-    """Residual variance times the diagonal of the inverse normal matrix, rooted."""
+def standard_errors(jacobian: Column, residuals: Column, widths: Column) -> Column:
+    """Residual variance times the diagonal of the inverse normal matrix, rooted.
+
+    A parameter is known to lie within its bounds, `widths` apart, before any data: one that the
+    data do not move gets that width, where the bare inverse would be singular and say 0.
+    """
     freedom = max(1, len(residuals) - jacobian.shape[1])
-    variance = float(residuals @ residuals) / freedom
-    covariance = variance * np.linalg.pinv(jacobian.T @ jacobian)
-    return np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    variance = max(float(residuals @ residuals) / freedom, TINY)
+    precision = jacobian.T @ jacobian / variance + np.diag(1 / widths**2)
+    return np.sqrt(np.diag(np.linalg.inv(precision)))
 
 
 def significant(value: float, digits: int = 4) -> float:

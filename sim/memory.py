@@ -62,9 +62,6 @@ def memory_budgets(
     return tuple(budgets)
 
 
-_ONE = ((-1, -1),)
-
-
 def _places(programs: list[Program]) -> dict[Segment, list[tuple[int, int]]]:
     """The layers and microbatches at which each segment is repeated."""
     places: dict[Segment, list[tuple[int, int]]] = {}
@@ -73,12 +70,21 @@ def _places(programs: list[Program]) -> dict[Segment, list[tuple[int, int]]]:
     return places
 
 
+def _keys(buffer: Buffer, places: list[tuple[int, int]]) -> set[BufferKey]:
+    """The tensors that one buffer stands for over all places."""
+    if buffer.per_layer and buffer.per_microbatch:
+        return {buffer.key(layer, microbatch) for layer, microbatch in places}
+    if buffer.per_layer:
+        return {buffer.key(layer, -1) for layer in {layer for layer, _ in places}}
+    return {buffer.key(-1, microbatch) for microbatch in {batch for _, batch in places}}
+
+
 def _budget(programs: list[Program], capacity_bytes: int, reserved_bytes: int) -> MemoryBudget:
     held: dict[BufferKey, Buffer] = {}
     for segment, places in _places(programs).items():
         for buffer in segment.touched:
-            for layer, microbatch in places if buffer.per_layer or buffer.per_microbatch else _ONE:
-                key = buffer.key(layer, microbatch)
+            one = places if buffer.per_layer or buffer.per_microbatch else places[:1]
+            for key in _keys(buffer, one):
                 # Steps and microbatches of unlike sizes share scratch: the largest one counts.
                 held[key] = max(held.get(key, buffer), buffer, key=lambda b: b.num_bytes)
 

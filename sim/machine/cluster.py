@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
 
 import simpy
 
 from sim.cost.model import CostModel
+from sim.machine.blocks import Block, BlockCache, seconds_to_ps
 from sim.machine.fluid import FluidShare, Process, Resource
-from sim.machine.l2 import Block, BlockCache, L2State, seconds_to_ps
+from sim.machine.l2 import L2State
 from sim.machine.links import Channel, Message
+from sim.machine.work import Work, cut_into_work, wires_of
 from sim.plan import ops
 from sim.plan.demand import wire_bytes_by_link
 from sim.plan.hardware import ClusterSpec
@@ -51,9 +52,6 @@ class StepAccount:
         for bound, time_ps in bound_ps.items():
             self.bound_ps[bound] = self.bound_ps.get(bound, 0) + round(time_ps * scale)
 
-
-WorkKind = Literal["block", "send", "recv", "collective"]
-Work = tuple[WorkKind, tuple[Part, ...]]
 
 
 @dataclass(slots=True)
@@ -115,7 +113,7 @@ class SimulatedCluster:
         for compiled in {id(step): step for step in self.run}.values():
             wires: dict[int, tuple[str, ...]] = {}
             for program in compiled.programs:
-                found = _wires_of(program, self.cluster)
+                found = wires_of(program, self.cluster)
                 if wires.setdefault(program.stage, found) != found:
                     return False
         return True
@@ -158,58 +156,6 @@ class SimulatedCluster:
             assert timeout.callbacks is not None
             timeout.callbacks.append(place.finish)
         return place.done
-
-
-def _wires_of(program: Program, cluster: ClusterSpec) -> tuple[str, ...]:
-    """The wire of each message, and the nodes of each collective's group, in program order."""
-    found: dict[int, tuple[str, ...]] = {}
-    for part in program.parts:
-        if id(part.segment) not in found:
-            found[id(part.segment)] = tuple(
-                _wire_of(op, program.rank, cluster) for op in part.segment.ops
-            )
-    return tuple(wire for wires in found.values() for wire in wires if wire)
-
-
-def _wire_of(op: ops.Op, rank: int, cluster: ClusterSpec) -> str:
-    match op:
-        case ops.Send() | ops.Recv():
-            return cluster.link_between(rank, op.peer).name
-        case ops.AllReduce() | ops.AllGather():
-            return f"{len({cluster.node_of(member) for member in op.group})} nodes"
-        case _:
-            return ""
-
-
-def cut_into_work(program: Program, cut_collectives: bool) -> list[Work]:
-    """Consecutive local parts form one block; a message is work of its own.
-
-    With `cut_collectives` every collective is work of its own, too.
-    """
-    work: list[Work] = []
-    pending: list[Part] = []
-    for part in program.parts:
-        for kind, piece in _pieces(part, cut_collectives):
-            if kind == "block":
-                pending.append(piece)
-                continue
-            if pending:
-                work.append(("block", tuple(pending)))
-                pending = []
-            work.append((kind, (piece,)))
-    return [*work, ("block", tuple(pending))] if pending else work
-
-
-def _pieces(part: Part, cut_collectives: bool) -> list[tuple[WorkKind, Part]]:
-    kinds: dict[type, WorkKind] = {ops.Send: "send", ops.Recv: "recv"}
-    if cut_collectives:
-        kinds |= {ops.AllReduce: "collective", ops.AllGather: "collective"}
-    if all(type(op) not in kinds for op in part.segment.ops):
-        return [("block", part)]
-    return [
-        (kinds.get(type(single.ops[0]), "block"), replace(part, segment=single))
-        for single in part.segment.singles
-    ]
 
 
 @dataclass

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import simpy
 
 from sim.cost.model import CostModel
+from sim.machine.blocks import seconds_to_ps
 from sim.machine.fluid import FluidShare, Resource
-from sim.machine.l2 import seconds_to_ps
 from sim.plan.hardware import ClusterSpec
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -14,9 +15,9 @@ from calibration.sweeps import (
 from sim.cost.shapes import FEATURES, kind_of
 from sim.plan import ops
 from sim.plan.compile import KernelChoice
-from sim.plan.program import StepPrograms
+from sim.plan.scenario import compile_run
 from sim.plan.validate import validate_run
-from tests.calibration.fabricated import GPU, every_point
+from tests.calibration.fabricated import GPU, every_point, stage_scenario
 
 FLASH = KernelChoice(chunked_prefill_attention="flash")
 # 128 repeats of these do not fill the L2. The traffic count knows it; only the name says cold.
@@ -106,6 +107,7 @@ def test_chunks_ask_for_the_chosen_kernel() -> None:
 def test_programs_are_valid(kind: str) -> None:
     points = [point for point in every_point() if point.kind == kind]
 
+    compiled = compile_run(stage_scenario())[0]
     for point in points[:25]:
-        validate_run([StepPrograms(index=0, programs=(point.program,))])
+        validate_run([replace(compiled, programs=(point.program,))])
         assert point.num_repeats == len(list(point.program))

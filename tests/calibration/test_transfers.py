@@ -44,11 +44,13 @@ def test_two_regimes_are_recovered() -> None:
 
 
 def test_two_regimes_are_recovered_through_noise() -> None:
-    fit = fit_transfer(timings(0.01), "made up", (0, MIB))
+    apart = [(s, t) for s, t in timings(0.01) if s != MIB]
+    fit = fit_transfer(apart, "made up", (0, MIB))
 
-    assert fit.median_error < 0.02
-    assert all(fit.seconds(s) == pytest.approx(TRUTH.seconds(s), rel=0.05)
-               for s in SIZES if s != MIB)  # fmt: skip
+    assert 0 < fit.median_error < 0.02
+    assert [TRUTH.seconds(s) for s, _ in apart] == pytest.approx(
+        [fit.seconds(s) for s, _ in apart], rel=0.04
+    )
 
 
 def test_regime_with_one_size_joins_the_one_below() -> None:
@@ -58,7 +60,7 @@ def test_regime_with_one_size_joins_the_one_below() -> None:
 
 
 def test_one_size_alone_still_gives_a_line_through_it() -> None:
-    assert 1e-5 == pytest.approx(fit_transfer([(MIB, 1e-5)], "").seconds(MIB))
+    assert 1e-5 == pytest.approx(fit_transfer([(MIB, 1e-5)], "").seconds(MIB), rel=1e-3)
 
 
 def test_no_timings_are_refused() -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.cost.model import CostModel, SpeedOfLight
-from sim.machine.l2 import L2State, time_block
+from sim.machine.blocks import time_block
+from sim.machine.l2 import L2State
 from sim.plan import ops
 from sim.plan.demand import demand_of
 from sim.plan.hardware import ClusterSpec, dgx_cluster

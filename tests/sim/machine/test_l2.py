@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.cost.model import Traffic
-from sim.machine.l2 import BlockCache, L2State, time_block
+from sim.machine.blocks import BlockCache, time_block
+from sim.machine.l2 import L2State
 from sim.plan import ops
 from sim.plan.hardware import GPUS
 from sim.plan.ops import Buffer
