@@ -132,9 +132,7 @@ def _fit_kinds(
     return fits
 
 
-def _machine(
-    folder: Path, spec: GpuSpec, traces: list[Trace], source: str
-) -> dict[str, Constant]:
+def _machine(folder: Path, spec: GpuSpec, traces: list[Trace], source: str) -> dict[str, Constant]:
     curve = _read_json(folder / "read_curve.json")
     machine = fit_l2_curve([(int(b), float(s)) for b, s in curve], spec.l2_bytes, source)
     rates = [t.measured["read_bandwidth_bytes_per_s"] for t in traces

@@ -128,14 +128,11 @@ def fit_form(table: Table, gpu: GpuSpec, source: str) -> dict[str, Constant]:
         table.kind, parameters, lambda values: form(values, table), table.seconds, soft=0.1
     )
     return {
-        name: estimate.constant(parameters[name].unit, source)
-        for name, estimate in fitted.items()
+        name: estimate.constant(parameters[name].unit, source) for name, estimate in fitted.items()
     }
 
 
-def residual_points(
-    table: Table, predicted: npt.NDArray[np.float64]
-) -> tuple[ResidualPoint, ...]:
+def residual_points(table: Table, predicted: npt.NDArray[np.float64]) -> tuple[ResidualPoint, ...]:
     """ln(measured / form) of every cold point (warm ones would blur their cold neighbours)."""
     return tuple(
         ResidualPoint(

@@ -32,9 +32,7 @@ def no_interleaving() -> dict[str, Constant]:
     return {"interleaved_s": zero, "interleaved_hbm_slowdown": zero}
 
 
-def fit_interleaving(
-    profile: Profile, traces: Sequence[Trace], source: str
-) -> dict[str, Constant]:
+def fit_interleaving(profile: Profile, traces: Sequence[Trace], source: str) -> dict[str, Constant]:
     """Least squares of (measured - predicted) on [1, predicted if bound by HBM], per op.
 
     Rows are weighted by 1 / measured, and one row stands for all microbatches of an op. Raises

@@ -45,9 +45,7 @@ def fit_l2_curve(
         soft=0.05,
     )  # fmt: skip
     full, width = fitted["l2_full_hit"], fitted["ramp_width"]
-    edge = Estimate(
-        full.value + width.value, math.hypot(full.standard_error, width.standard_error)
-    )
+    edge = Estimate(full.value + width.value, math.hypot(full.standard_error, width.standard_error))
     return {
         "l2_full_hit": full.constant("of L2 size", source),
         "l2_no_hit": edge.constant("of L2 size", source),

@@ -1,8 +1,8 @@
 """The sweep: which ops, at which shapes, are measured to fit a profile. Each point is a program.
 
 A cold point repeats its op over rotating weights (or KV caches) that exceed the L2 several times;
-a warm point repeats it on one. Shapes of the paper's own layer, whole or split eight ways, are
-left out on purpose: they belong to the validation runs.
+a warm point repeats it on one. Matmuls of the paper's own layer, whole or split eight ways, and its
+context are left out on purpose: they belong to the validation runs. (Its gated activation is in.)
 
 Points are short bursts in random order, so that the power they draw is a mixture's, as in a stage.
 A large matmul repeated alone for a quarter of a second meets the power cap harder than any layer
@@ -88,7 +88,9 @@ def attention(
     )  # fmt: skip
 
 
-def point(kind: str, label: str, op: LocalOp, rotating_bytes: int, warm: bool = False) -> SweepPoint:
+def point(
+    kind: str, label: str, op: LocalOp, rotating_bytes: int, warm: bool = False
+) -> SweepPoint:
     """A program of one op, repeated over `rotating_bytes` of its own each time unless `warm`."""
     repeats = _repeats(op, 0 if warm else rotating_bytes)
     name = f"{kind}/{label}/{'warm' if warm else 'cold'}"
@@ -134,7 +136,13 @@ def _matmul_points() -> Iterator[SweepPoint]:
         if columns * inner * 2 <= 40 * 2**20:
             for rows in (1, 8, 32, 128):
                 yield _matmul_point(rows, columns, inner, warm=True)
-    for columns, inner in ((10240, 5120), (40960, 5120), (5120, 20480), (9216, 3072), (24576, 3072)):
+    for columns, inner in (
+        (10240, 5120),
+        (40960, 5120),
+        (5120, 20480),
+        (9216, 3072),
+        (24576, 3072),
+    ):
         for rows in (6000, 9000, 12000):
             yield _matmul_point(rows, columns, inner)
     yield from _random_matmuls(250)

@@ -117,9 +117,9 @@ def split_kv_attention(
     num_key_value_heads, capacity_tokens = kv.shape[2], kv.shape[3]
     _require_fit("context_tokens", context_tokens, capacity_tokens)
     if _takes_triton(query):
-        from hw import triton_kernels
+        from hw import triton_attention
 
-        triton_kernels.split_kv_attention(
+        triton_attention.split_kv_attention(
             query,
             kv,
             context_tokens,

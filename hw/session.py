@@ -82,6 +82,8 @@ def join_group(
         usable_device("cuda", local_rank + 1)
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    # Each edge has a communicator of its own: what torch warns of cannot happen here.
+    os.environ.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore("group", store), rank=rank, world_size=world_size,

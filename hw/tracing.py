@@ -12,16 +12,15 @@ from typing import Literal, Protocol
 import torch
 
 from hw.errors import NotAvailableError, UnmeasuredOpError
-from hw.instrument.cupti import (
-    GraphNodeMap,
+from hw.instrument.cupti import GraphNodeMap, KernelRecorder
+from hw.instrument.observe import EventTimer, HostClock, Lane, NvtxRanges, Observer, nvtx_ranges
+from hw.instrument.spans import (
     GraphNodeMismatchError,
-    KernelRecorder,
     OpSpan,
     match_graph_nodes,
     spans_by_op_eager,
     spans_by_op_graph,
 )
-from hw.instrument.observe import EventTimer, HostClock, Lane, NvtxRanges, Observer, nvtx_ranges
 from hw.rows import Spans
 from sim.plan.errors import MissingPackageError
 from sim.plan.program import PlacedOp

@@ -166,7 +166,11 @@ def measure(
     constants = _profile(None, asked.cluster.gpu.name) if device is DeviceName.CUDA else None
     if constants:
         asked = asked.with_kernels(constants.kernels)
-    _note(measure_to(asked, out, device.value, timing.value if timing else None, bandwidth, purpose.value))
+    _note(
+        measure_to(
+            asked, out, device.value, timing.value if timing else None, bandwidth, purpose.value
+        )
+    )
 
 
 @app.command()

@@ -275,4 +275,3 @@ def _thousands(value: float) -> str:
 
 def _megabytes(prediction: Prediction) -> str:
     return f"{sum(prediction.wire_bytes.values()) / 1e6:,.0f}"
-

@@ -37,6 +37,4 @@ def _timeline(entry: Entry, profile: Profile | None) -> Timeline:
         run, cost_model(scenario.cluster, profile), scenario.cluster,
         launch=scenario.run.launch, keep_rows=True,
     )  # fmt: skip
-    return Timeline(
-        name=entry.best.placement, rows=simulation.rows, messages=message_pairs(run)
-    )
+    return Timeline(name=entry.best.placement, rows=simulation.rows, messages=message_pairs(run))

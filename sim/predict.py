@@ -105,9 +105,7 @@ def _search(scenario: Scenario, cost: CostModel, reserved: int) -> Prediction:
 def _predict(scenario: Scenario, cost: CostModel, reserved: int) -> Prediction:
     run = compile_run(scenario)
     simulation = _simulate(scenario, run, cost)
-    while (
-        scenario.workload.phase == "decode" and not simulation.is_steady and len(run) < MAX_STEPS
-    ):
+    while scenario.workload.phase == "decode" and not simulation.is_steady and len(run) < MAX_STEPS:
         longer = replace(scenario, run=replace(scenario.run, num_steps=2 * len(run)))
         run = compile_run(longer)
         simulation = _simulate(scenario, run, cost)

@@ -95,9 +95,7 @@ def prefill_attention_seconds(
     padded = np.ceil(np.asarray(query_tokens) / 128) * 128
     total = np.asarray(flops) * padded / np.asarray(query_tokens)
     longest = 4.0 * 128 * np.asarray(context_tokens) * np.asarray(head_dim)
-    return (
-        constants["launch_s"] + total / rate + constants["tail"] * longest / (rate / num_sms)
-    )
+    return constants["launch_s"] + total / rate + constants["tail"] * longest / (rate / num_sms)
 
 
 def pointwise_seconds(constants: Constants, memory_s: Numbers | float) -> Numbers | float:

@@ -103,7 +103,6 @@ class CostModel(Protocol):
         """Cost of a message over one hop."""
         ...
 
-
     def link_bytes_per_s(self, link: LinkSpec) -> float:
         """What one port delivers to all messages that share it."""
         ...
@@ -203,7 +202,9 @@ class Calibrated:
 
     def collective(self, op: CollectiveOp) -> OpCost:
         kind, algorithm = (
-            ("all_reduce", op.algorithm) if isinstance(op, ops.AllReduce) else ("all_gather", "nccl")
+            ("all_reduce", op.algorithm)
+            if isinstance(op, ops.AllReduce)
+            else ("all_gather", "nccl")
         )
         nodes = {self.cluster.node_of(rank) for rank in op.group}
         local_ranks = len(op.group) // len(nodes)
@@ -271,9 +272,7 @@ class Calibrated:
             alone_s *= 1 + self._machine("interleaved_hbm_slowdown")
         return alone_s + self._machine("interleaved_s")
 
-    def _form(
-        self, op: LocalOp, fit: OpFit, traffic: Traffic
-    ) -> tuple[float, dict[Bound, float]]:
+    def _form(self, op: LocalOp, fit: OpFit, traffic: Traffic) -> tuple[float, dict[Bound, float]]:
         """Seconds of the form, and what each resource alone would take."""
         constants, gpu = fit.values, self.cluster.gpu
         parts: dict[Bound, float] = {"launch": constants["launch_s"]}

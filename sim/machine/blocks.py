@@ -62,9 +62,7 @@ def seconds_to_ps(seconds: float) -> int:
     return round(seconds * 1e12)
 
 
-def time_block(
-    parts: Sequence[Part], state: L2State
-) -> tuple[list[TimedOp], int, dict[str, int]]:
+def time_block(parts: Sequence[Part], state: L2State) -> tuple[list[TimedOp], int, dict[str, int]]:
     """Walk parts through the state. Returns timed ops, HBM bytes and time by bottleneck."""
     timed: list[TimedOp] = []
     bound_ps: Counter[str] = Counter()
@@ -132,9 +130,7 @@ class BlockCache:
         ]
         return block
 
-    def _timed(
-        self, parts: Sequence[Part], state: L2State, numbers: dict[BufferKey, int]
-    ) -> Block:
+    def _timed(self, parts: Sequence[Part], state: L2State, numbers: dict[BufferKey, int]) -> Block:
         before = {key: index for index, (key, _) in enumerate(state.entries)}
         if len(parts) > 1:
             pieces = tuple(self.run((part,), state) for part in parts)
@@ -180,9 +176,7 @@ def _shape(parts: Sequence[Part], layers: list[int], microbatches: list[int]) ->
     return tuple(part.segment for part in parts), pattern
 
 
-def _slots(
-    parts: Sequence[Part], layers: list[int], microbatches: list[int]
-) -> tuple[Slot, ...]:
+def _slots(parts: Sequence[Part], layers: list[int], microbatches: list[int]) -> tuple[Slot, ...]:
     """The buffers a block touches, layers and microbatches named by their order in it."""
     found: dict[Slot, None] = {}
     for part in parts:

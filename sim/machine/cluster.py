@@ -53,7 +53,6 @@ class StepAccount:
             self.bound_ps[bound] = self.bound_ps.get(bound, 0) + round(time_ps * scale)
 
 
-
 @dataclass(slots=True)
 class Rendezvous:
     """A collective of ranks that are simulated one by one: it starts when the last one arrives."""
@@ -202,7 +201,9 @@ class _RankProcess:
         if machine.launch == "eager":
             issued, duration = self._issue(block, begin)
         rate = block.hbm_bytes / max(duration, 1) * 1e12
-        demand: dict[Resource, float] = {("hbm", self.rank): min(rate, machine.cost.hbm_bytes_per_s)}
+        demand: dict[Resource, float] = {
+            ("hbm", self.rank): min(rate, machine.cost.hbm_bytes_per_s)
+        }
         yield machine.share.run(duration, demand)
         end = int(machine.env.now)
         scale = (end - begin) / duration if duration else 1.0

@@ -164,9 +164,7 @@ def closed_form_flops(model: ModelSpec, step: Step) -> int:
     return model.num_layers * per_layer + head
 
 
-def closed_form_weight_and_kv_read_bytes(
-    model: ModelSpec, placement: Placement, step: Step
-) -> int:
+def closed_form_weight_and_kv_read_bytes(model: ModelSpec, placement: Placement, step: Step) -> int:
     """Matmul weights and KV that all ranks of one replica read in one step.
 
     Every microbatch reads every weight once, whatever the placement: tensor parallelism divides

@@ -1,16 +1,16 @@
 """What can go wrong, one class per cause. Every message names the key, the value and the fix.
 
-    LayerwiseError
-    ├── SpecError              a value in a scenario, model or hardware description is wrong
-    │   ├── UnknownKeyError    a key nobody reads (the nearest known one is named)
-    │   ├── UnsupportedModelError  a model this project cannot describe (mixture of experts, ...)
-    │   └── PlacementError     the model, the cluster and the placement do not go together
-    ├── ProgramError           compiled programs contradict each other (a bug, or a hand-made program)
-    │   └── DeadlockError      ranks wait for each other for ever
-    ├── FileFormatError        a file is not what its name promises (syntax, schema version)
-    ├── ProfileMismatchError   a calibration profile belongs to another GPU
-    ├── TraceMismatchError     two traces cannot be compared
-    └── MissingPackageError    an optional package is needed here
+LayerwiseError
+├── SpecError              a value in a scenario, model or hardware description is wrong
+│   ├── UnknownKeyError    a key nobody reads (the nearest known one is named)
+│   ├── UnsupportedModelError  a model this project cannot describe (mixture of experts, ...)
+│   └── PlacementError     the model, the cluster and the placement do not go together
+├── ProgramError           compiled programs contradict each other (a bug, or a hand-made program)
+│   └── DeadlockError      ranks wait for each other for ever
+├── FileFormatError        a file is not what its name promises (syntax, schema version)
+├── ProfileMismatchError   a calibration profile belongs to another GPU
+├── TraceMismatchError     two traces cannot be compared
+└── MissingPackageError    an optional package is needed here
 """
 
 from __future__ import annotations

@@ -73,8 +73,6 @@ def test_without_a_decode_stage_in_a_graph_there_is_no_fit(kind: str) -> None:
         fit_interleaving(ALONE, given, "")
 
 
-
-
 def test_stage_of_another_gpu_is_refused() -> None:
     with pytest.raises(ProfileMismatchError, match="was measured on h200"):
         fit_interleaving(synthetic_profile("h200"), traces(TRUTH), "")

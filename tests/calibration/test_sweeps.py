@@ -41,9 +41,7 @@ def test_names_are_unique() -> None:
 
 
 def test_same_seed_same_order() -> None:
-    first, again, other = (
-        [p.name for p in sweep(KernelChoice(), seed=seed)] for seed in (1, 1, 2)
-    )
+    first, again, other = ([p.name for p in sweep(KernelChoice(), seed=seed)] for seed in (1, 1, 2))
 
     assert first == again
     assert first != other

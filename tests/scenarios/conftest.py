@@ -85,5 +85,3 @@ def fake_trace(profile: Profile, *, slower: float = 1.02) -> Trace:
         traced_step_s=(predicted.step_s * slower * 1.01,) * 3,
         measured={"hbm_floor_fraction": 0.93}, environment={"gpu": "pretend H100"},
     )  # fmt: skip
-
-

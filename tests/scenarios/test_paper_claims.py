@@ -79,9 +79,7 @@ def test_no_rate_holds_where_memory_does_not_suffice() -> None:
         (114.0, 110.0, "cannot hold"),
     ],
 )
-def test_gain_is_over_the_best_baseline(
-    light: float, calibrated: float, expected: Verdict
-) -> None:
+def test_gain_is_over_the_best_baseline(light: float, calibrated: float, expected: Verdict) -> None:
     baselines = (beliefs(200.0, 100.0), beliefs(190.0, 80.0))
     assert claims.judge_gain(baselines, beliefs(light, calibrated)).verdict == expected
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hw.instrument.cupti import (
+from hw.instrument.spans import (
     ApiCall,
     CapturedNode,
     GraphNodeMismatchError,
