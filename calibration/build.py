@@ -70,10 +70,22 @@ def build_profile(
     machine |= fit_interleaving(alone, traces, f"{source}: decode stages kept for fitting")
     return Profile(
         name=name, gpu=gpu, kernels=kernels, fits=fits, transfers=transfers, machine=machine,
-        provenance={k: str(environment[k]) for k in PROVENANCE_KEYS if k in environment},
+        provenance={k: str(environment[k]) for k in PROVENANCE_KEYS if k in environment}
+        | _clocks(traces),
         reserved_bytes=RESERVED_BYTES,
         data_hashes={p.name: file_hash(p) for p in sorted(folder.glob("*.json*"))},
     )  # fmt: skip
+
+
+def _clocks(traces: list[Trace]) -> dict[str, str]:
+    """The SM clocks read around the stages, and whether anything held them down."""
+    keys = ("sm_clock_mhz_before", "sm_clock_mhz_after")
+    clocks = sorted({int(t.environment[k]) for t in traces for k in keys if k in t.environment})
+    if not clocks:
+        return {}
+    reasons = {t.environment.get("throttled_after", "no") for t in traces} - {"no"}
+    held = f", {' and '.join(sorted(reasons))} in prefill stages" if reasons else ""
+    return {"sm_clock_mhz": f"{clocks[0]} to {clocks[-1]}{held}"}
 
 
 def file_hash(path: Path) -> str:

@@ -23,7 +23,9 @@ Timings = dict[str, list[tuple[int, float]]]
 def time_links(session: Session, sizes: tuple[int, ...] = SIZES) -> Timings:
     """(payload bytes, seconds) of `send`, `all_reduce` and `all_gather` over all ranks.
 
-    Each is the median over replays of a graph of OPS_PER_GRAPH of them in a row; a message goes
+    Each is the median over replays of a graph of OPS_PER_GRAPH of them in a row, on this rank: a
+    rank whose host was early waits for the others, so the shortest time over ranks is the transfer.
+    A message goes
     from rank 0 to rank 1, the others' time for it is nothing. The payload of an all-gather is its
     whole output. Every rank returns its own timings.
     """

@@ -10,6 +10,8 @@ import pytest
 from calibration.data import prediction_path, profile_path, validation_trace_paths
 from scenarios.compare import STAGE_TOLERANCE, score_stage
 from scenarios.predicted import read_prediction
+from sim.plan.scenario import Strategy, paper_scenario
+from sim.predict import predict
 from sim.profile import Profile, load_profile
 from sim.trace import read_trace
 
@@ -48,6 +50,17 @@ def test_a_wrong_constant_fails_the_gate(profile: Profile) -> None:
 
 
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
-def test_readme_names_the_error_of_each_stage(path: Path, profile: Profile) -> None:
-    error = f"{score_stage(read_trace(path), profile).error:+.1%}".replace("%", " %")
+def test_readme_names_the_error_of_each_blind_prediction(path: Path, profile: Profile) -> None:
+    committed = read_prediction(prediction_path(path.stem))
+    assert committed is not None
+    measured = score_stage(read_trace(path), profile).measured_s
+    error = f"{committed.predicted_step_s / measured - 1:+.1%}".replace("%", " %")
     assert f"| {error} |" in README.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("strategy", ["tensor-pipeline", "layer-wise"])
+def test_readme_names_the_predicted_rates(strategy: Strategy, profile: Profile) -> None:
+    text = README.read_text(encoding="utf-8")
+    scenario = paper_scenario(strategy)
+    assert f" {predict(scenario, None).tokens_per_s:,.0f} |" in text
+    assert f" {predict(scenario, profile).tokens_per_s:,.0f} " in text

@@ -69,7 +69,7 @@ def test_no_timings_are_refused() -> None:
 
 
 def test_tables_become_fits(tmp_path: Path) -> None:
-    rows = [f"{op},8,{s},{1e6 * t},0,0,1" for op in ("all_reduce", "all_gather", "broadcast")
+    rows = [f"{op},8,{s},{1e6 * t},0,{1e6 * t},1" for op in ("all_reduce", "all_gather", "broadcast")
             for s, t in timings()]  # fmt: skip
     (tmp_path / "nccl-h100-sxm-nvlink.csv").write_text(NCCL + "\n".join(rows) + "\n")
     (tmp_path / "nccl-p2p-h100-internode.csv").write_text(
@@ -127,6 +127,18 @@ def test_shipped_records_are_those_of_the_shipped_profile() -> None:
 
 def test_every_shipped_record_says_where_it_came_from() -> None:
     assert all(len(fit.source) > 20 for fit in read_transfers(transfers_path()).values())
+
+
+def test_pooled_series_are_read_at_their_slower_times(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    lone, small, large = (
+        "all_reduce,2,512,6,6,6,2",
+        "all_reduce,2,1024,7,6,8,4",
+        f"all_reduce,2,{MIB},13,11,15,4",
+    )
+    table.write_text(NCCL + "\n".join((lone, small, large)) + "\n")
+
+    assert {("all_reduce", 2): [(1024, 7 * 1e-6), (MIB, 15 * 1e-6)]} == read_nccl_table(table)
 
 
 @needs_tables
