@@ -136,7 +136,7 @@ def test_pooled_series_are_read_at_their_slower_times(tmp_path: Path) -> None:
         "all_reduce,2,1024,7,6,8,4",
         f"all_reduce,2,{MIB},13,11,15,4",
     )
-    table.write_text(NCCL + "\n".join((lone, small, large)) + "\n")
+    table.write_text(NCCL + f"{lone}\n{small}\n{large}" + "\n")
 
     assert {("all_reduce", 2): [(1024, 7 * 1e-6), (MIB, 15 * 1e-6)]} == read_nccl_table(table)
 
