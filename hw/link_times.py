@@ -10,6 +10,7 @@ from statistics import median
 
 import torch
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 
 from hw.session import Session
 
@@ -25,13 +26,13 @@ def time_links(session: Session, sizes: tuple[int, ...] = SIZES) -> Timings:
 
     Each is the median over replays of a graph of OPS_PER_GRAPH of them in a row, on this rank: a
     rank whose host was early waits for the others, so the shortest time over ranks is the transfer.
-    A message goes
-    from rank 0 to rank 1, the others' time for it is nothing. The payload of an all-gather is its
-    whole output. Every rank returns its own timings.
+    A message goes from rank 0 to rank 1; the other ranks' time for it is nothing. The payload of
+    an all-gather is its whole output. Every rank returns its own timings.
     """
     pool = torch.empty(max(sizes), dtype=torch.bfloat16, device=session.device).normal_()
     gathered = torch.empty(max(sizes) // 2, dtype=torch.bfloat16, device=session.device)
-    edge = dist.new_group([0, 1])
+    group = dist.new_group([0, 1])
+    edge = group if isinstance(group, ProcessGroup) else None
     found: Timings = {"send": [], "all_reduce": [], "all_gather": []}
     for size in sizes:
         tensor, output = pool[: size // 2], gathered[: size // 2]

@@ -29,7 +29,7 @@ from hw.weights import RandomWeights, WeightSource
 from sim.plan.errors import SpecError
 from sim.plan.program import Program, StepPrograms, kernel_set_hash
 from sim.plan.scenario import Scenario, compile_run
-from sim.plan.validate import validate_run
+from sim.plan.validate import validate_run, validate_work
 from sim.trace import Row, Trace, as_data
 
 EAGER_WARM_UPS = 3
@@ -89,6 +89,7 @@ def measure(
     check_request(scenario, timing, session.device)
     run = compile_run(scenario)
     validate_run(run)
+    validate_work(scenario.model, run)
     if only_rank < 0:
         session.require_world_size(run[0].placement.num_ranks)
     plan = plan_stream(run, alone=session.store is None)

@@ -118,8 +118,10 @@ def remedies(scenario: Scenario, budget: MemoryBudget) -> tuple[Remedy, ...]:
     left = budget.capacity_bytes - (budget.total_bytes - budget.kv_bytes)
     share = max(0.0, left / budget.kv_bytes) if budget.kv_bytes else 1.0
     model, workload = scenario.model, scenario.workload
-    heads = [h for h in range(1, model.num_key_value_heads + 1)
+    shards = scenario.placement.tensor_parallel
+    heads = [h for h in range(shards, model.num_key_value_heads + 1, shards)
              if model.num_attention_heads % h == 0 and h <= model.num_key_value_heads * share]  # fmt: skip
+    bits = [b for b in (8, 4) if b <= 8 * model.dtype_bytes * share]
     gpus = -(-budget.kv_bytes // left) if left > 0 else 0
     return (
         Remedy(change="batch_size at most", value=int(workload.batch_size * share)),
@@ -127,7 +129,7 @@ def remedies(scenario: Scenario, budget: MemoryBudget) -> tuple[Remedy, ...]:
         Remedy(change="num_key_value_heads at most (GQA)", value=max(heads, default=0)),
         Remedy(
             change="KV bits per element at most (bf16 is 16)",
-            value=int(8 * model.dtype_bytes * share),
+            value=max(bits, default=0),
         ),
         Remedy(change="times as many GPUs, KV spread over them", value=gpus),
     )

@@ -9,6 +9,7 @@ from sim.memory import MemoryBudget, memory_budgets
 from sim.plan.hardware import ClusterSpec
 from sim.plan.program import StepPrograms
 from sim.plan.scenario import Scenario, compile_run, place
+from sim.plan.workload import Phase
 from sim.profile import Profile
 from sim.simulate import PS, Simulation, simulate
 
@@ -28,6 +29,8 @@ class Prediction:
 
     belief: Belief
     placement: str
+    phase: Phase
+    num_stages: int
     num_microbatches: int
     tokens_per_s: float
     step_s: float
@@ -146,6 +149,8 @@ def _prediction(
     return Prediction(
         belief=cost.belief,
         placement=placement.name,
+        phase=scenario.workload.phase,
+        num_stages=placement.num_stages,
         num_microbatches=scenario.workload.num_microbatches,
         tokens_per_s=tokens / step_s,
         step_s=step_s,

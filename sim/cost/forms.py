@@ -42,11 +42,12 @@ def matmul_seconds(
     *,
     num_sms: int,
     peak_flops_per_s: float,
-) -> tuple[Numbers, Numbers]:
+) -> tuple[Numbers, Numbers, Numbers]:
     """Best tile and split-k of: launch + p-norm(waves of tiles, memory). Arrays [points].
 
     cuBLAS lays the smaller side of the output on the tile's columns for few rows, so both
-    orientations of a tile count. Returns (seconds, seconds the tiles alone would take).
+    orientations of a tile count. Returns (seconds, of these the tiles' FLOPs alone, and the
+    tiles' prologue and loads alone).
     """
     tile_m, tile_n, split = _CONFIGS.T
     m, n, k = (np.asarray(x, dtype=np.float64)[:, None] for x in (rows, columns, inner))
@@ -65,7 +66,13 @@ def matmul_seconds(
     total = (tiles_s**power + memory**power) ** (1 / power) + split_s
     best = np.argmin(total, axis=1)
     pick = np.arange(len(best))
-    return constants["launch_s"] + total[pick, best], tiles_s[pick, best]
+    flops_only_s = waves * steps * flops_s
+    loads_only_s = waves * (constants["prologue_s"] + steps * load_s)
+    return (
+        constants["launch_s"] + total[pick, best],
+        flops_only_s[pick, best],
+        loads_only_s[pick, best],
+    )
 
 
 def decode_attention_seconds(

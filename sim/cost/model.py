@@ -12,7 +12,7 @@ import numpy as np
 from sim.cost import forms
 from sim.cost.shapes import features_of, kind_of
 from sim.plan import ops
-from sim.plan.demand import attention_flops, demand_of, wire_bytes_by_link
+from sim.plan.demand import attention_flops, demand_of
 from sim.plan.errors import ProfileMismatchError
 from sim.plan.hardware import ClusterSpec, LinkSpec
 from sim.plan.ops import CollectiveOp, LocalOp
@@ -110,7 +110,7 @@ class CostModel(Protocol):
 
 @dataclass(frozen=True)
 class SpeedOfLight:
-    """Datasheet rates, no latency, no launch: no real machine is faster."""
+    """Datasheet rates, no latency, no launch, an L2 that keeps what was touched last."""
 
     cluster: ClusterSpec
     belief: Belief = "speed_of_light"
@@ -140,10 +140,18 @@ class SpeedOfLight:
         return OpCost(0.0, times[bound], bound)
 
     def collective(self, op: CollectiveOp) -> OpCost:
-        # Both wires can be busy at once.
-        rates = {link.name: link.bytes_per_s for link in (self.cluster.nvlink, self.cluster.nic)}
-        wires = wire_bytes_by_link(op, self.cluster)
-        return OpCost(0.0, max(size / rates[name] for name, size in wires.items()), "link")
+        """No algorithm sends less: a switch that reduces takes each tensor once.
+
+        Both wires can be busy at once.
+        """
+        nodes = {self.cluster.node_of(rank) for rank in op.group}
+        local_ranks = len(op.group) // len(nodes)
+        inside = op.payload_bytes if local_ranks > 1 else 0
+        if isinstance(op, ops.AllGather) or local_ranks == 2:
+            inside = op.payload_bytes * (local_ranks - 1) // local_ranks
+        across = op.payload_bytes // local_ranks * (len(nodes) - 1) // len(nodes)
+        seconds = (inside / self.cluster.nvlink.bytes_per_s, across / self.cluster.nic.bytes_per_s)
+        return OpCost(0.0, max(seconds), "link")
 
     def transfer(self, payload_bytes: int, link: LinkSpec) -> TransferCost:
         return TransferCost(0.0, link.bytes_per_s)
@@ -297,11 +305,15 @@ class Calibrated:
         match op:
             case ops.Matmul():
                 one = np.ones(1)
-                total, tiles = forms.matmul_seconds(
+                total, flops_s, loads_s = forms.matmul_seconds(
                     constants, op.rows * one, op.columns * one, op.inner * one, memory_s * one,
                     num_sms=gpu.num_sms, peak_flops_per_s=gpu.peak_flops_per_s,
                 )  # fmt: skip
-                parts["compute"] = float(tiles[0])
+                # Tiles are loaded through the L2.
+                parts["compute"], parts["l2"] = (
+                    float(flops_s[0]),
+                    max(parts["l2"], float(loads_s[0])),
+                )
                 return float(total[0]), parts
             case ops.Attention():
                 units = _number(op.sequences * op.num_key_value_heads)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from sim.cost.model import CostModel, OpCost, Traffic
+from sim.cost.model import CostModel, OpCost
 from sim.machine.l2 import L2State
-from sim.plan import ops
 from sim.plan.ops import BufferKey, Op
-from sim.plan.program import Part, Segment
+from sim.plan.program import MEETINGS, Part, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,6 @@ class Block:
     duration_ps: int
     hbm_bytes: int
     bound_ps: dict[str, int]
-    collectives: tuple[ops.CollectiveOp, ...]
     num_extrapolated: int
     left: tuple[tuple[bool, int, int], ...]
 
@@ -70,7 +68,8 @@ def time_block(parts: Sequence[Part], state: L2State) -> tuple[list[TimedOp], in
     for index, part in enumerate(parts):
         for op in part.segment.ops:
             traffic = state.traffic_of(op, part.layer, part.microbatch)
-            cost = _cost_of(op, traffic, state.cost)
+            assert not isinstance(op, MEETINGS), "ranks meet between blocks, not in them"
+            cost = state.cost.local(op, traffic)
             hbm_bytes += traffic.hbm_bytes
             start = now + seconds_to_ps(cost.launch_s)
             end = start + seconds_to_ps(cost.kernel_s)
@@ -79,13 +78,6 @@ def time_block(parts: Sequence[Part], state: L2State) -> tuple[list[TimedOp], in
             timed.append(TimedOp(index, op, cost, start, end))
             now = end
     return timed, hbm_bytes, dict(bound_ps)
-
-
-def _cost_of(op: Op, traffic: Traffic, cost: CostModel) -> OpCost:
-    if isinstance(op, (ops.AllReduce, ops.AllGather)):
-        return cost.collective(op)
-    assert not isinstance(op, (ops.Send, ops.Recv)), "messages are not part of a block"
-    return cost.local(op, traffic)
 
 
 Shape = tuple[tuple[Segment, ...], tuple[int, ...]]
@@ -136,10 +128,9 @@ class BlockCache:
             pieces = tuple(self.run((part,), state) for part in parts)
             return _joined(pieces, _left(state, before, numbers))
         timed, hbm_bytes, bound_ps = time_block(parts, state)
-        collectives = tuple(t.op for t in timed if isinstance(t.op, (ops.AllReduce, ops.AllGather)))
         return Block(
             own=tuple(timed), pieces=(), duration_ps=timed[-1].end_ps, hbm_bytes=hbm_bytes,
-            bound_ps=bound_ps, collectives=collectives,
+            bound_ps=bound_ps,
             num_extrapolated=sum(t.cost.extrapolated for t in timed),
             left=_left(state, before, numbers),
         )  # fmt: skip
@@ -161,7 +152,6 @@ def _joined(pieces: tuple[Block, ...], left: tuple[tuple[bool, int, int], ...]) 
     return Block(
         own=(), pieces=pieces, duration_ps=sum(p.duration_ps for p in pieces),
         hbm_bytes=sum(p.hbm_bytes for p in pieces), bound_ps=dict(bound_ps),
-        collectives=tuple(op for piece in pieces for op in piece.collectives),
         num_extrapolated=sum(p.num_extrapolated for p in pieces), left=left,
     )  # fmt: skip
 

@@ -71,7 +71,7 @@ class SimulatedCluster:
     """Runs compiled steps. `alone` >= 0: that rank only, its peers replaced by nothing.
 
     `folded`: ranks of one tensor-parallel group, and replicas, do the same at the same time, so
-    one stands for all; collectives then are arithmetic inside a block.
+    one stands for all, and a collective starts when that one arrives.
     """
 
     run: Sequence[StepPrograms]
@@ -141,13 +141,14 @@ class SimulatedCluster:
         """The program cut where ranks meet: blocks of local parts, messages, collectives."""
         found = self._work.get(id(program))
         if found is None:
-            found = self._work[id(program)] = cut_into_work(program, not self.folded)
+            found = self._work[id(program)] = cut_into_work(program)
         return found
 
     def meet(self, step: int, part: Part, op: ops.CollectiveOp) -> simpy.Event:
         """Arrive at a collective; the event fires when it is over for everyone."""
         key = (step, part.name_of(op), op.group)
-        place = self._rendezvous.setdefault(key, Rendezvous(len(op.group), self.env.event()))
+        members = 1 if self.folded else len(op.group)
+        place = self._rendezvous.setdefault(key, Rendezvous(members, self.env.event()))
         place.arrived += 1
         if place.arrived == place.group_size:
             cost = self.cost.collective(op)
@@ -210,8 +211,6 @@ class _RankProcess:
         account.add(block.bound_ps, scale)
         account.add({"launch": duration - block.duration_ps}, scale)
         account.num_extrapolated += block.num_extrapolated
-        for op in block.collectives:
-            self._count_wire(op, account)
         if machine.keep_rows:
             machine.executed.append(
                 Executed(self.rank, step, parts, block, begin, begin, end, ends_ps=issued)

@@ -11,6 +11,12 @@ from sim.plan.program import Part, Program
 
 WorkKind = Literal["block", "send", "recv", "collective"]
 Work = tuple[WorkKind, tuple[Part, ...]]
+KINDS: dict[type, WorkKind] = {
+    ops.Send: "send",
+    ops.Recv: "recv",
+    ops.AllReduce: "collective",
+    ops.AllGather: "collective",
+}
 
 
 def wires_of(program: Program, cluster: ClusterSpec) -> tuple[str, ...]:
@@ -34,16 +40,15 @@ def _wire_of(op: ops.Op, rank: int, cluster: ClusterSpec) -> str:
             return ""
 
 
-def cut_into_work(program: Program, cut_collectives: bool) -> list[Work]:
-    """Consecutive local parts form one block; a message is work of its own.
-
-    With `cut_collectives` every collective is work of its own, too.
-    """
+def cut_into_work(program: Program) -> list[Work]:
+    """Consecutive local parts form one block; a message or a collective is work of its own."""
     work: list[Work] = []
     pending: list[Part] = []
     for part in program.parts:
-        for kind, piece in _pieces(part, cut_collectives):
-            if kind == "block":
+        for segment in part.segment.cuts:
+            piece = part if segment is part.segment else replace(part, segment=segment)
+            kind = KINDS.get(type(segment.ops[0]))
+            if kind is None:
                 pending.append(piece)
                 continue
             if pending:
@@ -51,15 +56,3 @@ def cut_into_work(program: Program, cut_collectives: bool) -> list[Work]:
                 pending = []
             work.append((kind, (piece,)))
     return [*work, ("block", tuple(pending))] if pending else work
-
-
-def _pieces(part: Part, cut_collectives: bool) -> list[tuple[WorkKind, Part]]:
-    kinds: dict[type, WorkKind] = {ops.Send: "send", ops.Recv: "recv"}
-    if cut_collectives:
-        kinds |= {ops.AllReduce: "collective", ops.AllGather: "collective"}
-    if all(type(op) not in kinds for op in part.segment.ops):
-        return [("block", part)]
-    return [
-        (kinds.get(type(single.ops[0]), "block"), replace(part, segment=single))
-        for single in part.segment.singles
-    ]

@@ -43,7 +43,7 @@ def compile_step(
 
 
 def microbatches_of(batch_size: int, data_parallel: int, num_microbatches: int) -> tuple[int, ...]:
-    """Sequences per microbatch of one replica (the first replica gets any remainder)."""
+    """Sequences per microbatch of one replica; `place` sees to it that replicas are equal."""
     return split_evenly(split_evenly(batch_size, data_parallel)[0], num_microbatches)
 
 

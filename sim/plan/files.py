@@ -53,7 +53,7 @@ class ModelTable:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterTable:
-    """`[cluster]`: a known GPU, how many, and how many share a node."""
+    """`[cluster]`: a known GPU or a TOML file of one's own, how many, how many share a node."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -109,7 +109,7 @@ def scenario_from_tables(data: dict[str, Any], source: str) -> Scenario:
     return Scenario(
         name=file.name or Path(source).stem,
         model=_resolve_model(file.model, folder, source),
-        cluster=_resolve_cluster(file.cluster, source),
+        cluster=_resolve_cluster(file.cluster, folder, source),
         placement=file.placement,
         workload=file.workload,
         run=file.run,
@@ -248,8 +248,9 @@ def _resolve_model(table: ModelTable, folder: Path, source: str) -> ModelSpec:
         raise error.in_file(source, "model") from error
 
 
-def _resolve_cluster(table: ClusterTable, source: str) -> ClusterSpec:
-    gpu = _known(GPUS, "cluster.gpu", table.gpu, source)
+def _resolve_cluster(table: ClusterTable, folder: Path, source: str) -> ClusterSpec:
+    own = table.gpu.endswith(".toml")
+    gpu = load_gpu(folder / table.gpu) if own else _known(GPUS, "cluster.gpu", table.gpu, source)
     try:
         return dgx_cluster(gpu, table.num_gpus, table.gpus_per_node)
     except SpecError as error:

@@ -6,12 +6,15 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 from sim.plan import ops
 from sim.plan.demand import demand_of
 from sim.plan.ops import Buffer, Op
 from sim.plan.placement import Placement
 from sim.plan.workload import Step
+
+MEETINGS = (ops.AllReduce, ops.AllGather, ops.Send, ops.Recv)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +28,18 @@ class Segment:
     ops: tuple[Op, ...]
 
     @cached_property
-    def singles(self) -> tuple[Segment, ...]:
-        """The same ops, each a segment of its own (made once, so identity still tells)."""
-        return (self,) if len(self.ops) == 1 else tuple(Segment((op,)) for op in self.ops)
+    def cuts(self) -> tuple[Segment, ...]:
+        """The same ops, cut where ranks meet: runs of local ops, and each meeting alone.
+
+        Made once, so that identity still tells.
+        """
+        runs = [list(run) for _, run in groupby(self.ops, lambda op: isinstance(op, MEETINGS))]
+        pieces = [
+            piece
+            for run in runs
+            for piece in ([[op] for op in run] if isinstance(run[0], MEETINGS) else [run])
+        ]
+        return (self,) if len(pieces) == 1 else tuple(Segment(tuple(piece)) for piece in pieces)
 
     @cached_property
     def touched(self) -> tuple[Buffer, ...]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from sim.plan import ops
+from sim.plan.demand import closed_form_flops, demand_of
 from sim.plan.errors import DeadlockError, ProgramError
+from sim.plan.model import ModelSpec
 from sim.plan.program import PlacedOp, Program, StepPrograms
 
 Edge = tuple[int, int, str]
@@ -24,6 +26,27 @@ def validate_run(run: Sequence[StepPrograms]) -> None:
             _check_unique_names(program)
     _check_point_to_point(run)
     _dry_run(run)
+
+
+def validate_work(model: ModelSpec, run: Sequence[StepPrograms]) -> None:
+    """Check that programs compute what the model asks for: FLOPs equal the closed form.
+
+    Raises ProgramError naming the step. Holds for every placement, so it is checked per replica.
+    """
+    for index, compiled in enumerate(run):
+        replicas = compiled.placement.data_parallel
+        found = sum(
+            demand_of(op).flops
+            for program in compiled.programs
+            for part in program.parts
+            for op in part.segment.ops
+        )
+        expected = replicas * closed_form_flops(model, compiled.step)
+        if found != expected:
+            raise ProgramError(
+                f"step {index}: the programs compute {found:,} FLOPs, the model asks for "
+                f"{expected:,}"
+            )
 
 
 def _check_unique_names(program: Program) -> None:

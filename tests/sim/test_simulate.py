@@ -16,7 +16,7 @@ from sim.plan import ops
 from sim.plan.demand import demand_of
 from sim.plan.hardware import ClusterSpec, dgx_cluster
 from sim.plan.model import MODELS
-from sim.plan.scenario import PlacementSpec, Scenario, compile_run, paper_scenario
+from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run, paper_scenario
 from sim.plan.workload import Workload
 from sim.predict import _predict
 from sim.simulate import PS, Simulation, simulate
@@ -377,3 +377,15 @@ def test_cluster_of_one_node_uses_no_nic(stages: int) -> None:
     assert {"nvlink4"} >= {
         wire for account in simulation.accounts.values() for wire in account.wire_bytes
     }
+
+
+def test_folded_steps_equal_unfolded_ones_where_messages_contend_with_ops() -> None:
+    scenario = replace(
+        paper_scenario("tensor-pipeline").with_microbatches(4), run=RunSpec(num_steps=3)
+    )
+    run, light = compile_run(scenario), SpeedOfLight(scenario.cluster)
+    folded, unfolded = (
+        simulate(run, light, scenario.cluster, folded=flag) for flag in (True, False)
+    )
+
+    assert unfolded.step_end_s == folded.step_end_s

@@ -295,3 +295,14 @@ def test_gpu_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
 def test_missing_gpu_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="is not a TOML file"):
         load_gpu(tmp_path / "none.toml")
+
+
+def test_cluster_may_name_a_gpu_file_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\nnum_sms = 100\npeak_flops_per_s = 1e15\nhbm_bytes = 1000000000\n'
+        "hbm_bytes_per_s = 1e12\nl2_bytes = 1000000\nl2_bytes_per_s = 5e12\nsource = 'mine'\n"
+    )
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text('[model]\npreset = "paper-16"\n[cluster]\ngpu = "mine.toml"\n')
+
+    assert "mine" == load_scenario(scenario).cluster.gpu.name

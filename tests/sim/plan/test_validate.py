@@ -12,7 +12,7 @@ from sim.plan.errors import DeadlockError, ProgramError
 from sim.plan.ops import Buffer, Op
 from sim.plan.program import Part, Program, Segment, StepPrograms
 from sim.plan.scenario import PlacementSpec, compile_run
-from sim.plan.validate import validate_run
+from sim.plan.validate import validate_run, validate_work
 from tests.sim.scenes import scenario_of
 
 Change = Callable[[Part], list[Part]]
@@ -105,3 +105,12 @@ def test_ranks_that_wait_for_each_other_are_refused() -> None:
 
     with pytest.raises(DeadlockError, match="rank 0 waits at P0.recv@m0; rank 1 waits at P0.recv"):
         validate_run(run)
+
+
+def test_layer_left_out_is_refused() -> None:
+    scenario = scenario_of(STAGES, num_steps=1)
+    validate_work(scenario.model, compile_run(scenario))
+    run = broken(STAGES, 1, lambda part: [] if part.prefix == "L07" else [part])
+
+    with pytest.raises(ProgramError, match="step 0: the programs compute"):
+        validate_work(scenario.model, run)
