@@ -77,6 +77,17 @@ class Trace:
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
+SOURCES = ("predicted", "measured")
+PURPOSES = ("fit", "validation", "other")
+ROW_KINDS: dict[str, type] = {
+    "repeat": int, "step": int, "rank": int, "op": str, "kind": str, "stream": str,
+    "ready_s": float, "start_s": float, "end_s": float, "bound": str, "replaced": bool,
+}  # fmt: skip
+HEADER_KINDS: dict[str, type] = {
+    "source": str, "name": str, "scenario": dict, "kernel_set": str, "columns": list,
+    "num_rows": int, "untraced_step_s": list, "traced_step_s": list, "timing": str,
+    "measured": dict, "environment": dict, "purpose": str,
+}  # fmt: skip
 
 
 def write_trace(trace: Trace, path: Path) -> None:
@@ -89,14 +100,22 @@ def write_trace(trace: Trace, path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write text (compressed when the name ends in .gz) and rename into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write text (compressed when the name ends in .gz) and rename into place.
+
+    Folders on the way are made. Raises FileFormatError when the path cannot be written.
+    """
+    if not path.name or path.is_dir():
+        raise FileFormatError(f"{path}: is a folder; name a file to write")
     data = text.encode()
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def read_trace(path: Path) -> Trace:
@@ -113,7 +132,7 @@ def read_trace(path: Path) -> Trace:
     if len(rows) != expected:
         raise FileFormatError(
             f"{path}: {len(rows)} rows where the header promises {expected}; "
-            "the file was cut short: measure again, or take another copy"
+            "the file was cut short or added to: measure again, or take another copy"
         )
     for key in ("untraced_step_s", "traced_step_s"):
         header[key] = tuple(header.get(key, ()))
@@ -156,16 +175,42 @@ def _header(path: Path, line: str) -> dict[str, Any]:
     missing = {"source", "name", "scenario", "kernel_set", "columns", "num_rows"} - header.keys()
     if missing:
         raise FileFormatError(f"{path}: the header lacks {sorted(missing)}")
+    for key, kind in HEADER_KINDS.items():
+        if key in header and not isinstance(header[key], kind):
+            raise FileFormatError(
+                f"{path}: line 1: {key}={header[key]!r} is not a {kind.__name__}; measure again"
+            )
+    for key, allowed in (("source", SOURCES), ("purpose", PURPOSES)):
+        if header.get(key, allowed[-1]) not in allowed:
+            raise FileFormatError(f"{path}: line 1: {key}={header[key]!r} is none of {allowed}")
+    for seconds in (*header.get("untraced_step_s", ()), *header.get("traced_step_s", ())):
+        if not _is_number(seconds) or not 0 < seconds < math.inf:
+            raise FileFormatError(f"{path}: line 1: a step took {seconds!r} s; measure again")
     return header
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _row(path: Path, number: int, line: str, columns: Iterable[str]) -> Row:
     try:
         row = Row(**dict(zip(columns, json.loads(line), strict=True)))
-        if not all(math.isfinite(time) for time in (row.ready_s, row.start_s, row.end_s)):
-            raise ValueError(f"op {row.op} has a time that is not finite")
+        _check_row(row)
         if row.end_s < row.start_s:
             raise ValueError(f"op {row.op} ends at {row.end_s} before it starts at {row.start_s}")
     except (ValueError, TypeError) as error:
-        raise FileFormatError(f"{path}: line {number}: {error}") from error
+        raise FileFormatError(
+            f"{path}: line {number} is not a row ({error}); measure again, or take another copy"
+        ) from error
     return row
+
+
+def _check_row(row: Row) -> None:
+    for key, kind in ROW_KINDS.items():
+        value = getattr(row, key)
+        right = _is_number(value) if kind is float else type(value) is kind
+        if not right:
+            raise ValueError(f"{key}={value!r} is not a {kind.__name__}")
+    if not all(math.isfinite(time) for time in (row.ready_s, row.start_s, row.end_s)):
+        raise ValueError(f"op {row.op} has a time that is not finite")

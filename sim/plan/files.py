@@ -19,11 +19,15 @@ from pydantic import TypeAdapter, ValidationError
 from sim.plan.compile import KernelChoice
 from sim.plan.errors import FileFormatError, SpecError, UnknownKeyError, UnsupportedModelError
 from sim.plan.hardware import GPUS, ClusterSpec, GpuSpec, LinkSpec, dgx_cluster
-from sim.plan.model import MODELS, ModelSpec
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario
+from sim.plan.model import MODELS, DType, ModelSpec
+from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, place
 from sim.plan.workload import Workload
 
 MIXTURE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+CONFIG_DTYPES: dict[str, DType] = {
+    "bfloat16": "bfloat16", "float16": "bfloat16", "float32": "float32",
+}  # fmt: skip
+DTYPE_KEYS = ("torch_dtype", "dtype")
 LLAMA_LIKE = ("llama", "mistral")
 
 
@@ -49,6 +53,7 @@ class ModelTable:
     rms_norm_eps: float | None = None
     rope_theta: float | None = None
     dtype: str | None = None
+    tie_word_embeddings: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +99,7 @@ def load_scenario(path: Path) -> Scenario:
     wrong.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{path}: is not a TOML file: {error}") from error
     except OSError as error:
@@ -104,9 +109,14 @@ def load_scenario(path: Path) -> Scenario:
 
 def scenario_from_tables(data: dict[str, Any], source: str) -> Scenario:
     """Resolve the tables of a scenario file; `source` names it in errors."""
+    if "model" not in data:
+        raise SpecError(
+            "model", None, "is missing", "add a [model] table with a preset, a config or dimensions",
+            source,
+        )  # fmt: skip
     file: ScenarioFile = validate(ScenarioFile, data, source)
     folder = Path(source).parent
-    return Scenario(
+    scenario = Scenario(
         name=file.name or Path(source).stem,
         model=_resolve_model(file.model, folder, source),
         cluster=_resolve_cluster(file.cluster, folder, source),
@@ -115,6 +125,11 @@ def scenario_from_tables(data: dict[str, Any], source: str) -> Scenario:
         run=file.run,
         kernels=file.kernels,
     )
+    try:
+        place(scenario)
+    except SpecError as error:
+        raise error.in_file(source) from error
+    return scenario
 
 
 def scenario_from_data(data: dict[str, Any], source: str) -> Scenario:
@@ -134,13 +149,19 @@ def load_gpu(path: Path) -> GpuSpec:
 def load_model_config(path: Path) -> ModelSpec:
     """Import a Hugging Face `config.json` of a dense Llama-like model.
 
-    Rotary scaling changes angles, not work, so `rope_scaling` is accepted and has no effect.
-    Raises FileFormatError when it is not JSON; UnsupportedModelError for a mixture of experts, an
-    unknown architecture, biases or sliding windows.
+    Rotary scaling changes angles, not work, so `rope_scaling` is accepted and has no effect;
+    float16 is timed as bfloat16 (the same bytes, the same tensor-core rate). Raises FileFormatError
+    when it is not JSON; UnsupportedModelError for a mixture of experts, an unknown architecture,
+    quantised weights, other dtypes, biases or sliding windows.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise FileFormatError(
+            f"{path}: cannot be read: {error.strerror}; model.config names a config.json, relative "
+            "to the scenario file"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{path}: is not a JSON file: {error}") from error
     if not isinstance(config, dict):
         raise FileFormatError(f"{path}: a Hugging Face config is a JSON object")
@@ -158,11 +179,16 @@ def _refuse_unsupported(config: dict[str, Any], source: str) -> None:
     if config.get("model_type") not in LLAMA_LIKE:
         config.setdefault("model_type", None)
         refuse("model_type", "is not known here", f"use one of {list(LLAMA_LIKE)}")
-    for key in ("attention_bias", "mlp_bias", "sliding_window"):
+    for key in ("attention_bias", "mlp_bias", "sliding_window", "quantization_config"):
         if config.get(key):
             refuse(key, "is not modelled", "use a model without it")
     if config.get("hidden_act", "silu") != "silu":
         refuse("hidden_act", "is not modelled", "use a model with 'silu'")
+    for key in DTYPE_KEYS:
+        if config.get(key) is not None and config[key] not in list(CONFIG_DTYPES):
+            refuse(key, "is not modelled", f"use one of {list(CONFIG_DTYPES)}")
+    if not isinstance(config.get("rope_scaling"), dict | None):
+        refuse("rope_scaling", "is not a table", "use the model's own")
 
 
 def _model_from_config(config: dict[str, Any], path: Path) -> ModelSpec:
@@ -172,16 +198,21 @@ def _model_from_config(config: dict[str, Any], path: Path) -> ModelSpec:
         "intermediate_size": "intermediate_size",
         "num_attention_heads": "num_attention_heads",
     }
-    for key in keys.values():
-        if not isinstance(config.get(key), int):
-            raise SpecError(key, config.get(key), "is not a whole number", "give it", str(path))
+    for key in (*keys.values(), "vocab_size"):
+        if key not in config:
+            raise SpecError(key, None, "is missing", f"add {key} to it", str(path))
+        if not isinstance(config[key], int) or isinstance(config[key], bool):
+            raise SpecError(key, config[key], "is not a whole number", "correct it", str(path))
     heads = config["num_attention_heads"]
     values = {name: config[key] for name, key in keys.items()}
     values["num_key_value_heads"] = config.get("num_key_value_heads") or heads
     values["head_dim"] = config.get("head_dim") or config["hidden_size"] // max(heads, 1)
-    for key in ("vocab_size", "rms_norm_eps", "rope_theta"):
+    for key in ("vocab_size", "rms_norm_eps", "rope_theta", "tie_word_embeddings"):
         if config.get(key) is not None:
             values[key] = config[key]
+    for key in DTYPE_KEYS:
+        if config.get(key) is not None:
+            values["dtype"] = CONFIG_DTYPES[config[key]]
     name = path.parent.name if path.name == "config.json" else path.stem
     return validate(ModelSpec, {"name": name or "model", **values}, str(path))
 

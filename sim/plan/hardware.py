@@ -122,6 +122,8 @@ def dgx_cluster(gpu: GpuSpec, num_gpus: int, gpus_per_node: int = 8) -> ClusterS
     """
     if gpus_per_node < 1:
         raise SpecError("gpus_per_node", gpus_per_node, "is not positive", "use 1 or more")
+    if num_gpus < 1:
+        raise SpecError("num_gpus", num_gpus, "is not positive", "use 1 or more")
     per_node = min(gpus_per_node, num_gpus)
     if num_gpus < 1 or num_gpus % per_node:
         raise SpecError(

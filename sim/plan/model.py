@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,7 +18,8 @@ class ModelSpec:
     """A dense decoder with grouped-query attention, rotary positions and a gated MLP.
 
     Field names are Hugging Face's. `vocab_size` 0 means no embedding and no LM head: the last
-    hidden state returns as the next input (the paper names no vocabulary).
+    hidden state returns as the next input (the paper names no vocabulary). Tied embeddings count
+    once in `parameters`; the first and the last stage hold a copy each all the same.
     Raises SpecError when a dimension is not positive or heads do not divide.
     """
 
@@ -34,6 +36,7 @@ class ModelSpec:
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     dtype: DType = "bfloat16"
+    tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
         for key in (
@@ -50,6 +53,9 @@ class ModelSpec:
                 f"does not divide num_attention_heads={self.num_attention_heads}",
                 f"use one of {divisors(self.num_attention_heads)}",
             )  # fmt: skip
+        for key in ("rms_norm_eps", "rope_theta"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise SpecError(key, getattr(self, key), "is not a positive number", "correct it")
         if self.head_dim % 2:
             raise SpecError("head_dim", self.head_dim, "is odd", "rotary positions need pairs")
         if self.dtype not in DTYPE_BYTES:
@@ -83,8 +89,9 @@ class ModelSpec:
 
     @property
     def parameters(self) -> int:
-        """All parameters; with a vocabulary also embedding, LM head and final norm (untied)."""
-        head = 2 * self.vocab_size * self.hidden_size + self.hidden_size if self.vocab_size else 0
+        """All parameters; with a vocabulary also embedding, LM head and final norm."""
+        tables = 1 if self.tie_word_embeddings else 2
+        head = (tables * self.vocab_size + 1) * self.hidden_size if self.vocab_size else 0
         return self.num_layers * self.parameters_per_layer + head
 
     @property

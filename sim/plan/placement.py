@@ -80,13 +80,19 @@ def tensor_pipeline(
 
 
 def layer_wise(
-    model: ModelSpec, *, num_gpus: int, on_chip_bytes: int, data_parallel: int = 1
+    model: ModelSpec,
+    *,
+    num_gpus: int,
+    on_chip_bytes: int,
+    data_parallel: int = 1,
+    key: str = "placement.num_gpus",
 ) -> Placement:
     """The paper's placement: consecutive layers grouped, one group on each GPU.
 
     The partition makes the largest group as small as it can be, so a group fits
     `on_chip_bytes` whenever any partition over these GPUs does; `stage_fits` tells.
-    Raises PlacementError when there are more GPUs than layers.
+    `key` names the number of GPUs in errors. Raises PlacementError when there are more GPUs than
+    layers.
     """
     per_replica = num_gpus // max(data_parallel, 1)
     if data_parallel < 1 or num_gpus % data_parallel:
@@ -94,7 +100,7 @@ def layer_wise(
             "placement.data_parallel", data_parallel, f"does not divide num_gpus={num_gpus}",
             f"use one of {divisors(num_gpus)}",
         )  # fmt: skip
-    _check_stages("placement.num_gpus", per_replica, model.num_layers)
+    _check_stages(key, per_replica, model.num_layers)
     groups = partition_layers([model.layer_weight_bytes] * model.num_layers, per_replica)
     return Placement(
         name="layer-wise",
@@ -188,8 +194,12 @@ def _check_tensor_parallel(model: ModelSpec, tensor_parallel: int) -> None:
     }
     if model.vocab_size:
         limits["vocab_size"] = model.vocab_size
+    if tensor_parallel < 1:
+        raise PlacementError(
+            "placement.tensor_parallel", tensor_parallel, "is not positive", "use 1 or more"
+        )
     for key, limit in limits.items():
-        if tensor_parallel < 1 or limit % tensor_parallel:
+        if limit % tensor_parallel:
             allowed = [d for d in divisors(model.num_key_value_heads)
                        if all(v % d == 0 for v in limits.values())]  # fmt: skip
             raise PlacementError(

@@ -104,10 +104,12 @@ def place(scenario: Scenario) -> Placement:
     Raises PlacementError when it needs more GPUs than the cluster has, or does not divide.
     """
     spec, cluster = scenario.placement, scenario.cluster
+    _refuse_unused(spec)
     if spec.strategy == "layer-wise":
         placement = layer_wise(
             scenario.model,
             num_gpus=spec.num_gpus or cluster.num_gpus,
+            key="placement.num_gpus" if spec.num_gpus else "cluster.num_gpus",
             on_chip_bytes=spec.on_chip_bytes or cluster.gpu.l2_bytes,
             data_parallel=spec.data_parallel,
         )
@@ -124,6 +126,12 @@ def place(scenario: Scenario) -> Placement:
             f"needs {placement.num_ranks} GPUs and cluster.num_gpus={cluster.num_gpus}",
             "use a smaller placement or a larger cluster",
         )  # fmt: skip
+    if scenario.run.only_rank >= placement.num_ranks:
+        raise PlacementError(
+            "run.only_rank", scenario.run.only_rank,
+            f"is no rank of {placement.name} over {placement.num_ranks} GPUs",
+            f"use 0 to {placement.num_ranks - 1}, or -1 for all",
+        )  # fmt: skip
     if scenario.workload.batch_size % placement.data_parallel:
         raise PlacementError(
             "placement.data_parallel", placement.data_parallel,
@@ -131,6 +139,21 @@ def place(scenario: Scenario) -> Placement:
             "choose a batch that every replica gets an equal share of",
         )  # fmt: skip
     return placement
+
+
+def _refuse_unused(spec: PlacementSpec) -> None:
+    """A key that the strategy does not read is a misunderstanding: say so."""
+    unused = (
+        ("tensor_parallel", "pipeline_parallel")
+        if spec.strategy == "layer-wise"
+        else ("num_gpus", "on_chip_bytes")
+    )
+    for key in unused:
+        if getattr(spec, key) != PlacementSpec.__dataclass_fields__[key].default:
+            raise PlacementError(
+                f"placement.{key}", getattr(spec, key),
+                f"has no meaning with strategy {spec.strategy!r}", "remove it",
+            )  # fmt: skip
 
 
 def steps_of(scenario: Scenario) -> list[Step]:

@@ -8,6 +8,8 @@ from typing import Literal
 from sim.plan.errors import SpecError
 
 Phase = Literal["decode", "prefill"]
+# What a simulation can go through in a minute or so.
+MAX_BATCH, MAX_CONTEXT, MAX_CHUNKS = 65_536, 100_000_000, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,18 @@ class Workload:
         for key in ("batch_size", "context_tokens", "prefill_chunk_tokens"):
             if getattr(self, key) < 1:
                 raise SpecError(key, getattr(self, key), "is not positive", "use 1 or more")
+        for key, most in (("batch_size", MAX_BATCH), ("context_tokens", MAX_CONTEXT)):
+            if getattr(self, key) > most:
+                raise SpecError(
+                    key, getattr(self, key), "is beyond any machine", f"use at most {most}"
+                )
+        chunks = -(-self.context_tokens // self.prefill_chunk_tokens)
+        if self.phase == "prefill" and chunks > MAX_CHUNKS:
+            raise SpecError(
+                "prefill_chunk_tokens", self.prefill_chunk_tokens,
+                f"cuts a prompt of {self.context_tokens} tokens into {chunks} steps",
+                f"use {-(-self.context_tokens // MAX_CHUNKS)} or more",
+            )  # fmt: skip
         if self.phase not in ("decode", "prefill"):
             raise SpecError("phase", self.phase, "is unknown", "use 'decode' or 'prefill'")
         if not 0 <= self.num_microbatches <= self.batch_size:

@@ -106,7 +106,7 @@ def test_file_cut_between_rows_is_refused(tmp_path: Path) -> None:
 def test_file_cut_inside_a_row_is_refused_with_its_line(tmp_path: Path) -> None:
     path = changed(tmp_path, lambda lines: [*lines[:-1], lines[-1][:20]])
 
-    assert refusal(path).startswith("line 3: ")
+    assert refusal(path).startswith("line 3 is not a row")
 
 
 def test_compressed_file_cut_short_is_refused(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_header_without_its_fields_is_refused(tmp_path: Path) -> None:
         ({"start_s": float("inf")}, "has a time that is not finite"),
         ({"ready_s": float("nan")}, "has a time that is not finite"),
         ({"end_s": 1e-6}, "ends at 1e-06 before it starts at 2e-06"),
-        ({"start_s": "soon"}, "must be real number"),
+        ({"start_s": "soon"}, "is not a float"),
     ],
 )
 def test_row_with_impossible_times_is_refused_with_its_line(
@@ -177,15 +177,53 @@ def test_row_with_impossible_times_is_refused_with_its_line(
 ) -> None:
     message = refusal(with_row(tmp_path, **values))
 
-    assert message.startswith("line 2: ")
+    assert message.startswith("line 2 is not a row")
     assert problem in message
 
 
 def test_row_with_too_few_columns_is_refused_with_its_line(tmp_path: Path) -> None:
     path = changed(tmp_path, lambda lines: [lines[0], "[0, 1]", lines[2]])
 
-    assert refusal(path).startswith("line 2: ")
+    assert refusal(path).startswith("line 2 is not a row")
 
 
 def test_keys_of_a_newer_header_are_ignored(tmp_path: Path) -> None:
     assert TRACE == read_trace(with_header(tmp_path, comment="from later"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("name", ["x"]), ("untraced_step_s", 5), ("untraced_step_s", [0.0]), ("measured", []),
+     ("environment", "x"), ("source", "guessed"), ("purpose", ["x"])],
+)  # fmt: skip
+def test_header_of_the_wrong_kind_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "t.jsonl"
+    write_trace(Trace(source="measured", name="t", scenario={}, kernel_set="k"), path)
+    header = json.loads(path.read_text())
+    path.write_text(json.dumps({**header, key: value}) + "\n")
+
+    with pytest.raises(FileFormatError, match="line 1"):
+        read_trace(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("step", "zz"), ("step", None), ("replaced", "no"), ("kind", None)]
+)
+def test_row_of_the_wrong_kind_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "t.jsonl"
+    row = Row(repeat=0, step=0, rank=0, op="a", kind="Norm", stream="compute", ready_s=0.0,
+              start_s=0.0, end_s=1.0)  # fmt: skip
+    trace = Trace(source="measured", name="t", scenario={}, kernel_set="k", rows=(row,))
+    write_trace(trace, path)
+    header, line = path.read_text().splitlines()
+    columns, values = json.loads(header)["columns"], json.loads(line)
+    values[columns.index(key)] = value
+    path.write_text(header + "\n" + json.dumps(values) + "\n")
+
+    with pytest.raises(FileFormatError, match="line 2 is not a row"):
+        read_trace(path)
+
+
+def test_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="is a folder; name a file"):
+        write_trace(Trace(source="measured", name="t", scenario={}, kernel_set="k"), tmp_path)

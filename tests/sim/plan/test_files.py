@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def test_scenario_without_a_name_is_called_after_its_file(tmp_path: Path) -> Non
             "[model]\nhidden_size=64",
             "model.num_layers=None is missing; add num_layers = ...",
         ),
-        ("name='x'", "model=None is missing; add model = ..."),
+        ("name='x'", "model=None is missing; add a [model] table with a preset, a config or dimensions"),
     ],
 )
 def test_wrong_scenario_is_refused_in_the_files_own_keys(
@@ -306,3 +307,70 @@ def test_cluster_may_name_a_gpu_file_of_ones_own(tmp_path: Path) -> None:
     scenario.write_text('[model]\npreset = "paper-16"\n[cluster]\ngpu = "mine.toml"\n')
 
     assert "mine" == load_scenario(scenario).cluster.gpu.name
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"torch_dtype": "float8_e4m3fn"}, "torch_dtype='float8_e4m3fn'"),
+        ({"torch_dtype": 7}, "torch_dtype=7"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config="),
+        ({"rope_scaling": "x"}, "rope_scaling='x'"),
+        ({"vocab_size": None}, "vocab_size=None"),
+    ],
+)
+def test_config_fields_that_would_change_the_work_are_refused(
+    tmp_path: Path, change: dict[str, object], key: str
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**LLAMA, **change}))
+
+    with pytest.raises(SpecError, match=re.escape(key)):
+        load_model_config(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("bfloat16", "bfloat16"), ("float16", "bfloat16"), ("float32", "float32")],
+)
+def test_config_dtype_is_kept(tmp_path: Path, dtype: str, expected: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**LLAMA, "torch_dtype": dtype}))
+
+    assert expected == load_model_config(path).dtype
+
+
+def test_tied_embeddings_count_once(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**LLAMA, "tie_word_embeddings": True}))
+    tied = load_model_config(path)
+    path.write_text(json.dumps(LLAMA))
+
+    assert tied.vocab_size * tied.hidden_size == load_model_config(path).parameters - tied.parameters
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[run]\nonly_rank = 99", "run.only_rank=99 is no rank of layer-wise over 16 GPUs; use 0 to"),
+        ("[placement]\ntensor_parallel = 8", "placement.tensor_parallel=8 has no meaning with"),
+        ("[cluster]\nnum_gpus = 0", "cluster.num_gpus=0 is not positive; use 1 or more"),
+        ("[cluster]\nnum_gpus = 32", "cluster.num_gpus=32 stages for model.num_layers=16"),
+        ("[workload]\nbatch_size = 9223372036854775807", "is beyond any machine"),
+        (
+            "[workload]\nphase = 'prefill'\nprefill_chunk_tokens = 7",
+            "cuts a prompt of 10000 tokens into 1429 steps; use 157 or more",
+        ),
+    ],
+)
+def test_impossible_requests_name_the_file_and_the_fix(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text('[model]\npreset = "paper-16"\n' + text)
+
+    with pytest.raises(SpecError) as error:
+        load_scenario(path)
+
+    assert str(error.value).startswith(f"{path}: ")
+    assert problem in str(error.value)
