@@ -193,8 +193,8 @@ def compare(
     from scenarios.compare import passes
     from scenarios.comparing import choose_traces, compare_all, comparisons_as_data
 
-    chosen = choose_traces(scenario, measured, everything)
     constants = _needed_profile(profile, "h100-sxm")
+    chosen = choose_traces(scenario, measured, everything, constants)
     compared = compare_all(chosen, constants)
     if as_json:
         _print_json(comparisons_as_data(compared, constants))

@@ -50,7 +50,10 @@ class OpScore:
 
 @dataclass(frozen=True, kw_only=True)
 class GapScore:
-    """What fell between ops in one step of one rank, in seconds."""
+    """What fell between ops in one step of one rank, in seconds.
+
+    Below zero where consecutive ops overlap: a graph may start a kernel before the last one's end.
+    """
 
     predicted_s: float
     measured_s: float
@@ -101,6 +104,11 @@ class Comparison:
         """Median of the signed errors over ops."""
         return median(score.error for score in self.ops) if self.ops else None
 
+    @property
+    def median_absolute_op_error(self) -> float | None:
+        """Median of the errors' sizes over ops: errors of either sign do not cancel in it."""
+        return median(abs(score.error) for score in self.ops) if self.ops else None
+
 
 def compare(trace: Trace, profile: Profile) -> Comparison:
     """Join a measured trace with its prediction.
@@ -115,7 +123,7 @@ def compare(trace: Trace, profile: Profile) -> Comparison:
     num_spans = len({(row.step, row.rank) for row in trace.rows})
     span_s = _measured_span_s(trace.rows)
     ops = _op_scores(ours, theirs, bound, num_spans, span_s)
-    gap_s = max(0.0, span_s - sum(score.measured_s for score in ops))
+    gap_s = span_s - sum(score.measured_s for score in ops)
     steps = {(row.step, row.rank) for row in trace.rows}
     return Comparison(
         stage=stage,
@@ -136,16 +144,23 @@ def score_stage(trace: Trace, profile: Profile) -> StageScore:
 
 
 def passes(comparisons: Iterable[Comparison]) -> bool:
-    """Every validation stage is within the bar. Runs used for fitting have no say."""
+    """Every validation stage is within the bar. Runs for fitting or anything else have no say."""
     return all(c.stage.passes for c in comparisons if c.stage.validation)
 
 
-def require_validation(trace: Trace) -> None:
-    """Raises TraceMismatchError for a trace that a fit has seen."""
+def require_unseen(trace: Trace, file_hash: str, profile: Profile) -> None:
+    """Raises TraceMismatchError for a trace that a fit has seen, by its purpose or its file."""
     if trace.purpose == "fit":
         raise TraceMismatchError(
             f"trace {trace.name!r} has purpose='fit': the profile has seen it, so it validates "
             "nothing; compare it with --measured, or take it out of the validation folder"
+        )
+    seen = [name for name, known in profile.data_hashes.items() if known == file_hash]
+    if trace.purpose == "validation" and seen:
+        raise TraceMismatchError(
+            f"trace {trace.name!r} has purpose='validation' and profile {profile.name} "
+            f"{profile.digest} was fitted to the same file, as {seen[0]} ({file_hash}); measure "
+            "again for validation, or fit without it"
         )
 
 
@@ -183,7 +198,7 @@ def _stage(trace: Trace, predicted: PredictedRun, light: PredictedRun) -> StageS
     return StageScore(
         name=trace.name,
         gpu=trace.environment.get("gpu", "unknown GPU"),
-        validation=trace.purpose != "fit",
+        validation=trace.purpose == "validation",
         predicted_s=predicted.step_s,
         speed_of_light_s=light.step_s,
         measured_s=measured_s,
@@ -289,4 +304,4 @@ def _gap_s(rows: list[Row], num_spans: int) -> float:
         by_step[row.step, row.rank].append(row)
     span = sum(max(r.end_s for r in found) - min(r.start_s for r in found)
                for found in by_step.values())  # fmt: skip
-    return max(0.0, (span - busy) / num_spans)
+    return (span - busy) / num_spans

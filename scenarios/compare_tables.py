@@ -12,7 +12,7 @@ from scenarios.compare import (
     Comparison,
     StageScore,
 )
-from scenarios.comparing import Compared, median_op_error
+from scenarios.comparing import Compared, median_absolute_op_error, median_op_error
 from sim.profile import Profile
 
 
@@ -34,9 +34,9 @@ def print_comparisons(
 
 
 def mark_of(stage: StageScore) -> Text:
-    """PASS, FAIL, or why it has no say."""
+    """PASS, FAIL, or that it has no say."""
     if not stage.validation:
-        return Text("fit data", style="dim")
+        return Text("not scored", style="dim")
     return Text("PASS", style="green") if stage.passes else Text("FAIL", style="bold red")
 
 
@@ -72,6 +72,8 @@ def _print_op_notes(comparison: Comparison, out: Console) -> None:
         notes.append(f"{stage.name}: not traced, the whole step only")
     if comparison.median_op_error is not None:
         notes.append(f"median signed error over ops {tables.signed(comparison.median_op_error)}")
+    if comparison.median_absolute_op_error is not None:
+        notes.append(f"absolute {tables.percent(comparison.median_absolute_op_error)}")
     if comparison.num_replaced:
         notes.append(f"{comparison.num_replaced} messages replaced by local buffers, not scored")
     if any(score.extrapolated for score in comparison.ops):
@@ -87,7 +89,7 @@ def _print_op_notes(comparison: Comparison, out: Console) -> None:
 
 def _stage_cells(each: Compared) -> tuple[str | Text, ...]:
     stage, before = each.comparison.stage, each.committed
-    ops = each.comparison.median_op_error
+    ops, size = each.comparison.median_op_error, each.comparison.median_absolute_op_error
     return (
         stage.name,
         tables.seconds(stage.speed_of_light_s),
@@ -95,7 +97,7 @@ def _stage_cells(each: Compared) -> tuple[str | Text, ...]:
         tables.seconds(stage.predicted_s),
         tables.seconds(stage.measured_s),
         tables.signed(stage.error),
-        "" if ops is None else tables.signed(ops),
+        "" if ops is None or size is None else f"{tables.signed(ops)}, {tables.percent(size)}",
         tables.percent(stage.hbm_floor_fraction) if stage.hbm_floor_fraction else "",
         mark_of(stage),
     )
@@ -103,13 +105,14 @@ def _stage_cells(each: Compared) -> tuple[str | Text, ...]:
 
 def _print_summary(compared: tuple[Compared, ...], profile: Profile, out: Console) -> None:
     out.print(
-        "'predicted before run' was committed before the measurement; 'ops' is the median signed "
-        "error over ops;\n'HBM floor' the share of the measured step that reading weights and KV "
+        "'predicted before run' was committed before the measurement; 'ops' the median error over ops,\n"
+        "signed and absolute; 'HBM floor' the share of the measured step that reading weights and KV\n"
         "needs at least.", style="dim",
     )  # fmt: skip
-    middle = median_op_error(compared)
-    if middle is not None:
-        out.print(f"\nMedian signed error over all ops: {tables.signed(middle)}.")
+    middle, size = median_op_error(compared), median_absolute_op_error(compared)
+    if middle is not None and size is not None:
+        out.print(f"\nMedian error over all ops: signed {tables.signed(middle)}, "
+                  f"absolute {tables.percent(size)}.")  # fmt: skip
     mismatched = [c.comparison.stage.name for c in compared
                   if c.committed and c.committed.profile_digest != profile.digest]  # fmt: skip
     if mismatched:
@@ -123,4 +126,4 @@ def _print_summary(compared: tuple[Compared, ...], profile: Profile, out: Consol
         out.print(f"PASS: all {len(stages)} validation stages are within {STAGE_TOLERANCE:.0%}.",
                   style="green")  # fmt: skip
     else:
-        out.print("No validation: the profile was fitted to these runs.", style="dim")
+        out.print("No validation: none of these runs was made for it.", style="dim")

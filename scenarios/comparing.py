@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,7 +14,7 @@ from scenarios.compare import (
     OpScore,
     compare,
     passes,
-    require_validation,
+    require_unseen,
 )
 from scenarios.predicted import CommittedPrediction, provenance_of, read_prediction
 from sim.plan.errors import SpecError, TraceMismatchError
@@ -32,12 +33,13 @@ class Compared:
 
 
 def choose_traces(
-    scenario: Path | None, measured: Path | None, everything: bool
+    scenario: Path | None, measured: Path | None, everything: bool, profile: Profile
 ) -> tuple[Trace, ...]:
     """The trace given, every committed one, or the committed ones of a scenario file.
 
-    Raises SpecError when nothing is chosen, TraceMismatchError for a trace of another scenario or
-    a committed validation trace that a fit has seen.
+    Raises SpecError when nothing is chosen, TraceMismatchError for a trace of another scenario, a
+    committed validation trace that a fit has seen, or any trace that says "validation" and is
+    among the files of the profile's fit.
     """
     from calibration.data import validation_trace_paths
 
@@ -49,15 +51,18 @@ def choose_traces(
                 f"{measured}: was measured on another scenario than {scenario}; "
                 "leave the scenario out, or measure this one"
             )
+        if trace.purpose == "validation":
+            require_unseen(trace, file_hash(measured), profile)
         return (trace,)
     if not (everything or asked):
         raise SpecError(
             "--measured", None, "is missing",
             "give --measured TRACE, --all, or a scenario file whose trace is committed",
         )  # fmt: skip
-    traces = tuple(read_trace(path) for path in validation_trace_paths())
-    for trace in traces:
-        require_validation(trace)
+    paths = validation_trace_paths()
+    traces = tuple(read_trace(path) for path in paths)
+    for trace, path in zip(traces, paths, strict=True):
+        require_unseen(trace, file_hash(path), profile)
     chosen = traces if asked is None else tuple(t for t in traces if _same_work(asked, t))
     if not chosen:
         raise TraceMismatchError(
@@ -80,9 +85,20 @@ def compare_all(traces: tuple[Trace, ...], profile: Profile) -> tuple[Compared, 
     )
 
 
+def file_hash(path: Path) -> str:
+    """`calibration.build.file_hash`, as profiles record it, without the scipy that it imports."""
+    return sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def median_op_error(compared: tuple[Compared, ...]) -> float | None:
     """Median of the signed errors over all ops of all traces."""
     errors = [score.error for each in compared for score in each.comparison.ops]
+    return median(errors) if errors else None
+
+
+def median_absolute_op_error(compared: tuple[Compared, ...]) -> float | None:
+    """Median of the errors' sizes over all ops of all traces."""
+    errors = [abs(score.error) for each in compared for score in each.comparison.ops]
     return median(errors) if errors else None
 
 
@@ -92,6 +108,7 @@ def comparisons_as_data(compared: tuple[Compared, ...], profile: Profile) -> dic
         "provenance": provenance_of(profile),
         "stage_tolerance": STAGE_TOLERANCE,
         "median_op_error": median_op_error(compared),
+        "median_absolute_op_error": median_absolute_op_error(compared),
         "passes": passes(each.comparison for each in compared),
         "traces": [_as_data(each) for each in compared],
     }
@@ -106,6 +123,7 @@ def _as_data(each: Compared) -> dict[str, Any]:
         "environment": dict(comparison.trace.environment),
         "stage": asdict(stage) | {"error": stage.error, "passes": stage.passes},
         "median_op_error": comparison.median_op_error,
+        "median_absolute_op_error": comparison.median_absolute_op_error,
         "ops": [_op_as_data(score) for score in comparison.ops],
         "gap": asdict(comparison.gap) if comparison.gap else None,
         "num_replaced": comparison.num_replaced,

@@ -9,21 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scenarios import paper_claims as claims
+from scenarios import paper_mechanism as mechanism
 from scenarios.alone import measured_stage_s
 from scenarios.compare import StageScore, score_stage
-from scenarios.paper_claims import Beliefs, Judged
+from scenarios.paper_claims import Beliefs, Judged, Reading
+from scenarios.paper_readings import Believed, name_of, predict_best, readings_of
 from sim.memory import Remedy, remedies
 from sim.plan.compile import KernelChoice
 from sim.plan.ops import AllReduceAlgorithm
-from sim.plan.scenario import Launch, Scenario, Strategy, paper_scenario, place
+from sim.plan.scenario import Launch, Scenario, Strategy, paper_scenario
 from sim.plan.workload import Phase, Workload
 from sim.predict import Prediction, predict
 from sim.profile import Profile
 from sim.trace import Trace
 
 VOCABULARY = 32_000
-# Keeps a pipeline of 16 stages fuller than two thirds at a batch of 128, and is quick to simulate.
-SEQUENCES_PER_PREFILL_MICROBATCH = 4
 TENSOR_PIPELINE: Strategy = "tensor-pipeline"
 LAYER_WISE: Strategy = "layer-wise"
 ONE_SHOT = "all_reduce.one_shot.8"
@@ -61,29 +61,6 @@ class Entry:
     def best(self) -> Prediction:
         """The calibrated prediction, or the speed of light without a profile."""
         return self.beliefs.calibrated or self.beliefs.speed_of_light
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """One reading of the paper's workload: both rates, and claim over prediction for each."""
-
-    name: str
-    baseline_tokens_per_s: float
-    layer_wise_tokens_per_s: float
-    fits: bool
-
-    @property
-    def claim_ratios(self) -> tuple[float, float]:
-        """Claimed over predicted rate, of the baseline and of layer-wise."""
-        return (
-            claims.BASELINE_TOKENS_PER_S / self.baseline_tokens_per_s,
-            claims.LAYER_WISE_TOKENS_PER_S / self.layer_wise_tokens_per_s,
-        )
-
-    @property
-    def factor(self) -> float:
-        """How far off the farther of the two is, as a factor of at least 1."""
-        return max(max(ratio, 1 / ratio) for ratio in self.claim_ratios)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +109,14 @@ def ask(question: Question, profile: Profile | None, traces: tuple[Trace, ...] =
     """
     entries = _entries(question, profile, traces)
     baseline = max(entries[:-1], key=lambda entry: entry.best.tokens_per_s)
+    *theirs, ours = (Believed(scenario=each.scenario, prediction=each.best) for each in entries)
+    readings = readings_of(theirs, ours, profile)
     return Report(
         question=question,
         profile=profile,
         entries=entries,
-        claims=_judge(entries, baseline),
-        readings=_readings(question, profile, baseline, entries[-1]),
+        claims=_judge(entries, baseline, readings),
+        readings=readings,
         head=_with_head(profile, baseline, entries[-1]),
         stages=tuple(score_stage(trace, profile) for trace in traces) if profile else (),
         remedies=tuple(_remedies(entry) for entry in entries),
@@ -154,12 +133,12 @@ def _entries(
         algorithms.append("one_shot")
     baseline = question.scenario(TENSOR_PIPELINE).with_kernels(kernels)
     # A ring moves the fewest bytes of all algorithms: its bound is the bound of all of them.
-    bound = predict(replace(baseline, kernels=replace(kernels, all_reduce="nccl")), None)
+    bound = predict_best(replace(baseline, kernels=replace(kernels, all_reduce="nccl")), None)
     variants = [replace(baseline, kernels=replace(kernels, all_reduce=a)) for a in algorithms]
     ours = question.scenario(LAYER_WISE).with_kernels(kernels)
     return (
         *(_entry(variant, bound, profile, traces) for variant in variants),
-        _entry(ours, predict(ours, None), profile, traces),
+        _entry(ours, predict_best(ours, None), profile, traces),
     )
 
 
@@ -168,7 +147,7 @@ def _entry(
 ) -> Entry:
     baseline = scenario.placement.strategy == TENSOR_PIPELINE
     beliefs = Beliefs(
-        speed_of_light=bound, calibrated=predict(scenario, profile) if profile else None
+        speed_of_light=bound, calibrated=predict_best(scenario, profile) if profile else None
     )
     chosen = beliefs.calibrated or bound
     kernels = scenario.kernels or KernelChoice()
@@ -186,66 +165,28 @@ def _entry(
     )  # fmt: skip
 
 
-def _judge(entries: tuple[Entry, ...], baseline: Entry) -> tuple[Judged, ...]:
+def _judge(
+    entries: tuple[Entry, ...], baseline: Entry, readings: tuple[Reading, ...]
+) -> tuple[Judged, ...]:
     ours = entries[-1]
     model, gpu = ours.scenario.model, ours.scenario.cluster.gpu
     theirs, mine = baseline.beliefs, ours.beliefs
-    decoding = ours.scenario.workload.phase == "decode"
+    asked = name_of(ours.scenario.workload)
     return (
         claims.judge_rate("baseline_rate", "baseline",
-                          baseline.claimed_tokens_per_s, theirs),
+                          baseline.claimed_tokens_per_s, theirs, gpu, readings),
         claims.judge_rate("layer_wise_rate", "layer-wise",
-                          ours.claimed_tokens_per_s, mine),
-        claims.judge_gain(tuple(entry.beliefs for entry in entries[:-1]), mine),
-        claims.judge_inverse("baseline_tpot", "baseline",
-                             baseline.claimed_inverse_throughput_s, theirs, decoding=decoding),
-        claims.judge_inverse("layer_wise_tpot", "layer-wise",
-                             ours.claimed_inverse_throughput_s, mine, decoding=decoding),
-        claims.judge_cache(model, gpu, ours.best),
-        claims.judge_parameters(model),
-        claims.judge_equal_load(baseline.best, ours.best),
-        claims.judge_communication(gpu, baseline.best, ours.best),
+                          ours.claimed_tokens_per_s, mine, gpu, readings),
+        claims.judge_gain(tuple(entry.beliefs for entry in entries[:-1]), mine, gpu, readings),
+        claims.judge_rate("baseline_tpot", "baseline", baseline.claimed_inverse_throughput_s,
+                          theirs, gpu, readings, inverse=True),
+        claims.judge_rate("layer_wise_tpot", "layer-wise", ours.claimed_inverse_throughput_s,
+                          mine, gpu, readings, inverse=True),
+        *mechanism.judge_cache(model, gpu, ours.best),
+        mechanism.judge_parameters(model),
+        mechanism.judge_equal_load(asked, baseline.best, ours.best),
+        mechanism.judge_communication(asked, gpu, baseline.best, ours.best),
     )  # fmt: skip
-
-
-def _readings(
-    question: Question, profile: Profile | None, baseline: Entry, layer_wise: Entry
-) -> tuple[Reading, ...]:
-    """The asked phase as predicted, and other readings with microbatches fixed, not searched.
-
-    Decode then has one microbatch a stage: near the best, and readings differ by far more than
-    microbatching moves them.
-    """
-    workload = layer_wise.scenario.workload
-    full, mean = workload.context_tokens, workload.context_tokens // 2
-    cases: list[tuple[str, Phase, int]] = [
-        (f"decode at a context of {full:,} tokens", "decode", full),
-        (f"decode at {mean:,}, the mean while generating {full:,}", "decode", mean),
-        (f"prefill of {full:,} tokens", "prefill", full),
-    ]
-    result: list[Reading] = []
-    for name, phase, context in cases:
-        asked = (phase, context) == (question.phase, full)
-        theirs, ours = (
-            entry.best if asked else _read(entry, phase, context, profile)
-            for entry in (baseline, layer_wise)
-        )
-        result.append(
-            Reading(
-                name=name, baseline_tokens_per_s=theirs.tokens_per_s,
-                layer_wise_tokens_per_s=ours.tokens_per_s, fits=theirs.fits and ours.fits,
-            )
-        )  # fmt: skip
-    return tuple(result)
-
-
-def _read(entry: Entry, phase: Phase, context_tokens: int, profile: Profile | None) -> Prediction:
-    workload = replace(
-        entry.scenario.workload, phase=phase, context_tokens=context_tokens,
-        num_microbatches=place(entry.scenario).num_stages if phase == "decode"
-        else entry.scenario.workload.batch_size // SEQUENCES_PER_PREFILL_MICROBATCH,
-    )  # fmt: skip
-    return predict(replace(entry.scenario, workload=workload), profile)
 
 
 def _with_head(profile: Profile | None, baseline: Entry, layer_wise: Entry) -> Sensitivity:

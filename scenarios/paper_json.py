@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from scenarios.paper import Entry, Reading, Report
-from scenarios.predicted import prediction_as_data, provenance_of
+from scenarios.paper import Entry, Report
+from scenarios.paper_claims import Reading
+from scenarios.predicted import on_chip_line, prediction_as_data, provenance_of, warnings_of
 from sim.memory import Remedy
 
 
@@ -52,6 +53,8 @@ def _entry(entry: Entry, found: tuple[Remedy, ...]) -> dict[str, Any]:
         "speed_of_light": prediction_as_data(light),
         "predicted": prediction_as_data(calibrated) if calibrated else None,
         "measured": {"tokens_per_s": None, "stage_alone_s": entry.measured_stage_s},
+        "warnings": list(warnings_of(entry.scenario, entry.best)),
+        "on_chip": on_chip_line(entry.scenario),
         "remedies": [asdict(remedy) for remedy in found],
     }
 

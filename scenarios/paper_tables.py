@@ -13,11 +13,15 @@ from scenarios.compare import StageScore
 from scenarios.compare_tables import mark_of
 from scenarios.paper import Entry, Report
 from scenarios.paper_claims import Verdict
-from scenarios.predicted_tables import BOUND_NAMES, print_budget, print_remedies
+from scenarios.predicted_tables import BOUND_NAMES, print_budget, print_cautions, print_remedies
 from sim.plan.model import ModelSpec
 from sim.predict import BOUNDS, Prediction
 
 NOT_MEASURED = "not measured"
+CUSTOM_NOTE = (
+    "NCCL: with NCCL's all-reduce. * custom: with the serving engines' one-shot all-reduce kernel, "
+    "or their two-shot one where payloads are large."
+)
 VERDICT_STYLE: dict[Verdict, str] = {
     "holds": "green", "does not hold": "yellow", "cannot hold": "red", "not decided": "dim",
 }  # fmt: skip
@@ -97,13 +101,18 @@ def _print_placement(role: str, entries: tuple[Entry, ...], out: Console) -> Non
         measured = Text(line.measured, style="dim" if line.measured == NOT_MEASURED else "")
         made.add_row(*cells, measured, line.error)
     out.print(made)
+    if len(entries) > 1:
+        out.print(CUSTOM_NOTE, style="dim")
+    # Variants of one placement compute the same shapes: the fastest speaks for all.
+    fastest = max(entries, key=lambda entry: entry.best.tokens_per_s)
+    print_cautions(fastest.scenario, fastest.best, out)
     out.print()
 
 
 def _predicted_name(entry: Entry, count: int) -> str:
     if count == 1:
         return "predicted"
-    return {"nccl": "predicted\nNCCL", "one_shot": "predicted\none-shot"}[entry.all_reduce]
+    return {"nccl": "predicted\nNCCL", "one_shot": "predicted\ncustom *"}[entry.all_reduce]
 
 
 def _cell(line: _Line, prediction: Prediction) -> str:
@@ -205,7 +214,9 @@ def _print_claims(report: Report, out: Console) -> None:
     made.columns[1].justify = "left"
     made.columns[0].no_wrap = True
     for judged in report.claims:
-        figure = judged.figure + (f"\n[dim]{judged.remark}[/dim]" if judged.remark else "")
+        figure = f"{judged.reading}: {judged.figure}" + (
+            f"\n[dim]{judged.remark}[/dim]" if judged.remark else ""
+        )
         verdict = Text(judged.verdict, style=VERDICT_STYLE[judged.verdict])
         made.add_row(judged.claim, verdict, figure)
     out.print(made)
@@ -217,13 +228,17 @@ def _print_readings(report: Report, out: Console) -> None:
         "Which reading of the workload comes nearest to both claims?",
         "reading", "baseline", "layer-wise", "claim / prediction",
     )  # fmt: skip
+    full = max(reading.context_tokens for reading in report.readings)
     for reading in report.readings:
         theirs, ours = reading.claim_ratios
         cells = (
             tables.number(reading.baseline_tokens_per_s),
             tables.number(reading.layer_wise_tokens_per_s), f"{theirs:.3g} and {ours:.3g}",
         )  # fmt: skip
-        made.add_row(reading.name, *(cell if reading.fits else f"({cell})" for cell in cells))
+        name = reading.name
+        if reading.context_tokens < full:
+            name += f" (mean of 0 to {full:,})"
+        made.add_row(name, *(cell if reading.fits else f"({cell})" for cell in cells))
     out.print(made)
     fitting = [reading for reading in report.readings if reading.fits]
     if fitting:

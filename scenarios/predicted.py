@@ -12,7 +12,8 @@ from typing import Any
 from scenarios.alone import predict_run
 from sim.memory import remedies
 from sim.plan.errors import FileFormatError, SpecError
-from sim.plan.scenario import Scenario
+from sim.plan.placement import stage_fits
+from sim.plan.scenario import Scenario, compile_run, place
 from sim.predict import Prediction, predict
 from sim.profile import Profile
 from sim.trace import write_atomically
@@ -131,10 +132,57 @@ def prediction_as_data(prediction: Prediction) -> dict[str, Any]:
         "peak_memory_bytes": prediction.peak_memory_bytes,
         "fits": prediction.fits,
         "is_steady": prediction.is_steady,
+        "num_extrapolated_ops": prediction.num_extrapolated_ops,
         "memory": [
             asdict(b) | {"total_bytes": b.total_bytes, "fits": b.fits} for b in prediction.memory
         ],
     }
+
+
+def count_ops(scenario: Scenario, prediction: Prediction) -> int:
+    """Ops of the steps that a prediction is of, all ranks: one decode step, or a whole prefill."""
+    run = compile_run(scenario.with_microbatches(prediction.num_microbatches))
+    steps = run[:1] if prediction.phase == "decode" else run
+    return sum(len(program) for step in steps for program in step.programs)
+
+
+def warnings_of(scenario: Scenario, prediction: Prediction) -> tuple[str, ...]:
+    """What to know before trusting a prediction, a sentence each: extrapolation, unsteadiness."""
+    found: list[str] = []
+    name = prediction.placement
+    if prediction.num_extrapolated_ops:
+        found.append(
+            f"{name}: {prediction.num_extrapolated_ops:,} of {count_ops(scenario, prediction):,} "
+            f"ops {'per step' if prediction.phase == 'decode' else 'in all'} lie outside the "
+            "calibrated shapes."
+        )
+    if not prediction.is_steady:
+        found.append(
+            f"{name}: the stream of steps is not steady after the longest run simulated; the last "
+            "two steps differ by more than 0.1 %."
+        )
+    return tuple(found)
+
+
+def on_chip_line(scenario: Scenario) -> str:
+    """Does each stage's share of the weights fit what a layer-wise placement aimed at? "" if none.
+
+    The capacity is `placement.on_chip_bytes`: the GPU's L2 unless the scenario says otherwise.
+    """
+    placement = place(scenario)
+    if not placement.on_chip_bytes:
+        return ""
+    size = max(stage.num_layers for stage in placement.replicas[0])
+    size *= scenario.model.layer_weight_bytes
+    fitting = stage_fits(scenario.model, placement)
+    verdict = "fits" if all(fitting) else "does not fit"
+    if any(fitting) and not all(fitting):
+        verdict = f"fits in {sum(fitting)} of {len(fitting)} stages only"
+    whose = "one stage's" if len(fitting) > 1 else "the stage's"
+    return (
+        f"{whose} weights: {size / 1e6:,.1f} MB, {size / placement.on_chip_bytes:.3g} times the "
+        f"{placement.on_chip_bytes / 1e6:,.1f} MB on-chip capacity: {verdict}"
+    )
 
 
 def predicted_as_data(
@@ -150,6 +198,8 @@ def predicted_as_data(
         "speed_of_light": prediction_as_data(beliefs.speed_of_light),
         "predicted": prediction_as_data(beliefs.calibrated) if beliefs.calibrated else None,
         "alone_step_s": beliefs.alone_step_s,
+        "warnings": list(warnings_of(scenario, beliefs.best)),
+        "on_chip": on_chip_line(scenario),
         "remedies": [] if fits else [asdict(r) for r in remedies(scenario, fullest)],
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from scenarios import tables
-from scenarios.predicted import BothBeliefs
+from scenarios.predicted import BothBeliefs, on_chip_line, warnings_of
 from sim.memory import MemoryBudget, Remedy, remedies
 from sim.plan.scenario import Scenario
 from sim.predict import BOUNDS, Prediction
@@ -35,6 +35,7 @@ def print_predicted(
     for label, show in _lines(work.phase == "decode"):
         made.add_row(label, *(show(prediction) for prediction in shown))
     out.print(made)
+    print_cautions(scenario, beliefs.best, out)
     if beliefs.alone_step_s is not None:
         out.print(f"Step of rank {scenario.run.only_rank} alone, peers replaced: "
                   f"{tables.seconds(beliefs.alone_step_s)}.")  # fmt: skip
@@ -43,6 +44,14 @@ def print_predicted(
         out.print()
         print_budget({beliefs.best.placement: fullest}, out)
         print_remedies(beliefs.best.placement, remedies(scenario, fullest), out)
+
+
+def print_cautions(scenario: Scenario, prediction: Prediction, out: Console) -> None:
+    """Whether a stage's weights fit on chip, and what to know before trusting the figures."""
+    if line := on_chip_line(scenario):
+        out.print(line[0].upper() + line[1:] + ".")
+    for warning in warnings_of(scenario, prediction):
+        out.print(warning, style="yellow")
 
 
 def print_budget(fullest: dict[str, MemoryBudget], out: Console) -> None:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 from calibration.data import prediction_path, profile_path, validation_trace_paths
-from scenarios.compare import STAGE_TOLERANCE, score_stage
+from scenarios.compare import STAGE_TOLERANCE, compare, score_stage
+from scenarios.paper_readings import predict_best
 from scenarios.predicted import read_prediction
+from sim.plan.ops import AllReduceAlgorithm
 from sim.plan.scenario import Strategy, paper_scenario
+from sim.plan.workload import Phase, Workload
 from sim.predict import predict
 from sim.profile import Profile, load_profile
 from sim.trace import read_trace
 
 TRACES = validation_trace_paths()
 README = Path(__file__).parents[2] / "README.md"
+WORST_BLIND = {
+    "a rotary kernel": ("attn.rope",),
+    "gated activation": ("mlp.act",),
+    "norms": ("attn.norm", "mlp.norm"),
+    "prefill attention": ("attn.sdpa",),
+    "residual adds": ("out.residual",),
+}
+MATMULS = ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down")
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +76,71 @@ def test_readme_names_the_predicted_rates(strategy: Strategy, profile: Profile) 
     scenario = paper_scenario(strategy)
     assert f" {predict(scenario, None).tokens_per_s:,.0f} |" in text
     assert f" {predict(scenario, profile).tokens_per_s:,.0f} " in text
+
+
+@pytest.fixture(scope="module")
+def errors(profile: Profile) -> dict[str, list[tuple[str, float]]]:
+    """Signed errors of all ops by their kind, of the committed predictions and of today's."""
+    found: dict[str, list[tuple[str, float]]] = {"blind": [], "now": []}
+    for path in TRACES:
+        committed = read_prediction(prediction_path(path.stem))
+        assert committed is not None
+        for score in compare(read_trace(path), profile).ops:
+            kind = score.op.partition(".")[2]
+            found["blind"].append((kind, committed.ops[score.op] / score.measured_s - 1))
+            found["now"].append((kind, score.error))
+    return found
+
+
+@pytest.mark.parametrize("when", ["blind", "now"])
+def test_readme_names_the_median_errors_of_ops(
+    when: str, errors: dict[str, list[tuple[str, float]]]
+) -> None:
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    values = [error for _, error in errors[when]]
+    signed, size = median(values), median(abs(value) for value in values)
+    figures = f"{signed:+.1%} signed, {size:.1%} absolute".replace("%", " %")
+    _, _, after = text.partition(f"{when} (")
+    assert figures in after[:80]
+
+
+@pytest.mark.parametrize("name", WORST_BLIND)
+def test_readme_names_the_worst_blind_errors_of_ops(
+    name: str, errors: dict[str, list[tuple[str, float]]]
+) -> None:
+    worst = max((e for kind, e in errors["blind"] if kind in WORST_BLIND[name]), key=abs)
+    figure = f"{name} {worst:+.0%}".replace("%", " %")
+    assert figure in " ".join(README.read_text(encoding="utf-8").split())
+
+
+def test_readme_names_the_span_of_blind_matmul_errors(
+    errors: dict[str, list[tuple[str, float]]],
+) -> None:
+    values = [error for kind, error in errors["blind"] if kind in MATMULS]
+    figure = f"matmuls {min(values):+.0%} to {max(values):+.0%}".replace("%", " %")
+    assert figure in " ".join(README.read_text(encoding="utf-8").split())
+
+
+def test_readme_names_the_gain_in_prefill(profile: Profile) -> None:
+    def rate(strategy: Strategy, all_reduce: AllReduceAlgorithm) -> float:
+        scenario = paper_scenario(strategy, workload=Workload(phase="prefill"))
+        kernels = replace(profile.kernels, all_reduce=all_reduce)
+        return predict(replace(scenario, kernels=kernels), profile).tokens_per_s
+
+    baseline = max(rate("tensor-pipeline", "nccl"), rate("tensor-pipeline", "one_shot"))
+    gain = f"{rate('layer-wise', 'nccl') / baseline - 1:+.1%}".replace("%", " %")
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    assert (
+        f"In prefill, which computes more than it reads, layer-wise is predicted faster: {gain}"
+        in text
+    )
+
+
+@pytest.mark.parametrize("strategy", ["tensor-pipeline", "layer-wise"])
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_the_search_on_a_few_layers_finds_what_the_full_one_finds(
+    strategy: Strategy, phase: Phase, profile: Profile
+) -> None:
+    scenario = paper_scenario(strategy, workload=Workload(phase=phase))
+    assert predict_best(scenario, profile) == predict(scenario, profile)
+    assert predict_best(scenario, None) == predict(scenario, None)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.compare import compare, op_label, require_validation
+from scenarios.compare import compare, op_label, require_unseen
+from scenarios.comparing import file_hash
 from sim.plan.errors import TraceMismatchError
-from sim.profile import Profile
+from sim.profile import Profile, write_profile
 from sim.trace import Trace, write_trace
 from tests.scenarios.conftest import Run, fake_trace
 
@@ -83,7 +84,56 @@ def test_fit_data_is_no_validation(trace: Trace, profile: Profile) -> None:
     fitted = replace(trace, purpose="fit")
     assert not compare(fitted, profile).stage.validation
     with pytest.raises(TraceMismatchError, match="purpose='fit'"):
-        require_validation(fitted)
+        require_unseen(fitted, "0", profile)
+
+
+def test_a_run_for_another_purpose_is_shown_and_not_scored(
+    layerwise: Run, trace: Trace, profile_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.jsonl"
+    slow = tuple(1.1 * seconds for seconds in trace.untraced_step_s)
+    write_trace(replace(trace, purpose="other", untraced_step_s=slow), path)
+    ran = layerwise("compare", "--measured", path, "--profile", profile_file, "--no-ops")
+    assert ran.code == 0
+    assert "not scored" in ran.out
+    assert "FAIL" not in ran.out
+
+
+def test_a_validation_trace_that_the_fit_has_read_is_refused(
+    layerwise: Run, trace: Trace, profile: Profile, tmp_path: Path
+) -> None:
+    path, fitted = tmp_path / "stage.jsonl", tmp_path / "fitted.json"
+    write_trace(trace, path)
+    write_profile(replace(profile, data_hashes={"fit-8.jsonl": file_hash(path)}), fitted)
+    ran = layerwise("compare", "--measured", path, "--profile", fitted)
+    assert ran.code == 2
+    assert "was fitted to the same file, as fit-8.jsonl" in ran.err
+
+
+def test_hash_of_a_file_is_the_one_that_profiles_record(tmp_path: Path) -> None:
+    from calibration.build import file_hash as recorded
+
+    path = tmp_path / "file"
+    path.write_text("content")
+    assert recorded(path) == file_hash(path)
+
+
+def test_gap_is_negative_where_ops_overlap(trace: Trace, profile: Profile) -> None:
+    # Every op twice as long from where it started: consecutive ones now overlap.
+    longer = tuple(replace(r, end_s=r.end_s + r.duration_s) for r in trace.rows)
+    found = compare(replace(trace, rows=longer), profile)
+    assert found.gap is not None
+    assert found.gap.measured_s < 0
+    assert sum(score.share for score in found.ops) + found.gap.share == pytest.approx(1)
+
+
+def test_absolute_errors_do_not_cancel(trace: Trace, profile: Profile) -> None:
+    found = compare(trace, profile)
+    errors = (0.1, -0.2, 0.3, -0.4)
+    ops = tuple(replace(found.ops[0], predicted_s=1 + error, measured_s=1.0) for error in errors)
+    made = replace(found, ops=ops)
+    assert made.median_op_error == pytest.approx(-0.05)
+    assert made.median_absolute_op_error == pytest.approx(0.25)
 
 
 def test_gate(layerwise: Run, trace: Trace, profile_file: Path, tmp_path: Path) -> None:

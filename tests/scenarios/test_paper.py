@@ -36,7 +36,8 @@ def test_json_has_stable_keys_and_finite_numbers(
     ]  # fmt: skip
     assert all(math.isfinite(n) for n in numbers(data))
     assert [p["all_reduce"] for p in data["placements"]] == ["nccl", "one_shot", None]
-    assert len(data["claims"]) == 9
+    assert len(data["claims"]) == 10
+    assert all(claim["reading"] for claim in data["claims"])
     assert data["provenance"]["profile"]["name"] == "synthetic"
 
 
@@ -85,7 +86,36 @@ def test_paper_30b_answers_with_its_budget(layerwise: Run, profile_file: Path) -
     assert ran.code == 0
     assert "it does not fit" in ran.out
     assert "batch_size at most" in ran.out
-    assert "it needs 152.6 GB on a GPU of 80 GB" in ran.out
+    assert "it needs 152.6 GB on a GPU of 80 GB" in " ".join(ran.out.split())
+
+
+def test_a_reading_says_what_its_phase_says_when_asked(layerwise: Run, profile_file: Path) -> None:
+    reports = {
+        phase: json.loads(
+            layerwise("paper", "--phase", phase, "--json", "--profile", profile_file).out
+        )
+        for phase in ("decode", "prefill")
+    }
+    assert reports["decode"]["readings"][0]["is_asked"]
+    assert reports["prefill"]["readings"][2]["is_asked"]
+    for row, phase in ((0, "decode"), (2, "prefill")):
+        *baselines, ours = reports[phase]["placements"]
+        best = max(entry["predicted"]["tokens_per_s"] for entry in baselines)
+        for report in reports.values():
+            assert report["readings"][row]["baseline_tokens_per_s"] == best
+            rate = report["readings"][row]["layer_wise_tokens_per_s"]
+            assert rate == ours["predicted"]["tokens_per_s"]
+
+
+def test_both_all_reduces_and_the_on_chip_capacity_are_named(
+    layerwise: Run, profile_file: Path
+) -> None:
+    ran = layerwise("paper", "--profile", profile_file)
+    words = " ".join(ran.out.split())
+    assert "custom *" in ran.out
+    assert "with NCCL's all-reduce. * custom: with the serving engines' one-shot" in words
+    assert ("One stage's weights: 536.9 MB, 10.2 times the 52.4 MB on-chip capacity: does not fit."
+            in words)  # fmt: skip
 
 
 def test_cold_start_of_help_is_quick_and_imports_nothing_heavy() -> None:

@@ -1,0 +1,56 @@
+"""What is said beside a prediction: capacity on chip, extrapolation, unsteadiness."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scenarios.predicted import count_ops, on_chip_line, prediction_as_data, warnings_of
+from sim.plan.scenario import paper_scenario
+from sim.plan.workload import Workload
+from sim.predict import predict
+from tests.scenarios.conftest import Run
+
+
+@pytest.mark.parametrize(
+    ("on_chip_bytes", "expected"),
+    [
+        (0, "536.9 MB, 10.2 times the 52.4 MB on-chip capacity: does not fit"),
+        (10**9, "536.9 MB, 0.537 times the 1,000.0 MB on-chip capacity: fits"),
+    ],
+)
+def test_stage_against_on_chip_capacity(on_chip_bytes: int, expected: str) -> None:
+    scenario = paper_scenario("layer-wise")
+    placement = replace(scenario.placement, on_chip_bytes=on_chip_bytes)
+    found = on_chip_line(replace(scenario, placement=placement))
+    assert found == f"one stage's weights: {expected}"
+
+
+def test_a_placement_that_aims_at_no_capacity_says_nothing() -> None:
+    assert on_chip_line(paper_scenario("tensor-pipeline")) == ""
+
+
+def test_extrapolated_ops_and_an_unsteady_stream_are_said() -> None:
+    scenario = paper_scenario("layer-wise", workload=Workload(num_microbatches=16))
+    found = predict(scenario, None)
+    assert warnings_of(scenario, found) == ()
+    total = count_ops(scenario, found)
+    assert total > 16 * 16
+    doubtful = replace(found, num_extrapolated_ops=7, is_steady=False)
+    outside, unsteady = warnings_of(scenario, doubtful)
+    assert outside == (
+        f"layer-wise: 7 of {total:,} ops per step lie outside the calibrated shapes."
+    )
+    assert "is not steady" in unsteady
+    assert prediction_as_data(doubtful)["num_extrapolated_ops"] == 7
+
+
+def test_predict_prints_the_capacity_line(
+    layerwise: Run, tmp_path: Path, profile_file: Path
+) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text('[model]\npreset = "paper-16"\n[workload]\nnum_microbatches = 16\n')
+    ran = layerwise("predict", path, "--profile", profile_file)
+    assert "on-chip capacity: does not fit." in ran.out
