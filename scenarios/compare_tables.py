@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from scenarios import tables
@@ -69,7 +70,7 @@ def _print_op_notes(comparison: Comparison, out: Console) -> None:
     stage = comparison.stage
     notes = []
     if not comparison.ops:
-        notes.append(f"{stage.name}: not traced, the whole step only")
+        notes.append(f"{escape(stage.name)}: not traced, the whole step only")
     if comparison.median_op_error is not None:
         notes.append(f"median signed error over ops {tables.signed(comparison.median_op_error)}")
     if comparison.median_absolute_op_error is not None:
@@ -91,7 +92,7 @@ def _stage_cells(each: Compared) -> tuple[str | Text, ...]:
     stage, before = each.comparison.stage, each.committed
     ops, size = each.comparison.median_op_error, each.comparison.median_absolute_op_error
     return (
-        stage.name,
+        escape(stage.name),
         tables.seconds(stage.speed_of_light_s),
         tables.seconds(before.predicted_step_s) if before else "none",
         tables.seconds(stage.predicted_s),
@@ -113,12 +114,12 @@ def _print_summary(compared: tuple[Compared, ...], profile: Profile, out: Consol
     if middle is not None and size is not None:
         out.print(f"\nMedian error over all ops: signed {tables.signed(middle)}, "
                   f"absolute {tables.percent(size)}.")  # fmt: skip
-    mismatched = [c.comparison.stage.name for c in compared
+    mismatched = [escape(c.comparison.stage.name) for c in compared
                   if c.committed and c.committed.profile_digest != profile.digest]  # fmt: skip
     if mismatched:
         out.print(f"Committed with another profile than {profile.digest}: {', '.join(mismatched)}.")
     stages = [each.comparison.stage for each in compared if each.comparison.stage.validation]
-    failed = [stage.name for stage in stages if not stage.passes]
+    failed = [escape(stage.name) for stage in stages if not stage.passes]
     if failed:
         out.print(f"FAIL: {len(failed)} of {len(stages)} validation stages are off by more than "
                   f"{STAGE_TOLERANCE:.0%}: {', '.join(failed)}.", style="bold red")  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from scenarios import tables
@@ -82,7 +83,7 @@ def describe_profile(report: Report) -> str:
     origin = profile.provenance
     parts = [origin.get(key, "") for key in ("gpu", "driver", "date_utc", "date", "source")]
     known = ", ".join(part for part in parts if part)
-    return f"Profile {profile.name} {profile.digest} ({known})."
+    return f"Profile {escape(profile.name)} {profile.digest} ({known})."
 
 
 def _print_placement(role: str, entries: tuple[Entry, ...], out: Console) -> None:
@@ -204,7 +205,7 @@ def _print_stages(report: Report, out: Console) -> None:
 
 def _stage_cells(stage: StageScore) -> tuple[str | Text, ...]:
     return (
-        stage.name, tables.seconds(stage.speed_of_light_s), tables.seconds(stage.predicted_s),
+        escape(stage.name), tables.seconds(stage.speed_of_light_s), tables.seconds(stage.predicted_s),
         tables.seconds(stage.measured_s), tables.signed(stage.error), mark_of(stage),
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rich.console import Console
+from rich.markup import escape
 
 from scenarios import tables
 from scenarios.predicted import BothBeliefs, on_chip_line, warnings_of
@@ -22,12 +23,12 @@ def print_predicted(
     """Both beliefs side by side, and the memory budget when it does not fit."""
     work = scenario.workload
     out.print(
-        f"[bold]{scenario.name}[/bold]: {scenario.model.name} "
+        f"[bold]{escape(scenario.name)}[/bold]: {escape(scenario.model.name)} "
         f"({scenario.model.parameters / 1e9:.3g} B parameters), {beliefs.best.placement}, "
         f"{work.phase}, batch {work.batch_size}, {work.context_tokens:,} tokens, "
         f"{scenario.cluster.name}."
     )
-    out.print(f"Profile {profile.name} {profile.digest}." if profile
+    out.print(f"Profile {escape(profile.name)} {profile.digest}." if profile
               else "No calibration profile: speed of light only.", style="dim")  # fmt: skip
     columns = ["speed of light", *(["predicted"] if beliefs.calibrated else [])]
     made = tables.table("", "", *columns)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import os
-
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 WIDTH = 100
 
 
 def console() -> Console:
-    """Standard output: coloured on a terminal only, never wider than WIDTH."""
-    found = Console(highlight=False)
-    if not found.is_terminal and "COLUMNS" not in os.environ:
-        return Console(highlight=False, width=WIDTH)
-    return Console(highlight=False, width=min(WIDTH, found.width))
+    """Standard output: coloured on a terminal only, WIDTH columns wide.
+
+    Also on a narrower terminal: a wrapped line is ugly, a number that lost digits is wrong.
+    """
+    return Console(highlight=False, emoji=False, width=WIDTH)
 
 
 def table(title: str, *columns: str, wide: str = "") -> Table:
     """A table of figures whose first column is text; `wide` names a column of prose."""
     made = Table(
-        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False,
+        title=escape(title) or None, title_justify="left", title_style="bold", box=None, pad_edge=False,
         padding=(0, 2, 0, 0), header_style="dim",
     )  # fmt: skip
     for index, column in enumerate(columns):

@@ -15,6 +15,7 @@ from sim.simulate import PS, Simulation, simulate
 
 BOUNDS = ("hbm", "l2", "compute", "link", "launch")
 MAX_STEPS = 32
+SMALL_BUBBLE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,8 @@ def predict(scenario: Scenario, profile: Profile | None) -> Prediction:
 def _search(scenario: Scenario, cost: CostModel, reserved: int) -> Prediction:
     """Climb in powers of two from one microbatch a stage, both ways, to the best throughput.
 
-    Placements that fit in memory come first whatever their speed.
+    Placements that fit in memory come first whatever their speed. More microbatches only fill
+    bubbles, and read weights more often: where SMALL_BUBBLE is left they are not tried.
     """
     placement = place(scenario)
     limit = scenario.workload.batch_size // placement.data_parallel
@@ -98,10 +100,14 @@ def _search(scenario: Scenario, cost: CostModel, reserved: int) -> Prediction:
         return tried[number].fits, tried[number].tokens_per_s
 
     best = min(placement.num_stages, limit)
-    for factor in (2.0, 0.5):
-        while 1 <= int(best * factor) <= limit and rank_of(int(best * factor)) > rank_of(best):
-            best = int(best * factor)
     rank_of(best)
+    for factor in (2.0, 0.5):
+        while 1 <= int(best * factor) <= limit:
+            if factor > 1 and tried[best].fits and tried[best].bubble < SMALL_BUBBLE:
+                break
+            if rank_of(int(best * factor)) <= rank_of(best):
+                break
+            best = int(best * factor)
     return tried[best]
 
 

@@ -69,6 +69,18 @@ class OpFit:
         """The bare constants."""
         return {name: constant.value for name, constant in self.constants.items()}
 
+    @cached_property
+    def _corrections(self) -> dict[tuple[float, ...], float]:
+        return {}
+
+    def correction(self, features: tuple[float, ...]) -> float:
+        """Measured over form at the shapes nearest to this one; remembered, for it is searched."""
+        found = self._corrections.get(features)
+        if found is None:
+            found = math.exp(interpolate_residual(self.residuals, features))
+            self._corrections[features] = found
+        return found
+
     def inside(self, features: tuple[float, ...]) -> bool:
         """Is this shape inside what was calibrated?"""
         return all(

@@ -39,7 +39,7 @@ class Simulation:
 
         Not the last one: it hands no tokens back, so an eager host has less to issue.
         """
-        ends = (0.0, *self.step_end_s)
+        ends = [0.0, *self.step_end_s]
         return ends[-2] - ends[-3] if len(ends) > 3 else ends[-1] - ends[-2]
 
     @property

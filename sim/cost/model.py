@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol, assert_never
@@ -16,7 +15,7 @@ from sim.plan.demand import attention_flops, demand_of
 from sim.plan.errors import ProfileMismatchError
 from sim.plan.hardware import ClusterSpec, LinkSpec
 from sim.plan.ops import CollectiveOp, LocalOp
-from sim.profile import OpFit, Profile, TransferFit, interpolate_residual
+from sim.profile import OpFit, Profile, TransferFit
 
 Bound = Literal["hbm", "l2", "compute", "link", "launch"]
 Belief = Literal["speed_of_light", "calibrated"]
@@ -264,7 +263,7 @@ class Calibrated:
         fit = self.profile.fits[kind]
         total_s, parts = self._form(op, fit, traffic)
         features = features_of(op)
-        total_s *= math.exp(interpolate_residual(fit.residuals, features))
+        total_s *= fit.correction(features)
         bound = max(parts, key=lambda key: parts[key])
         total_s = self._among_others(total_s, bound)
         gap_s = min(self._machine("graph_gap_s"), 0.9 * total_s)

@@ -84,6 +84,16 @@ Shape = tuple[tuple[Segment, ...], tuple[int, ...]]
 Slot = tuple[str, int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """Parts with their buffers' keys, in slot order, and the slot of each key."""
+
+    parts: tuple[Part, ...]
+    shape: Shape
+    keys: list[BufferKey]
+    numbers: dict[BufferKey, int]
+
+
 @dataclass(slots=True)
 class BlockCache:
     """Blocks timed once per (segments, L2 state up to renaming) and repeated by arithmetic.
@@ -96,9 +106,20 @@ class BlockCache:
     cost: CostModel
     blocks: dict[tuple[Shape, tuple[tuple[int, int], ...]], Block] = field(default_factory=dict)
     slots: dict[Shape, tuple[Slot, ...]] = field(default_factory=dict)
+    named: dict[int, _Named] = field(default_factory=dict)
 
-    def run(self, parts: Sequence[Part], state: L2State) -> Block:
-        """Time the parts from this state, and leave the state as they leave it."""
+    def run(self, parts: tuple[Part, ...], state: L2State) -> Block:
+        """Time the parts from this state, and leave the state as they leave it.
+
+        The same tuple comes again in every step, so its names are kept (and with them the tuple:
+        its identity is the key).
+        """
+        named = self.named.get(id(parts))
+        if named is None:
+            named = self.named[id(parts)] = self._name(parts)
+        return self._run(named, state)
+
+    def _name(self, parts: tuple[Part, ...]) -> _Named:
         layers = list(dict.fromkeys(part.layer for part in parts))
         microbatches = list(dict.fromkeys(part.microbatch for part in parts))
         shape = _shape(parts, layers, microbatches)
@@ -109,23 +130,27 @@ class BlockCache:
         layers.append(-1)
         microbatches.append(-1)
         keys = [(name, layers[layer], microbatches[batch]) for name, layer, batch in slots]
-        numbers = {key: number for number, key in enumerate(keys)}
+        return _Named(parts, shape, keys, {key: number for number, key in enumerate(keys)})
+
+    def _run(self, named: _Named, state: L2State) -> Block:
+        numbers = named.numbers
         signature = tuple((numbers.get(key, -1), size) for key, size in state.entries)
-        block = self.blocks.get((shape, signature))
+        block = self.blocks.get((named.shape, signature))
         if block is None:
-            block = self.blocks[shape, signature] = self._timed(parts, state, numbers)
+            block = self.blocks[named.shape, signature] = self._timed(named, state)
             return block
         before = state.entries
         state.entries = [
-            (keys[index] if is_slot else before[index][0], size)
+            (named.keys[index] if is_slot else before[index][0], size)
             for is_slot, index, size in block.left
         ]
         return block
 
-    def _timed(self, parts: Sequence[Part], state: L2State, numbers: dict[BufferKey, int]) -> Block:
+    def _timed(self, named: _Named, state: L2State) -> Block:
+        parts, numbers = named.parts, named.numbers
         before = {key: index for index, (key, _) in enumerate(state.entries)}
         if len(parts) > 1:
-            pieces = tuple(self.run((part,), state) for part in parts)
+            pieces = tuple(self._run(self._name((part,)), state) for part in parts)
             return _joined(pieces, _left(state, before, numbers))
         timed, hbm_bytes, bound_ps = time_block(parts, state)
         return Block(

@@ -209,7 +209,8 @@ class _RankProcess:
         end = int(machine.env.now)
         scale = (end - begin) / duration if duration else 1.0
         account.add(block.bound_ps, scale)
-        account.add({"launch": duration - block.duration_ps}, scale)
+        if duration > block.duration_ps:
+            account.add({"launch": duration - block.duration_ps}, scale)
         account.num_extrapolated += block.num_extrapolated
         if machine.keep_rows:
             machine.executed.append(

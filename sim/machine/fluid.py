@@ -45,8 +45,16 @@ class FluidShare:
             self.users.setdefault(resource, []).append(activity)
             self.load[resource] = self.load.get(resource, 0.0) + rate
         self._schedule(activity)
-        self._rebalance(demands)
+        if not self._is_free(demands):
+            self._rebalance(demands)
         return activity.done
+
+    def _is_free(self, demands: Mapping[Resource, float]) -> bool:
+        """Nobody else is there, and there is enough: the common case, and the cheap one."""
+        return all(
+            len(self.users[resource]) == 1 and rate <= self.capacity[resource]
+            for resource, rate in demands.items()
+        )
 
     def _factor(self, resource: Resource) -> float:
         load, capacity = self.load[resource], self.capacity[resource]
@@ -88,7 +96,8 @@ class FluidShare:
             self.users[resource].remove(activity)
             self.load[resource] = self.load[resource] - rate if self.users[resource] else 0.0
         activity.done.succeed()
-        self._rebalance(activity.demands)
+        if any(self.users[resource] for resource in activity.demands):
+            self._rebalance(activity.demands)
 
 
 Process = Generator[simpy.Event, Any, None]

@@ -121,7 +121,10 @@ def test_scenario_without_a_name_is_called_after_its_file(tmp_path: Path) -> Non
             "[model]\nhidden_size=64",
             "model.num_layers=None is missing; add num_layers = ...",
         ),
-        ("name='x'", "model=None is missing; add a [model] table with a preset, a config or dimensions"),
+        (
+            "name='x'",
+            "model=None is missing; add a [model] table with a preset, a config or dimensions",
+        ),
     ],
 )
 def test_wrong_scenario_is_refused_in_the_files_own_keys(
@@ -346,13 +349,18 @@ def test_tied_embeddings_count_once(tmp_path: Path) -> None:
     tied = load_model_config(path)
     path.write_text(json.dumps(LLAMA))
 
-    assert tied.vocab_size * tied.hidden_size == load_model_config(path).parameters - tied.parameters
+    assert (
+        tied.vocab_size * tied.hidden_size == load_model_config(path).parameters - tied.parameters
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[run]\nonly_rank = 99", "run.only_rank=99 is no rank of layer-wise over 16 GPUs; use 0 to"),
+        (
+            "[run]\nonly_rank = 99",
+            "run.only_rank=99 is no rank of layer-wise over 16 GPUs; use 0 to",
+        ),
         ("[placement]\ntensor_parallel = 8", "placement.tensor_parallel=8 has no meaning with"),
         ("[cluster]\nnum_gpus = 0", "cluster.num_gpus=0 is not positive; use 1 or more"),
         ("[cluster]\nnum_gpus = 32", "cluster.num_gpus=32 stages for model.num_layers=16"),
