@@ -87,8 +87,8 @@ def predict(scenario: Scenario, profile: Profile | None) -> Prediction:
 def _search(scenario: Scenario, cost: CostModel, reserved: int) -> Prediction:
     """Climb in powers of two from one microbatch a stage, both ways, to the best throughput.
 
-    Placements that fit in memory come first whatever their speed. More microbatches only fill
-    bubbles, and read weights more often: where SMALL_BUBBLE is left they are not tried.
+    Placements that fit in memory come first whatever their speed. In decode more microbatches
+    only fill bubbles, and read weights more often: where SMALL_BUBBLE is left they are not tried.
     """
     placement = place(scenario)
     limit = scenario.workload.batch_size // placement.data_parallel
@@ -103,12 +103,17 @@ def _search(scenario: Scenario, cost: CostModel, reserved: int) -> Prediction:
     rank_of(best)
     for factor in (2.0, 0.5):
         while 1 <= int(best * factor) <= limit:
-            if factor > 1 and tried[best].fits and tried[best].bubble < SMALL_BUBBLE:
+            if factor > 1 and _is_full(tried[best]):
                 break
             if rank_of(int(best * factor)) <= rank_of(best):
                 break
             best = int(best * factor)
     return tried[best]
+
+
+def _is_full(prediction: Prediction) -> bool:
+    """Decode's memory is KV, whatever the microbatches: whether it fits makes no difference."""
+    return prediction.phase == "decode" and prediction.bubble < SMALL_BUBBLE
 
 
 def _predict(scenario: Scenario, cost: CostModel, reserved: int) -> Prediction:

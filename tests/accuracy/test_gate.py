@@ -13,7 +13,7 @@ from scenarios.compare import STAGE_TOLERANCE, compare, score_stage
 from scenarios.paper_readings import predict_best
 from scenarios.predicted import read_prediction
 from sim.plan.ops import AllReduceAlgorithm
-from sim.plan.scenario import Strategy, paper_scenario
+from sim.plan.scenario import RunSpec, Strategy, paper_scenario
 from sim.plan.workload import Phase, Workload
 from sim.predict import predict
 from sim.profile import Profile, load_profile
@@ -76,6 +76,12 @@ def test_readme_names_the_predicted_rates(strategy: Strategy, profile: Profile) 
     scenario = paper_scenario(strategy)
     assert f" {predict(scenario, None).tokens_per_s:,.0f} |" in text
     assert f" {predict(scenario, profile).tokens_per_s:,.0f} " in text
+
+
+def test_readme_names_the_rate_of_an_eager_baseline(profile: Profile) -> None:
+    scenario = replace(paper_scenario("tensor-pipeline"), run=RunSpec(launch="eager"))
+    rate = f"{predict(scenario, profile).tokens_per_s:,.0f} tokens/s: a slow host"
+    assert rate in README.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
