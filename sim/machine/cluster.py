@@ -50,7 +50,8 @@ class StepAccount:
     def add(self, bound_ps: dict[str, int], scale: float) -> None:
         """Add a block's time, stretched by what it lost to others."""
         for bound, time_ps in bound_ps.items():
-            self.bound_ps[bound] = self.bound_ps.get(bound, 0) + round(time_ps * scale)
+            stretched = time_ps if scale == 1.0 else round(time_ps * scale)
+            self.bound_ps[bound] = self.bound_ps.get(bound, 0) + stretched
 
 
 @dataclass(slots=True)

@@ -51,10 +51,10 @@ class FluidShare:
 
     def _is_free(self, demands: Mapping[Resource, float]) -> bool:
         """Nobody else is there, and there is enough: the common case, and the cheap one."""
-        return all(
-            len(self.users[resource]) == 1 and rate <= self.capacity[resource]
-            for resource, rate in demands.items()
-        )
+        for resource, rate in demands.items():
+            if len(self.users[resource]) > 1 or rate > self.capacity[resource]:
+                return False
+        return True
 
     def _factor(self, resource: Resource) -> float:
         load, capacity = self.load[resource], self.capacity[resource]
