@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from calibration.data import file_hash
 from calibration.dataset import (
     Table,
     check_sweep,
@@ -86,11 +86,6 @@ def _clocks(traces: list[Trace]) -> dict[str, str]:
     reasons = {t.environment.get("throttled_after", "no") for t in traces} - {"no"}
     held = f", {' and '.join(sorted(reasons))} in prefill stages" if reasons else ""
     return {"sm_clock_mhz": f"{clocks[0]} to {clocks[-1]}{held}"}
-
-
-def file_hash(path: Path) -> str:
-    """Short SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _read_json(path: Path) -> Any:

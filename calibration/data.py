@@ -5,6 +5,7 @@ Importing this costs nothing: no scipy, no numpy. A folder that is missing holds
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -32,3 +33,8 @@ def validation_trace_paths(folder: Path | None = None) -> tuple[Path, ...]:
 def prediction_path(trace_name: str, folder: Path | None = None) -> Path:
     """Where the prediction made before the run of this name is committed; it may not exist."""
     return (folder or FOLDER / "predictions") / f"{trace_name}.json"
+
+
+def file_hash(path: Path) -> str:
+    """Short SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

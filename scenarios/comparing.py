@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from calibration.data import file_hash
 from scenarios.compare import (
     STAGE_TOLERANCE,
     Comparison,
@@ -83,11 +83,6 @@ def compare_all(traces: tuple[Trace, ...], profile: Profile) -> tuple[Compared, 
         )
         for trace in traces
     )
-
-
-def file_hash(path: Path) -> str:
-    """`calibration.build.file_hash`, as profiles record it, without the scipy that it imports."""
-    return sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def median_op_error(compared: tuple[Compared, ...]) -> float | None:
