@@ -20,8 +20,37 @@ class ExecutionError(LayerwiseError):
         return f"rank {self.rank}: {self.op_name} failed: {self.cause}"
 
 
+class RanOutOfMemoryError(ExecutionError):
+    """A rank ran out of memory in an op, or while its tensors were made. Carries its budget."""
+
+    def __init__(self, rank: int, op_name: str, cause: str, budget: Mapping[str, int]) -> None:
+        self.budget = dict(budget)
+        super().__init__(rank, op_name, cause)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in self.budget.items() if size)
+        total = f"{sum(self.budget.values()) / GIB:.2f} GiB"
+        return (
+            f"{super().__str__()}; the rank's own tensors take {total} ({parts}), beside workspaces and other processes; use a smaller "
+            "workload.batch_size or workload.context_tokens, fewer key-value heads, or more GPUs"
+        )
+
+
 class RankFailedError(LayerwiseError):
-    """A rank process failed or died; every other rank was ended."""
+    """A rank failed, died or stood still; every other rank was ended. Names rank, op and cause."""
+
+
+class InterruptedRunError(LayerwiseError):
+    """A run was ended by a signal (Ctrl-C, or a launcher that stops its ranks)."""
+
+    def __init__(self, signal_number: int, text: str) -> None:
+        self.signal_number = signal_number
+        super().__init__(text)
+
+    @property
+    def exit_code(self) -> int:
+        """128 + signal, as shells have it: 130 after Ctrl-C."""
+        return 128 + self.signal_number
 
 
 class NotAvailableError(LayerwiseError):

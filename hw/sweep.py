@@ -17,15 +17,23 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
-from hw.collectives import ReplacedPeers
+from hw.engine.collectives import ReplacedPeers
+from hw.engine.execute import Engine
+from hw.engine.graphs import capture
+from hw.engine.memory import (
+    DeviceMemory,
+    Slot,
+    TensorKey,
+    budget_of,
+    free_bytes_of,
+    random_fill,
+    slots_of,
+)
+from hw.engine.schedule import Action, actions_of
+from hw.engine.weights import WEIGHT_STD
 from hw.errors import DoesNotFitError, ExecutionError
-from hw.execute import Engine
-from hw.graphs import capture
-from hw.memory import DeviceMemory, Slot, TensorKey, budget_of, free_bytes_of, random_fill, slots_of
+from hw.ranks.session import usable_device
 from hw.rows import is_message
-from hw.schedule import Action, actions_of
-from hw.session import usable_device
-from hw.weights import WEIGHT_STD
 from sim.plan import ops
 from sim.plan.errors import FileFormatError, ProgramError
 from sim.plan.program import Program

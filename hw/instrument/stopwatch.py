@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -24,17 +25,28 @@ class Stopwatch:
         else:
             self._times_s.append(time.perf_counter())
 
-    def take_repeats(self, *, end_to_end: bool) -> list[float]:
-        """Seconds per repeat, of marks: one to begin with, then (start, end) per repeat.
+    def over(self, after: int, *, end_to_end: bool) -> list[float]:
+        """Seconds of the repeats from number `after` on that are over by now. Does not wait."""
+        found: list[float] = []
+        for end in self._ends(after, end_to_end=end_to_end):
+            if self._events and not self._events[end].query():
+                break
+            found.append(self._between(end - 1, end))
+        return found
 
-        `end_to_end` times from the end of one repeat to the end of the next; then a repeat has no
-        mark but its end. Waits for the device.
+    def repeats(self, after: int, *, end_to_end: bool) -> Iterator[float]:
+        """Seconds of the repeats from number `after` on, each once it is over; then starts anew.
+
+        Of marks: one to begin with, then (start, end) per repeat. `end_to_end` times from the end
+        of one repeat to the end of the next; then a repeat has no mark but its end.
         """
-        num_marks = len(self._events) + len(self._times_s)
-        ends = range(1, num_marks) if end_to_end else range(2, num_marks, 2)
-        seconds = [self._between(end - 1, end) for end in ends]
+        for end in self._ends(after, end_to_end=end_to_end):
+            yield self._between(end - 1, end)
         self._events, self._times_s = [], []
-        return seconds
+
+    def _ends(self, after: int, *, end_to_end: bool) -> range:
+        num_marks = len(self._events) + len(self._times_s)
+        return range(1 + after, num_marks) if end_to_end else range(2 + 2 * after, num_marks, 2)
 
     def _between(self, start: int, end: int) -> float:
         if self._times_s:

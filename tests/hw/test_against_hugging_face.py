@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hw.local import LocalRanks, local_ranks
-from hw.steps import Outputs, run_steps
-from hw.weights import GivenWeights
+from hw.engine.steps import Outputs, run_steps
+from hw.engine.weights import GivenWeights
+from hw.ranks.local import LocalRanks, local_ranks
 from sim.plan.compile import KernelChoice, compile_step
 from sim.plan.model import ModelSpec
 from sim.plan.placement import Placement, layer_wise, tensor_pipeline

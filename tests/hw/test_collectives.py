@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from hw.collectives import routes_of
+from hw.engine.collectives import routes_of
+from hw.engine.peer_memory import ReducePairs
 from hw.errors import RankFailedError
-from hw.local import local_ranks
-from hw.session import Session
+from hw.ranks.local import local_ranks
+from hw.ranks.session import Session
 from sim.plan.compile import KernelChoice, compile_step
 from sim.plan.placement import tensor_pipeline
 from sim.plan.workload import Step
@@ -28,6 +29,20 @@ def test_activations_and_tokens_travel_on_communicators_of_their_own() -> None:
     assert ((0, 1), (2, 3)) == routes.groups
     edges = ((0, 2, "act"), (1, 3, "act"), (2, 0, "token"), (3, 1, "token"))
     assert edges == routes.edges
+
+
+def test_one_shot_sums_have_a_pair_of_tensors_in_peer_memory() -> None:
+    placement = tensor_pipeline(TINY, tensor_parallel=2, pipeline_parallel=2)
+    kernels = KernelChoice(all_reduce="one_shot")
+    one_shot, nccl = (
+        routes_of(compile_step(TINY, placement, STEP, choice).programs)
+        for choice in (kernels, KernelChoice())
+    )
+    # Attention's and the MLP's output of one token, float32, shared by layers and microbatches.
+    num_bytes = ReducePairs.num_bytes((TINY.hidden_size * 4,) * 2)
+    assert {(0, 1): num_bytes, (2, 3): num_bytes} == one_shot.peer_bytes
+    assert {} == nccl.peer_bytes
+    assert (nccl.groups, nccl.edges) == (one_shot.groups, one_shot.edges)
 
 
 def die_or_wait(session: Session, how: str) -> None:

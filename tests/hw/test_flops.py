@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hw.collectives import ReplacedPeers
-from hw.execute import Engine
-from hw.memory import allocate, random_fill, slots_of
-from hw.schedule import actions_of
+from hw.engine.collectives import ReplacedPeers
+from hw.engine.execute import Engine
+from hw.engine.memory import allocate, random_fill, slots_of
+from hw.engine.schedule import actions_of
 from sim.plan import ops
 from sim.plan.compile import KernelChoice, compile_step
 from sim.plan.demand import demand_of

@@ -28,7 +28,9 @@ def test_hw_itself_needs_nothing() -> None:
     assert "[]" == imported("hw", "torch", "simpy", "pydantic", "nvtx", "cupti").strip()
 
 
-@pytest.mark.parametrize("module", ["hw.launch", "hw.sweep", "hw.steps", "hw.__main__"])
+@pytest.mark.parametrize(
+    "module", ["hw.ranks.launch", "hw.sweep", "hw.engine.steps", "hw.__main__"]
+)
 def test_the_engine_needs_neither_simpy_nor_pydantic_nor_a_gpus_packages(module: str) -> None:
     found = imported(module, "simpy", "pydantic", "nvtx", "cupti", "triton", "pynvml")
     assert "sim.plan.files" not in found and "sim.simulate" not in found

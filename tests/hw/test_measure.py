@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from hw.errors import DoesNotFitError, NotAvailableError, RankFailedError
-from hw.launch import Options, launch
-from hw.measure import measure, plan_stream
+from hw.measure import measure
+from hw.ranks.launch import Options, launch
+from hw.streams import plan_stream
 from sim.plan.compile import KernelChoice
 from sim.plan.errors import PlacementError, SpecError
 from sim.plan.scenario import compile_run
@@ -117,7 +118,7 @@ def test_a_scenario_that_does_not_fit_is_refused() -> None:
 
 def test_one_shot_all_reduce_is_refused_and_ends_all_ranks() -> None:
     kernels = KernelChoice(all_reduce="one_shot")
-    with pytest.raises(RankFailedError, match="'one_shot' is not available yet"):
+    with pytest.raises(RankFailedError, match="'one_shot' is not available on the cpu"):
         launch(scenario(tensor_parallel=2).with_kernels(kernels), ON_CPU)
 
 

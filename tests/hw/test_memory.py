@@ -8,8 +8,8 @@ import weakref
 import pytest
 import torch
 
+from hw.engine.memory import allocate, budget_of, random_fill, slots_of
 from hw.errors import DoesNotFitError
-from hw.memory import allocate, budget_of, random_fill, slots_of
 from sim.plan.compile import KernelChoice, compile_step
 from sim.plan.errors import ProgramError
 from sim.plan.model import ModelSpec
@@ -36,6 +36,18 @@ def test_weights_and_kv_are_what_the_closed_forms_say() -> None:
 def test_steps_share_weights_and_kv() -> None:
     one, two = (budget_of(slots_of(programs()[:count])) for count in (1, 2))
     assert (one["weight"], one["kv"]) == (two["weight"], two["kv"])
+
+
+def test_sums_over_peer_memory_are_counted_with_their_pairs() -> None:
+    placement = tensor_pipeline(TINY, tensor_parallel=2)
+    step = decode_steps((2, 2), 6, 1, kv_capacity_tokens=8)[0]
+    nccl, one_shot = (
+        budget_of(slots_of([compile_step(TINY, placement, step, kernels).programs[0]]))
+        for kernels in (KernelChoice(), KernelChoice(all_reduce="one_shot"))
+    )
+    # Two outputs of two tokens are summed: each has two more tensors.
+    extra = 2 * 2 * (2 * TINY.hidden_size * 4)
+    assert {**nccl, "activation": nccl["activation"] + extra} == one_shot
 
 
 def test_what_does_not_fit_is_refused_with_its_budget() -> None:

@@ -10,14 +10,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hw.collectives import ReplacedPeers
-from hw.cuda_runtime import AccessPolicyWindow, CudaRuntime, LaunchAttributeValue, loaded_cudart
+from hw.engine.collectives import ReplacedPeers
+from hw.engine.cuda_runtime import (
+    AccessPolicyWindow,
+    CudaRuntime,
+    LaunchAttributeValue,
+    loaded_cudart,
+)
+from hw.engine.execute import Engine
+from hw.engine.memory import allocate, random_fill, slots_of
+from hw.engine.residency import WeightWindows, check_windows, weight_windows
+from hw.engine.schedule import actions_of
 from hw.errors import CudaCallError, NotAvailableError
-from hw.execute import Engine
 from hw.measure import measure
-from hw.memory import allocate, random_fill, slots_of
-from hw.residency import WeightWindows, check_windows, weight_windows
-from hw.schedule import actions_of
 from sim.plan.errors import SpecError
 from sim.plan.hardware import GPUS
 from sim.plan.program import Program
@@ -190,7 +195,7 @@ class FailingLibrary(SimpleNamespace):
 
 def test_a_failed_call_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     library = FailingLibrary(cudaGetErrorString=lambda code: b"no device")
-    monkeypatch.setattr("hw.cuda_runtime.ctypes.CDLL", lambda path: library)
+    monkeypatch.setattr("hw.engine.cuda_runtime.ctypes.CDLL", lambda path: library)
     runtime = CudaRuntime(Path("libcudart.so"))
     with pytest.raises(
         CudaCallError, match="cudaDeviceSetLimit failed with CUDA error 100: no device"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hw.schedule import Action, actions_of
+from hw.engine.schedule import Action, actions_of
 from sim.plan.compile import KernelChoice, compile_step
 from sim.plan.placement import tensor_pipeline
 from sim.plan.program import Program

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hw.weights import RandomWeights, shard, whole_shape
+from hw.engine.weights import RandomWeights, shard, whole_shape
 from sim.plan.errors import ProgramError
 from sim.plan.model import ModelSpec
 

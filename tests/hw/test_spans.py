@@ -8,9 +8,14 @@ from hw.instrument.spans import (
     GraphNodeMismatchError,
     KernelRecord,
     Marker,
+    NodeCreation,
     OpSpan,
+    ProcessRecords,
     count_unmatched,
+    join_eager,
+    join_graph,
     match_graph_nodes,
+    name_nodes,
     spans_by_op_eager,
     spans_by_op_graph,
 )
@@ -83,6 +88,60 @@ def test_eager_kernel_outside_ranges_is_counted_as_unmatched() -> None:
     calls = [make_call(15, 1), make_call(25, 2)]
     spans = spans_by_op_eager(kernels, calls, [Marker("a", 10, 20, 1)])
     assert 1 == count_unmatched(kernels, spans)
+
+
+def test_eager_steps_tell_their_ranges_and_what_was_launched_between_them() -> None:
+    markers = [Marker(name, 10 * i, 10 * i + 5, 1) for i, name in enumerate("abab")]
+    kernels = [make_kernel("in a", 500, 510, 1), make_kernel("astray", 520, 530, 2),
+               make_kernel("between steps", 530, 540, 3)]  # fmt: skip
+    calls = [make_call(2, 1), make_call(7, 2), make_call(17, 3)]
+    first, second = join_eager(kernels, calls, markers)
+    assert {"a", "b"} == first.names == second.names
+    assert (["a"], ["astray"]) == (list(first.spans), [k.name for k in first.strays])
+    assert ({}, ()) == (second.spans, second.strays)
+
+
+def test_eager_kernel_without_a_call_is_astray_where_it_ran() -> None:
+    (step,) = join_eager([make_kernel("k", 15, 18, 1)], [], [Marker("a", 10, 20, 1)])
+    assert ["k"] == [kernel.name for kernel in step.strays]
+
+
+def test_eager_step_begins_at_its_first_range_even_after_a_part_of_one() -> None:
+    markers = [Marker(name, 10 * i, 10 * i + 5, 1) for i, name in enumerate("cabcab")]
+    steps = join_eager([], [], markers, first="a")
+    assert [{"c"}, {"a", "b", "c"}, {"a", "b"}] == [step.names for step in steps]
+
+
+def test_graph_replay_tells_what_ran_in_its_course() -> None:
+    kernels = [make_kernel("x", 10, 20, 1, 1), make_kernel("y", 30, 40, 1, 2),
+               make_kernel("astray", 25, 28, 9), make_kernel("after", 50, 60, 10)]  # fmt: skip
+    (replay,) = join_graph(kernels, {1: "a", 2: "b"})
+    assert ["astray"] == [kernel.name for kernel in replay.strays]
+
+
+def test_nodes_are_named_by_the_step_and_range_of_their_creation() -> None:
+    markers = [Marker(name, 10 * i, 10 * i + 5, 1) for i, name in enumerate("abab")]
+    process = ProcessRecords(
+        process_id=1,
+        kernels=tuple(make_kernel("k", i, i + 1, 1, 100 + i) for i in range(6)),
+        created_nodes=tuple(NodeCreation(i, moment, 1) for i, moment in enumerate((2, 12, 22, 32))),
+        # Node 104 is of another graph, node 105 of one that was captured before the recording.
+        cloned_nodes={100 + i: i for i in range(4)} | {104: 104},
+    )
+    assert {100: "0|a", 101: "0|b", 102: "1|a", 103: "1|b"} == name_nodes(process, markers)
+
+
+def test_nodes_created_outside_all_ranges_have_no_name() -> None:
+    process = ProcessRecords(
+        process_id=1, kernels=(make_kernel("k", 1, 2, 1, 7),),
+        created_nodes=(NodeCreation(7, 50, 1),),
+    )  # fmt: skip
+    assert {} == name_nodes(process, [Marker("a", 10, 20, 1)])
+
+
+def test_nodes_cloned_in_a_circle_are_refused() -> None:
+    with pytest.raises(GraphNodeMismatchError):
+        match_graph_nodes(CAPTURED, [30], {30: 31, 31: 30})
 
 
 def test_graph_replays_are_told_apart_by_correlation_id() -> None:

@@ -1,0 +1,175 @@
+"""Op -> torch: the engine runs a rank's actions on its tensors, through its peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from hw.engine.collectives import Peers
+from hw.engine.contexts import Contexts, StatedContexts
+from hw.engine.memory import DeviceMemory
+from hw.engine.schedule import LABEL_BYTES, Action
+from hw.errors import ExecutionError
+from hw.instrument.observe import Lane, Observer
+from hw.kernels import dispatch as kernels
+from hw.kernels.attention import attend
+from hw.ranks.progress import Progress
+from sim.plan import ops
+from sim.plan.errors import LayerwiseError
+from sim.plan.ops import Buffer
+from sim.plan.program import PlacedOp
+
+
+class Engine:
+    """One rank: its memory, its peers, how long its sequences are, and whoever watches."""
+
+    def __init__(
+        self,
+        rank: int,
+        memory: DeviceMemory,
+        peers: Peers,
+        observers: Sequence[Observer] = (),
+        contexts: Contexts | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.rank, self.memory, self.peers = rank, memory, peers
+        self.contexts = contexts or StatedContexts()
+        self.observers = tuple(observers)
+        self.progress = progress or Progress()
+
+    @torch.inference_mode()
+    def run(self, actions: Sequence[Action]) -> None:
+        """Issue one step. Returns when everything is issued; on the CPU also done.
+
+        Raises ExecutionError naming rank, op and cause.
+        """
+        progress = self.progress
+        progress.begin_step()
+        slate = progress.slate
+        try:
+            for action in actions:
+                progress.at, slate[:LABEL_BYTES] = action, action.label
+                self._perform(action)
+        except LayerwiseError:
+            raise
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise ExecutionError(self.rank, progress.op_name, cause) from error
+
+    def _perform(self, action: Action) -> None:
+        placed, op = action.placed, action.placed.op
+        if action.sent_before is not None:
+            self.peers.before_write(self._tensor(placed, action.sent_before))
+        match op:
+            case ops.Recv() if action.verb == "wait":
+                self.peers.wait(self._tensor(placed, op.buffer))
+                for observer in self.observers:
+                    observer.arrived(placed)
+            case ops.Recv():
+                self._launch(placed, "recv")
+            case ops.Send():
+                self._launch(placed, "send")
+            case _:
+                self._launch(placed, "compute")
+
+    def _launch(self, placed: PlacedOp, lane: Lane) -> None:
+        with self.peers.on(lane):
+            for observer in self.observers:
+                observer.begin(placed, lane)
+            self._dispatch(placed)
+            for observer in reversed(self.observers):
+                observer.end(placed, lane)
+
+    def _dispatch(self, placed: PlacedOp) -> None:
+        op = placed.op
+        match op:
+            case ops.AllReduce():
+                buffer = self._tensor(placed, op.buffer)
+                summed = self.peers.all_reduce(op, buffer)
+                if summed is not buffer:
+                    self.memory.rebind(op.buffer, placed.layer, placed.microbatch, summed)
+            case ops.AllGather():
+                source = self._tensor(placed, op.source)
+                self.peers.all_gather(op, source, self._tensor(placed, op.output))
+            case ops.Send():
+                self.peers.send(op, self._tensor(placed, op.buffer))
+            case ops.Recv():
+                self.peers.receive(op, self._tensor(placed, op.buffer))
+            case ops.Attention():
+                self._attention(placed, op)
+            case ops.RotaryWrite():
+                self._rotary_write(placed, op)
+            case ops.GatedActivation():
+                count, growth_tokens = self.contexts.growing_after(placed)
+                source, output = self._tensor(placed, op.source), self._tensor(placed, op.output)
+                kernels.gated_activation(source, output, count, growth_tokens)
+            case _:
+                run_local(op, lambda buffer: self._tensor(placed, buffer), self._counters_of(op))
+
+    def _attention(self, placed: PlacedOp, op: ops.Attention) -> None:
+        qkv, kv = self._tensor(placed, op.qkv), self._tensor(placed, op.kv)
+        output = self._tensor(placed, op.output)
+        context = self.contexts.of(placed, op.context_tokens)
+        result = attend(op, qkv, kv, output, self.memory.lower_right_mask, context)
+        if result is not output:
+            self.memory.rebind(op.output, placed.layer, placed.microbatch, result)
+
+    def _rotary_write(self, placed: PlacedOp, op: ops.RotaryWrite) -> None:
+        cos, sin = self.memory.rotary_tables(op.rope_theta, op.head_dim, op.kv.shape[3])
+        context = self.contexts.of(placed, op.start_tokens + op.query_tokens)
+        kernels.rotary_write(
+            self._tensor(placed, op.qkv), self._tensor(placed, op.kv), cos, sin, context,
+            op.num_heads, op.num_key_value_heads,
+        )  # fmt: skip
+
+    def _counters_of(self, op: ops.Op) -> Tensor | None:
+        is_skinny = isinstance(op, ops.Matmul) and op.kernel == "skinny"
+        return self.memory.counters(op.columns) if is_skinny else None
+
+    def _tensor(self, placed: PlacedOp, buffer: Buffer) -> Tensor:
+        return self.memory.tensor(buffer, placed.layer, placed.microbatch)
+
+
+def run_local(op: ops.Op, tensor: Callable[[Buffer], Tensor], counters: Tensor | None) -> None:
+    """Run an op that needs neither another rank nor the context; `tensor` resolves its buffers."""
+    match op:
+        case ops.Matmul():
+            _matmul(op, tensor(op.source), tensor(op.weight), tensor(op.output), counters)
+        case ops.Norm():
+            delta = _rows(op, tensor(op.delta)) if op.delta else None
+            source, weight = _rows(op, tensor(op.source)), tensor(op.weight)
+            kernels.norm(source, weight, tensor(op.output), op.epsilon, delta)
+        case ops.ResidualAdd():
+            source, delta = _rows(op, tensor(op.source)), _rows(op, tensor(op.delta))
+            kernels.residual_add(source, delta, tensor(op.output))
+        case ops.Embed():
+            weight, ids = tensor(op.weight), tensor(op.token_ids)
+            torch.index_select(weight, 0, ids, out=tensor(op.output))
+        case ops.Sample():
+            torch.argmax(tensor(op.logits), dim=-1, out=tensor(op.token_ids))
+        case (
+            ops.Attention() | ops.RotaryWrite() | ops.GatedActivation()
+            | ops.AllReduce() | ops.AllGather() | ops.Send() | ops.Recv()
+        ):  # fmt: skip
+            raise TypeError(f"{op.name} is not run here")
+        case _:
+            assert_never(op)
+
+
+def _matmul(
+    op: ops.Matmul, source: Tensor, weight: Tensor, output: Tensor, counters: Tensor | None
+) -> None:
+    if counters is None:
+        torch.mm(source, weight.t(), out=output)
+    else:
+        kernels.skinny_matmul(source, weight, output, counters)
+
+
+def _rows(op: ops.Norm | ops.ResidualAdd, whole: Tensor) -> Tensor:
+    """All rows, or the last token's of each sequence (a copy: nobody needs the others again)."""
+    if not op.select_last or op.query_tokens == 1:
+        return whole
+    return whole.view(op.sequences, op.query_tokens, op.hidden_size)[:, -1].contiguous()

@@ -1,0 +1,1 @@
+"""What machine this is: versions, topology, memory and copy rates, and the pre-flight check."""

@@ -1,0 +1,1 @@
+"""Measured traces from other profilers' files: Nsight Systems and torch.profiler."""

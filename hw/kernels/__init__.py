@@ -1,0 +1,1 @@
+"""The kernels that ops name: plain torch, Triton, torch's attention."""

@@ -1,0 +1,1 @@
+"""Messages and collectives by payload: `python -m hw.links`."""

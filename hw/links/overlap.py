@@ -1,0 +1,231 @@
+"""`python -m hw.links.overlap --out overlap.json`: what messages and kernels cost each other.
+
+On two GPUs: a kernel repeated on one stream while large messages follow one another on another
+stream, and each of them alone. Starts two ranks of its own, or is one of torchrun's two.
+`calibration.overlap` fits it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hw.errors import NotAvailableError
+from hw.host.affinity import communication_settings
+from hw.host.bandwidth import PROGRAMS_PER_SM
+from hw.host.environment import environment_of, sample_clocks
+from hw.kernels import dispatch as kernels
+from hw.ranks.agreement import agree
+from hw.ranks.local import local_ranks
+from hw.ranks.session import Session, session_from_torchrun, under_torchrun
+from sim.plan.errors import LayerwiseError
+from sim.trace import write_atomically
+
+FORMAT, VERSION = "layerwise-overlap", 1
+KIB, MIB = 2**10, 2**20
+GRID_KIB = (8, 64, 256, 1024, 4096, 16384, 65536, 131072)
+MESSAGE_BYTES = 128 * MIB
+NUM_MESSAGES = 12
+REPEATS = 3
+# So much more than what it runs beside that it is there from the first to the last.
+COVER = 1.6
+
+Action = Callable[[], object]
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A kernel to run beside messages: so often that it takes a few milliseconds."""
+
+    name: str
+    run: Action
+    repeats: int
+
+
+def measure_overlap(session: Session, out: Path) -> None:
+    """Time it on this rank; the first rank writes what both saw, after each part."""
+    if session.device.type != "cuda" or session.world_size != 2:
+        raise NotAvailableError("overlap is measured on two GPUs; start two ranks with CUDA")
+    before = sample_clocks(session.device, "before")
+    found: Found = {}
+    session.progress.enter("reading the grids of NCCL's kernels")
+    message = torch.randn(MESSAGE_BYTES // 2, device=session.device, dtype=torch.bfloat16)
+    transfers: dict[str, Callable[[torch.Tensor], object]] = {
+        "send": lambda tensor: dist.send(tensor, 1) if session.rank == 0 else dist.recv(tensor, 0),
+        "all_reduce": dist.all_reduce,
+    }
+    for name, transfer in transfers.items():
+        found |= _grids("sendrecv" if name == "send" else name, transfer, message)
+    _write(session, out, found, before)
+    beside = _Beside(session)
+    works = _works(session.device)
+    for name, transfer in transfers.items():
+        found |= _pairs(session, beside, works, name, lambda t=transfer: t(message))
+        _write(session, out, found, before)
+    _write(session, out, found, before | sample_clocks(session.device, "after"))
+
+
+def _grids(name: str, transfer: Callable[[torch.Tensor], object], pool: torch.Tensor) -> Found:
+    """NAME.SIZE -> [kernel, grid, block, us] of NCCL's kernels: a CTA takes an SM."""
+    return {
+        f"{name}.{kib}KiB": _kernels_of(lambda t=pool[: kib * KIB // 2]: transfer(t))
+        for kib in GRID_KIB
+    }
+
+
+def _kernels_of(action: Action) -> list[tuple[str, Any, Any, float]]:
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(2):
+        action()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as watched:
+        action()
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        watched.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    return [
+        (event["name"][:40], event["args"].get("grid"), event["args"].get("block"), event["dur"])
+        for event in events
+        if event.get("cat") == "kernel" and "nccl" in event["name"].lower()
+    ]
+
+
+def _works(device: torch.device) -> tuple[Work, ...]:
+    """Kernels that HBM bounds, and two that SMs bound. Source of shapes: `calibration.overlap`."""
+
+    def values(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return torch.randn(*shape, device=device, dtype=torch.bfloat16) * scale
+
+    num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+    sink = torch.empty(PROGRAMS_PER_SM * num_sms, dtype=torch.int32, device=device)
+    read, copied = values(512 * MIB), values(512 * MIB)
+    square, other, product = (values(8192, 8192, scale=0.02) for _ in range(3))
+    rows, weight, result = values(2048, 4096), values(4096, 4096, scale=0.02), values(2048, 4096)
+    few, wide, thin = values(8, 8192), values(32768, 8192, scale=0.02), values(8, 32768)
+    return (
+        Work("matmul8192", lambda: torch.mm(square, other, out=product), 12),
+        Work("matmul2048x4096x4096", lambda: torch.mm(rows, weight, out=result), 120),
+        Work("read1GiB", lambda: kernels.read_bandwidth_kernel(read, sink), 24),
+        Work("copy1GiB", lambda: copied.copy_(read), 12),
+        Work("gemv", lambda: torch.mm(few, wide.t(), out=thin), 40),
+    )
+
+
+def _pairs(
+    session: Session, beside: _Beside, works: Sequence[Work], name: str, transfer: Action
+) -> Found:
+    """Seconds of a message and of each kernel, alone and together."""
+    session.progress.enter(f"timing {name} beside kernels")
+    message_s = [beside.seconds(None, 0, transfer, 16)[1] for _ in range(2)][-1]
+    found: Found = {f"alone.{name}128MiB": message_s}
+    for work in works:
+        session.progress.at = work.name
+        alone_s = [beside.seconds(work.run, work.repeats, transfer, 0)[0] for _ in range(2)][-1]
+        # Enough messages to cover the kernels, then enough kernels to cover the messages.
+        messages, repeats = agree(
+            session, "counts",
+            (_covering(alone_s * work.repeats, message_s), _covering(message_s * NUM_MESSAGES, alone_s)),
+            lambda said: said[0],
+        )  # fmt: skip
+        of_work = [beside.seconds(work.run, work.repeats, transfer, messages)[0]
+                   for _ in range(REPEATS)]  # fmt: skip
+        of_message = [beside.seconds(work.run, repeats, transfer, NUM_MESSAGES)[1]
+                      for _ in range(REPEATS)]  # fmt: skip
+        found[f"overlap.{name}.{work.name}"] = {
+            "alone_s": alone_s, "with_messages_s": median(of_work),
+            "message_alone_s": message_s, "message_with_work_s": median(of_message),
+        }  # fmt: skip
+    return found
+
+
+def _covering(whole_s: float, one_s: float) -> int:
+    """How often something that takes `one_s` must run to outlast `whole_s`."""
+    return int(whole_s / one_s * COVER) + 2
+
+
+class _Beside:
+    """Two streams, and the time that each needs for what is issued on both at once."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._compute, self._messages = (torch.cuda.Stream(session.device) for _ in range(2))
+
+    def seconds(
+        self, work: Action | None, num_works: int, transfer: Action, num_messages: int
+    ) -> tuple[float, float]:
+        """Seconds of one kernel and of one message."""
+        self._session.align()
+        torch.cuda.synchronize(self._session.device)
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
+        marks[0].record(self._compute)
+        marks[2].record(self._messages)
+        # Issued in turn, so that the host is late on neither stream.
+        for index in range(max(num_works, num_messages)):
+            if index < num_messages:
+                with torch.cuda.stream(self._messages):
+                    transfer()
+            if work is not None and index < num_works:
+                with torch.cuda.stream(self._compute):
+                    work()
+        marks[1].record(self._compute)
+        marks[3].record(self._messages)
+        torch.cuda.synchronize(self._session.device)
+        return (
+            marks[0].elapsed_time(marks[1]) / 1e3 / max(num_works, 1),
+            marks[2].elapsed_time(marks[3]) / 1e3 / max(num_messages, 1),
+        )
+
+
+def _write(session: Session, out: Path, found: Found, clocks: dict[str, str]) -> None:
+    gathered = session.gather("overlap", found)
+    if not gathered:
+        return
+    environment = environment_of(session.device) | communication_settings() | clocks
+    data = {"format": FORMAT, "version": VERSION, "environment": environment}
+    data |= {f"rank{rank}": measured for rank, measured in enumerate(gathered)}
+    write_atomically(out, json.dumps(data, indent=1) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 with one line that says what to change."""
+    parser = argparse.ArgumentParser(prog="python -m hw.links.overlap", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the file to write (.json)")
+    parser.add_argument("--timeout-s", type=float, default=180.0, help="bound of the whole run")
+    options = parser.parse_args(arguments)
+    try:
+        _launch(options.out, options.timeout_s)
+    except LayerwiseError as error:
+        print(f"overlap_times: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        if under_torchrun():
+            # A broken communicator can hold up a normal exit.
+            os._exit(2)
+        return 2
+    return 0
+
+
+def _launch(out: Path, timeout_s: float) -> None:
+    if under_torchrun():
+        measure_overlap(session_from_torchrun("cuda"), out)
+        dist.destroy_process_group()
+        return
+    with local_ranks(2, "cuda") as ranks:
+        ranks.call(measure_overlap, out, timeout_s=timeout_s)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Where ranks live and how they end: processes, stores, watchdog, journal."""
