@@ -21,9 +21,10 @@ def profile_path(gpu: str) -> Path:
     return FOLDER / "profiles" / f"{gpu}.json"
 
 
-def transfers_path() -> Path:
-    """The shipped messages and collectives, which one GPU cannot measure."""
-    return FOLDER / "transfers.json"
+def transfers_path(gpu: str = "") -> Path:
+    """The shipped messages and collectives, which one GPU cannot measure: a GPU's own, or anyone's."""
+    own = FOLDER / f"transfers-{gpu}.json"
+    return own if gpu and own.is_file() else FOLDER / "transfers.json"
 
 
 def validation_trace_paths(folder: Path | None = None) -> tuple[Path, ...]:

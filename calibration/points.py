@@ -7,11 +7,12 @@ a warm point repeats it on one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from sim.cost.shapes import kind_of
 from sim.plan import ops
 from sim.plan.demand import demand_of
-from sim.plan.ops import AttentionKernel, Buffer, LocalOp
+from sim.plan.ops import AttentionKernel, Buffer, LocalOp, MatmulKernel
 from sim.plan.program import Part, Program, Segment
 
 COLD_BYTES = 160 * 2**20
@@ -51,13 +52,9 @@ def attention_point(
 ) -> SweepPoint:  # fmt: skip
     """Attention over rotating KV caches, or one cache where `warm`; its kind follows its shape."""
     op = attention(sequences, heads, kv_heads, query, context, kernel)
-    kind, asked = "chunked_prefill_attention", f".q{query}"
-    if query == 1:
-        kind, asked = "decode_attention", ""
-    elif query == context:
-        kind = "prefill_attention"
+    asked = f".q{query}" if query > 1 else ""
     label = f"s{sequences}.h{heads}.kv{kv_heads}{asked}.c{context}"
-    return point(kind, label, op, op.kv.num_bytes, warm)
+    return point(kind_of(op), label, op, op.kv.num_bytes, warm)
 
 
 def attention(
@@ -107,10 +104,12 @@ def _repeats(op: LocalOp, rotating_bytes: int) -> int:
     return min(MAX_REPEATS, room, max(2, cold, long_enough))
 
 
-def matmul_point(rows: int, columns: int, inner: int, warm: bool = False) -> SweepPoint:
+def matmul_point(
+    rows: int, columns: int, inner: int, warm: bool = False, kernel: MatmulKernel = "cublas"
+) -> SweepPoint:
     """A matmul over rotating weights, or one weight where `warm`."""
-    op = matmul(rows, columns, inner)
-    return point("matmul", f"m{rows}.n{columns}.k{inner}", op, op.weight.num_bytes, warm)
+    op = replace(matmul(rows, columns, inner), kernel=kernel)
+    return point(kind_of(op), f"m{rows}.n{columns}.k{inner}", op, op.weight.num_bytes, warm)
 
 
 def norm_point(tokens: int, hidden: int, fused: bool) -> SweepPoint:

@@ -12,9 +12,9 @@ import math
 from dataclasses import replace
 
 from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import ModelSpec
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario
-from sim.plan.workload import Workload
+from sim.plan.model import MODELS, ModelSpec
+from sim.plan.scenario import Launch, PlacementSpec, RunSpec, Scenario
+from sim.plan.workload import Phase, Workload
 
 # What a fit of the L2's edge reads.
 FIT_SIZES_BYTES = tuple(mib * 2**20 for mib in (
@@ -32,6 +32,7 @@ HEAD_DIM = 128
 DECODE_REPEATS, PREFILL_REPEATS = 30, 40
 # A layer that lives in the L2 takes less than a host needs to launch the next graph.
 WARM_STEPS_PER_GRAPH = 16
+GROWING_STEPS, GROWING_REPEATS = 66, 3
 
 
 def fit_layers() -> list[Scenario]:
@@ -98,6 +99,80 @@ def _with_windows() -> list[Scenario]:
     ]  # fmt: skip
 
 
+def engine_layers() -> list[Scenario]:
+    """Layers that only score, in the kernels that the profile chooses and with contexts that grow.
+
+    Other batches and contexts than `validation_layers`: from 1 to 128 sequences, 128 to 32,768
+    tokens, warm and cold. The last ones let the context grow by a token a step, in one graph.
+    """
+    wide = {"kv_heads": 8, "intermediate": 28_672}
+    return [
+        decode(1024, 8, 128), *both(decode(1024, 2, 600)), decode(1024, 16, 300, kv_heads=2),
+        decode(1024, 128, 128, kv_heads=2),
+        *both(decode(1280, 8, 128)), decode(1280, 4, 1500, kv_heads=2),
+        *both(decode(1536, 1, 128)), decode(1536, 16, 700, kv_heads=3),
+        decode(2048, 8, 400), decode(2048, 8, 10_000, kv_heads=4), decode(2048, 128, 1024, kv_heads=4),
+        decode(4096, 1, 128), decode(4096, 8, 1024, kv_heads=8), decode(4096, 16, 10_000, kv_heads=8),
+        decode(4096, 128, 2500, kv_heads=8), decode(4096, 2, 32_768, kv_heads=8),
+        decode(5120, 8, 128), decode(5120, 32, 4096, kv_heads=10),
+        decode(8192, 8, 128, **wide), decode(8192, 4, 32_768, **wide),
+        growing(1024, 8, 128), growing(2048, 1, 4000), growing(4096, 8, 1000, kv_heads=8),
+        growing(4096, 32, 9000, kv_heads=8), growing(8192, 4, 2000, **wide),
+    ]  # fmt: skip
+
+
+def two_gpu_runs(gpu: str) -> list[Scenario]:
+    """Both strategies over two GPUs, to score: never fitted.
+
+    The paper's layer in models of 2 to 8 layers, and a layer that lives in the L2; one to sixteen
+    microbatches; decode, prefill, and one eager run of each strategy.
+    """
+    paper, small = MODELS["paper-16"], _model(1024, 0, 0)
+    layers, tensors = (
+        PlacementSpec(strategy="layer-wise"),
+        PlacementSpec(strategy="tensor-pipeline", tensor_parallel=2),
+    )
+    return [
+        *(_pair(gpu, paper, 2, layers, 32, 5000, m) for m in (1, 2, 4, 8, 16)),
+        *(_pair(gpu, paper, 2, tensors, 32, 5000, m) for m in (1, 4)),
+        *(_pair(gpu, paper, 8, layers, 64, 1500, m) for m in (2, 8)),
+        _pair(gpu, paper, 8, tensors, 64, 1500, 1),
+        _pair(gpu, paper, 8, tensors, 8, 128, 1),
+        *(_pair(gpu, small, 2, layers, 16, 250, m) for m in (2, 4)),
+        _pair(gpu, small, 2, tensors, 16, 250, 1),
+        _pair(gpu, small, 16, tensors, 4, 128, 1),
+        *(_pair(gpu, paper, 4, place, 4, 4096, 4, phase="prefill") for place in (layers, tensors)),
+        *(_pair(gpu, paper, 2, place, 8, 1000, 2, launch="eager") for place in (layers, tensors)),
+    ]  # fmt: skip
+
+
+def _pair(
+    gpu: str, model: ModelSpec, num_layers: int, placement: PlacementSpec, batch: int, context: int,
+    microbatches: int, *, phase: Phase = "decode", launch: Launch = "graph",
+) -> Scenario:  # fmt: skip
+    tensor = placement.tensor_parallel
+    name = f"{f'tp{tensor}' if tensor > 1 else 'layers'}.{model.name}.l{num_layers}"
+    name += f".b{batch}.c{context}.m{microbatches}.{phase}{'' if launch == 'graph' else '.eager'}"
+    return Scenario(
+        name=name, model=replace(model, num_layers=num_layers),
+        cluster=dgx_cluster(GPUS[gpu], 2), placement=placement,
+        workload=Workload(
+            phase=phase, batch_size=batch, context_tokens=context, num_microbatches=microbatches
+        ),
+        run=RunSpec(launch=launch, repeats=DECODE_REPEATS if phase == "decode" else 10),
+    )  # fmt: skip
+
+
+def growing(hidden: int, batch: int, context: int, **shape: int) -> Scenario:
+    """A decode step whose context grows by one token each time, in one graph that serves them all."""
+    layer = decode(hidden, batch, context, **shape)
+    run = replace(
+        layer.run, steps_per_graph=1, context_growth_tokens=1, num_steps=GROWING_STEPS,
+        repeats=GROWING_REPEATS,
+    )  # fmt: skip
+    return _named(replace(layer, run=run))
+
+
 def decode(
     hidden: int, batch: int, context: int, *, kv_heads: int = 0, intermediate: int = 0
 ) -> Scenario:
@@ -124,17 +199,20 @@ def prefill(
 def _scenario(
     hidden: int, kv_heads: int, intermediate: int, workload: Workload, repeats: int
 ) -> Scenario:
+    return _named(Scenario(
+        name="", model=_model(hidden, kv_heads, intermediate), cluster=dgx_cluster(GPUS["h100-sxm"], 1),
+        placement=PlacementSpec(strategy="layer-wise", num_gpus=1), workload=workload,
+        run=RunSpec(launch="graph", num_steps=4, repeats=repeats),
+    ))  # fmt: skip
+
+
+def _model(hidden: int, kv_heads: int, intermediate: int) -> ModelSpec:
     heads = hidden // HEAD_DIM
-    model = ModelSpec(
+    return ModelSpec(
         name=f"h{hidden}", num_layers=1, hidden_size=hidden,
         intermediate_size=intermediate or 4 * hidden, num_attention_heads=heads,
         num_key_value_heads=kv_heads or heads, head_dim=HEAD_DIM,
     )  # fmt: skip
-    return _named(Scenario(
-        name="", model=model, cluster=dgx_cluster(GPUS["h100-sxm"], 1),
-        placement=PlacementSpec(strategy="layer-wise", num_gpus=1), workload=workload,
-        run=RunSpec(launch="graph", num_steps=4, repeats=repeats),
-    ))  # fmt: skip
 
 
 def cold(warm: Scenario) -> Scenario:
@@ -153,7 +231,7 @@ def _named(scenario: Scenario) -> Scenario:
     """`h1024.kv8.l1.b8.c128.decode`, with what is not the rule.
 
     `.i<size>`: the MLP is not 4 * hidden wide. `.q<size>`: tokens of a chunk. `.persist`: windows
-    keep the weights.
+    keep the weights. `.growing`: the context grows from step to step.
     """
     model, workload = scenario.model, scenario.workload
     parts = [
@@ -165,6 +243,8 @@ def _named(scenario: Scenario) -> Scenario:
     if workload.phase == "prefill":
         parts.append(f"q{workload.prefill_chunk_tokens}")
     parts.append(workload.phase)
+    if scenario.run.context_growth_tokens:
+        parts.append("growing")
     if scenario.run.persisting_weights:
         parts.append("persist")
     return replace(scenario, name=".".join(parts))

@@ -14,6 +14,7 @@ bursts, within 5 %.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -33,9 +34,10 @@ from calibration.points import (
     residual_point,
     rotary_point,
 )
+from sim.cost.shapes import kind_of
 from sim.plan import ops
 from sim.plan.compile import KernelChoice
-from sim.plan.ops import AttentionKernel, Buffer
+from sim.plan.ops import AttentionKernel, Buffer, suits_skinny
 from sim.plan.program import buffers_of
 
 HELD_OUT_MATMULS = frozenset(
@@ -73,6 +75,34 @@ def supplement(kernels: KernelChoice, seed: int = 2) -> list[SweepPoint]:
     ]  # fmt: skip
     have = {point.name for point in sweep(kernels)}
     return shuffled((point for point in points if point.name not in have), seed)
+
+
+def split_decodes(kernels: KernelChoice, seed: int = 6) -> list[SweepPoint]:
+    """Decode attention in this project's own kernel, at the shapes that the sweep has for another.
+
+    It alone takes a context that grows inside a graph.
+    """
+    del kernels
+    return shuffled([*_decode_points("split_kv"), *_short_decodes("split_kv")], seed)
+
+
+def skinny_matmuls(kernels: KernelChoice, seed: int = 8) -> list[SweepPoint]:
+    """Matmuls of at most 16 rows in this project's own kernel: layers' shapes, and random ones."""
+    del kernels
+    rng = random.Random(9)
+    shapes = _weight_shapes() + [
+        (64 * round(2 ** rng.uniform(2.5, 9)), 128 * round(2 ** rng.uniform(2, 7.5)))
+        for _ in range(60)
+    ]
+    shapes = [s for s in shapes if s not in HELD_OUT_MATMULS and suits_skinny(1, *s)]
+    points = [
+        matmul_point(rows, *shape, warm=warm, kernel="skinny")
+        for shape in shapes
+        for rows in (1, 2, 4, 8, 16)
+        for warm in (False, True)
+        if not warm or 2 * math.prod(shape) <= WARM_BYTES
+    ]
+    return shuffled(points, seed)
 
 
 def shuffled(points: Iterable[SweepPoint], seed: int) -> list[SweepPoint]:
@@ -143,9 +173,9 @@ def _decode_points(kernel: AttentionKernel) -> Iterator[SweepPoint]:
         if 512 * sequences * kv * context <= 20e9:
             op = attention(sequences, h, kv, 1, context, kernel)
             label = f"s{sequences}.h{h}.kv{kv}.c{context}"
-            yield point("decode_attention", label, op, op.kv.num_bytes)
+            yield point(kind_of(op), label, op, op.kv.num_bytes)
             if op.kv.num_bytes <= WARM_KV_BYTES:
-                yield point("decode_attention", label, op, op.kv.num_bytes, warm=True)
+                yield point(kind_of(op), label, op, op.kv.num_bytes, warm=True)
 
 
 def _prefill_points(kernel: AttentionKernel) -> Iterator[SweepPoint]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import assert_never
 
@@ -18,6 +19,7 @@ from sim.plan.scenario import Scenario, compile_run, place
 from sim.plan.workload import Phase
 from sim.profile import Profile
 from sim.simulate import PS, Simulation, simulate_scenario
+from sim.uncertainty import Interval, Uncertainty, uncertainty_of
 
 BOUNDS = ("hbm", "l2", "compute", "link", "launch", "wait")
 MAX_STEPS = 32
@@ -32,6 +34,7 @@ class Prediction:
     Prefill: `step_s` is the time of the whole batch's prefill, from idle. `share` splits a GPU's
     mean step time by bottleneck; what is left is `bubble`. `wire_bytes`: per step, all ranks.
     `num_extrapolated_ops`: ops of those steps whose shape lies outside what was calibrated.
+    `simulation` and `steps` are what it was read from.
     """
 
     belief: Belief
@@ -49,6 +52,25 @@ class Prediction:
     busy_share_by_rank: tuple[float, ...]
     is_steady: bool
     num_extrapolated_ops: int = 0
+    simulation: Simulation | None = field(default=None, repr=False, compare=False)
+    steps: tuple[int, ...] = ()
+
+    @cached_property
+    def uncertainty(self) -> Uncertainty | None:
+        """Why its interval is as wide as it is, worked out when asked; None if it has none."""
+        if self.simulation is None:
+            return None
+        return uncertainty_of(self.simulation, self.steps, self.step_s)
+
+    @property
+    def interval(self) -> Interval | None:
+        """90 % of `step_s`, and so of `tpot_s`; only calibrated predictions have one."""
+        return self.uncertainty.around(self.step_s) if self.uncertainty else None
+
+    @property
+    def tokens_per_s_interval(self) -> Interval | None:
+        """90 % of `tokens_per_s`."""
+        return self.uncertainty.around(self.tokens_per_s) if self.uncertainty else None
 
     @property
     def inverse_throughput_s(self) -> float:
@@ -217,4 +239,6 @@ def _prediction(
         is_steady=simulation.is_steady or not decoding,
         num_extrapolated_ops=folded
         * sum(account.num_extrapolated for account in chain.from_iterable(accounts.values())),
+        simulation=simulation,
+        steps=tuple(steps),
     )

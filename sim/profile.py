@@ -12,24 +12,28 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from sim.plan.compile import KernelChoice
 from sim.plan.errors import FileFormatError, ProfileMismatchError
 from sim.plan.hardware import ClusterSpec
+from sim.residuals import ErrorScale, Nearby, ResidualPoint, ResidualTable
 from sim.trace import write_atomically
 
-NEIGHBOURS = 16
-# Weights of neighbours level off nearer than this, and the form alone weighs like one so far off.
-NEAR, FAR = 0.15, 2.0
 PROFILE_FORMAT = "layerwise-profile"
-PROFILE_VERSION = 2
+PROFILE_VERSION = 3
+# Version 2 says how well kinds of op were predicted, and nothing about whole steps: twice what their
+# ops carry, more than either shipped profile needed.
+MIGRATED_STEP_FACTOR = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """One fitted value with its standard error (same unit) and its source."""
+    """One fitted value with its standard error (same unit) and its source.
+
+    `num_points`: how many readings it rests on; 0 where nobody counted. `valid`: where it holds, in
+    words. Both are optional: a file of version 3 without them reads as before.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -37,16 +41,8 @@ class Constant:
     standard_error: float
     unit: str
     source: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResidualPoint:
-    """ln(measured / physics form) of one calibrated point, at its place (`cost.shapes.place_of`)."""
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    place: tuple[float, ...]
-    log_ratio: float
+    num_points: int = 0
+    valid: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +51,7 @@ class OpFit:
 
     `valid` gives (lowest, highest) calibrated value of each feature, in the features' order and
     units (not logarithms). Errors are |predicted / measured - 1|, of the fit and of points left
-    out of it.
+    out of it. `error_scale`: how wide intervals are; None where nothing was held out.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -68,6 +64,7 @@ class OpFit:
     form_median_error: float = 0.0
     held_out_median_error: float = 0.0
     held_out_p90_error: float = 0.0
+    error_scale: ErrorScale | None = None
 
     @cached_property
     def values(self) -> dict[str, float]:
@@ -79,22 +76,34 @@ class OpFit:
         return ResidualTable(self.residuals)
 
     @cached_property
-    def _corrections(self) -> dict[tuple[float, ...], float]:
+    def _seen(self) -> dict[tuple[float, ...], Nearby]:
         return {}
 
-    def correction(self, place: tuple[float, ...]) -> float:
-        """Measured over form at the points nearest to this one; remembered, for it is searched."""
-        found = self._corrections.get(place)
+    def nearby(self, place: tuple[float, ...]) -> Nearby:
+        """What was measured nearest to this place; remembered, for it is searched."""
+        found = self._seen.get(place)
         if found is None:
-            found = math.exp(self._table.interpolate(place))
-            self._corrections[place] = found
+            found = self._seen[place] = self._table.look(place)
         return found
+
+    def correction(self, place: tuple[float, ...]) -> float:
+        """Measured over form at the points nearest to this one."""
+        return math.exp(self.nearby(place).log_ratio)
+
+    def half_width(self, place: tuple[float, ...]) -> float:
+        """Of the 90 % interval of one op here, as ln(measured / predicted)."""
+        return self.error_scale.half_width(self.nearby(place)) if self.error_scale else 0.0
 
     def inside(self, features: tuple[float, ...]) -> bool:
         """Is this shape inside what was calibrated?"""
         return all(
             low <= value <= high for value, (low, high) in zip(features, self.valid, strict=True)
         )
+
+    def is_beyond(self, features: tuple[float, ...], place: tuple[float, ...]) -> bool:
+        """Outside the calibrated ranges, or farther from every point than any that was scored?"""
+        far = self.error_scale is not None and self.error_scale.is_far(self.nearby(place))
+        return far or not self.inside(features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +132,14 @@ class TransferFit:
         holding = [r for r in self.regimes if r.from_bytes <= payload_bytes]
         return holding[-1] if holding else self.regimes[0]
 
+    @property
+    def half_width(self) -> float:
+        """Of the 90 % interval, as ln(measured / predicted): a Laplace law with this median.
+
+        Source: its quantiles, -ln(1 - share) times its scale; held-out errors of ops follow it.
+        """
+        return self.median_error * math.log(10) / math.log(2)
+
     def seconds(self, payload_bytes: int) -> float:
         """Time of one transfer with nothing else on the wire."""
         regime = self.regime(payload_bytes)
@@ -136,6 +153,7 @@ class Profile:
     `fits`: by op kind. `transfers`: `send.nvlink4`, `send.ndr400`, `all_reduce.nccl.8`,
     `all_reduce.one_shot.8`, `all_gather.nccl.8`, ... `reserved_bytes`: memory the context, the
     libraries and graphs take on each GPU.
+    `step_factor`: how much whole steps scatter over what the errors of their ops would have them.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -148,6 +166,7 @@ class Profile:
     transfers: dict[str, TransferFit]
     machine: dict[str, Constant]
     reserved_bytes: int = 0
+    step_factor: float = 1.0
     data_hashes: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -158,7 +177,7 @@ class Profile:
     @property
     def digest(self) -> str:
         """Short hash of everything in it."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        text = json.dumps(_as_data(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def check_gpu(self, cluster: ClusterSpec) -> None:
@@ -191,18 +210,40 @@ def load_profile(path: Path) -> Profile:
     if not isinstance(data, dict) or data.pop("format", None) != PROFILE_FORMAT:
         raise FileFormatError(f"{path}: does not say format={PROFILE_FORMAT!r}; is it a profile?")
     version = data.pop("version", None)
+    if version == 2:
+        return _with_intervals(validate(Profile, data, str(path)))
     if version != PROFILE_VERSION:
         raise FileFormatError(
-            f"{path}: profile version {version!r}, this program reads {PROFILE_VERSION}; "
-            "calibrate again"
+            f"{path}: profile version {version!r}, this program reads {PROFILE_VERSION}, and 2 with "
+            "wider intervals; calibrate again"
         )
     return validate(Profile, data, str(path))
 
 
+def _with_intervals(profile: Profile) -> Profile:
+    """A profile of version 2: its held-out 90th percentiles are constant half-widths."""
+    fits = {
+        kind: replace(fit, error_scale=ErrorScale.constant(math.log1p(fit.held_out_p90_error)))
+        for kind, fit in profile.fits.items()
+    }
+    return replace(profile, fits=fits, step_factor=MIGRATED_STEP_FACTOR)
+
+
 def write_profile(profile: Profile, path: Path) -> None:
     """Write a profile, whole or not at all, one constant a line for people who read it."""
-    data = {"format": PROFILE_FORMAT, "version": PROFILE_VERSION, **asdict(profile)}
+    data = {"format": PROFILE_FORMAT, "version": PROFILE_VERSION, **_as_data(profile)}
     write_atomically(path, _dump(data) + "\n")
+
+
+def _as_data(profile: Profile) -> dict[str, Any]:
+    """As data, without what an optional field does not say: older files keep their digest."""
+    return asdict(profile, dict_factory=_without_silent)
+
+
+def _without_silent(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(items)
+    is_constant = found.keys() >= {"value", "standard_error"}
+    return {k: v for k, v in items if not (is_constant and k in ("num_points", "valid") and not v)}
 
 
 def _dump(value: object, indent: int = 0, depth: int = 4) -> str:
@@ -215,43 +256,3 @@ def _dump(value: object, indent: int = 0, depth: int = 4) -> str:
     pad = " " * (indent + 1)
     items = [f"{pad}{json.dumps(k)}: {_dump(v, indent + 1, depth - 1)}" for k, v in value.items()]
     return "{\n" + ",\n".join(items) + "\n" + pad[1:] + "}"
-
-
-class ResidualTable:
-    """Calibrated points of one kind of op, ready to be searched.
-
-    `places` [points, coordinates], `log_ratios` [points].
-    """
-
-    def __init__(self, points: tuple[ResidualPoint, ...]) -> None:
-        self.places = np.array([point.place for point in points], dtype=np.float64)
-        self.log_ratios = np.array([point.log_ratio for point in points], dtype=np.float64)
-
-    def interpolate(self, place: tuple[float, ...]) -> float:
-        """Middle ln(measured / form) of the nearest calibrated points, weighted by distance.
-
-        Far from every point the answer shrinks to 0: the physics form alone. Source:
-        inverse-distance weighting (Shepard 1968) on log dimensions; it scored best of the simple
-        learners on unseen (N, K) in the design's comparison of model forms.
-        """
-        if not len(self.log_ratios):
-            return 0.0
-        squares = ((self.places - np.array(place)) ** 2).sum(axis=1)
-        # Ties go to the smaller ratio, whatever order the points stand in.
-        near = np.argpartition(squares, NEIGHBOURS - 1) if len(squares) > NEIGHBOURS else None
-        bound = squares.max() if near is None else squares[near[NEIGHBOURS - 1]]
-        inside = np.flatnonzero(squares <= bound)
-        found = sorted(zip(squares[inside].tolist(), self.log_ratios[inside].tolist(), strict=True))
-        found = found[:NEIGHBOURS]
-        # The middle half of the neighbours in the order of their ratios, by weight: one shape for
-        # which a library chose a strange kernel has no say.
-        ratios = sorted((ratio, 1 / (square + NEAR**2)) for square, ratio in found)
-        total = sum(weight for _, weight in ratios)
-        passed = weighted = middle = 0.0
-        for ratio, weight in ratios:
-            share = min(passed + weight, 0.75 * total) - max(passed, 0.25 * total)
-            passed += weight
-            if share > 0:
-                weighted += share * ratio
-                middle += share
-        return weighted / middle * total / (total + FAR**-2)

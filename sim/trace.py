@@ -17,10 +17,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from sim.plan.errors import FileFormatError
 
+# The ratio of traced to untraced time above which the split by op is not that of the real run.
+TRACED_RATIO_LIMIT = 1.03
+# Keys of a trace's environment that say `no`, or why the GPU slowed itself down: where it was
+# sampled during the repeats, and where only before and after them.
+THROTTLE_NOTES = (
+    {"throttled": "in the timed repeats", "throttled_traced": "in the traced repeats"},
+    {"throttled_before": "before the run", "throttled_after": "at the end of the run"},
+)
 FORMAT = "layerwise-trace"
 VERSION = 1
 
@@ -77,6 +86,33 @@ class Trace:
     measured: dict[str, float] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     purpose: Literal["fit", "validation", "other"] = "other"
+
+    @property
+    def traced_ratio(self) -> float:
+        """Median step with the tracer attached over median step without; 0 where one is missing."""
+        if not (self.traced_step_s and self.untraced_step_s):
+            return 0.0
+        return median(self.traced_step_s) / median(self.untraced_step_s)
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Did the tracer slow the run by more than TRACED_RATIO_LIMIT allows?"""
+        return self.traced_ratio > TRACED_RATIO_LIMIT
+
+    def cautions(self) -> tuple[str, ...]:
+        """What a reader has to know before believing the trace, in a sentence each."""
+        notes: list[str] = []
+        if self.is_disturbed:
+            ratio = f"x{self.traced_ratio:.3f}"
+            notes.append(f"the per-op split is disturbed by the tracer ({ratio})")
+        if reason := self.environment.get("timing_fallback"):
+            notes.append(f"ops were timed by CUDA events, not by CUPTI: {reason}")
+        if reason := self.environment.get("ended_early"):
+            notes.append(f"the run ended early: {reason}")
+        for key, when in THROTTLE_NOTES[0 if "throttled" in self.environment else 1].items():
+            if (reasons := self.environment.get(key, "no")) != "no":
+                notes.append(f"the GPU throttled {when}: {reasons}")
+        return tuple(notes)
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
@@ -230,6 +266,9 @@ def _header(path: Path, line: str) -> dict[str, Any]:
     for seconds in (*header.get("untraced_step_s", ()), *header.get("traced_step_s", ())):
         if not _is_number(seconds) or not 0 < seconds < math.inf:
             raise FileFormatError(f"{path}: line 1: a step took {seconds!r} s; measure again")
+    for key, value in header.get("measured", {}).items():
+        if not _is_number(value) or not math.isfinite(value):
+            raise FileFormatError(f"{path}: line 1: measured.{key} is {value!r}; measure again")
     return header
 
 
@@ -256,5 +295,5 @@ def _check_row(row: Row) -> None:
         right = _is_number(value) if kind is float else type(value) is kind
         if not right:
             raise ValueError(f"{key}={value!r} is not a {kind.__name__}")
-    if not all(math.isfinite(time) for time in (row.ready_s, row.start_s, row.end_s)):
-        raise ValueError(f"op {row.op} has a time that is not finite")
+    if not all(0 <= time < math.inf for time in (row.ready_s, row.start_s, row.end_s)):
+        raise ValueError(f"op {row.op} has a time that is not finite or negative")

@@ -26,6 +26,11 @@ FORMS: dict[str, dict[str, float]] = {
         "split_efficiency": 0.9, "split_s": 5.0e-6,
     },
 }  # fmt: skip
+FORMS["matmul.skinny"] = {
+    "launch_s": 2.0e-6, "miss_s": 0.7e-6, "step_s": 0.1e-6, "split_s": 1e-6,
+    "power": 3.0, **MEMORY,
+}  # fmt: skip
+FORMS["decode_attention.split_kv"] = FORMS["decode_attention"]
 POINTWISE = {"launch_s": 1.5e-6, "hbm_bytes_per_s": 2.4e12, "l2_bytes_per_s": 5.0e12}
 
 

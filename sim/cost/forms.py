@@ -13,6 +13,11 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from sim.plan.ops import SKINNY_COLUMNS, SKINNY_INNER, skinny_splits
+
+# Two programs of the skinny matmul's four stages of weights fit an SM's shared memory.
+SKINNY_PER_SM = 2
+
 Numbers = npt.NDArray[np.float64]
 Constants = Mapping[str, float]
 
@@ -119,6 +124,33 @@ def matmul_seconds(
     loads_only_s = waves * (constants["prologue_s"] + steps * load_s)
     first_s = constants["launch_s"] + constants["miss_s"] * miss_share(hbm_bytes, l2_bytes)
     return first_s + total[pick, best], flops_only_s[pick, best], loads_only_s[pick, best]
+
+
+def skinny_matmul_seconds(
+    constants: Constants,
+    columns: Numbers,
+    inner: Numbers,
+    hbm_bytes: Numbers,
+    l2_bytes: Numbers,
+    *,
+    num_sms: int,
+) -> Numbers:
+    """Launch + p-norm(waves of programs, memory), for the engine's own launches. Arrays [points].
+
+    A program takes its steps along `inner`; the last of several that share a tile adds up their
+    parts.
+    """
+    splits = np.array(
+        [skinny_splits(int(n), int(k), num_sms) for n, k in zip(columns, inner, strict=True)]
+    )
+    waves = np.ceil(columns / SKINNY_COLUMNS * splits / (SKINNY_PER_SM * num_sms))
+    steps = inner / SKINNY_INNER / splits
+    walk_s = waves * steps * constants["step_s"]
+    memory = np.asarray(memory_seconds(constants, hbm_bytes, l2_bytes))
+    power = constants["power"]
+    total = (walk_s**power + memory**power) ** (1 / power)
+    first_s = constants["launch_s"] + constants["miss_s"] * miss_share(hbm_bytes, l2_bytes)
+    return first_s + total + np.where(splits > 1, constants["split_s"], 0.0)
 
 
 def decode_attention_seconds(

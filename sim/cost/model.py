@@ -59,20 +59,30 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class OpCost:
-    """`launch_s` passes before the first kernel starts, `kernel_s` until the last one ends."""
+    """`launch_s` passes before the first kernel starts, `kernel_s` until the last one ends.
+
+    `half_width`: of the 90 % interval of both together, as ln(measured / predicted); 0 where a
+    belief has none. `distance`: to the nearest calibrated shape; `extrapolated`: beyond them.
+    """
 
     launch_s: float
     kernel_s: float
     bound: Bound
     extrapolated: bool = False
+    half_width: float = 0.0
+    distance: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class TransferCost:
-    """A message: `latency_s` with no bytes moving, then a flow of at most `bytes_per_s`."""
+    """A message: `latency_s` with no bytes moving, then a flow of at most `bytes_per_s`.
+
+    `half_width`: as in OpCost.
+    """
 
     latency_s: float
     bytes_per_s: float
+    half_width: float = 0.0
 
 
 def _number(value: float) -> forms.Numbers:
@@ -273,16 +283,19 @@ class Calibrated:
         )
         nodes = {self.cluster.node_of(rank) for rank in op.group}
         local_ranks = len(op.group) // len(nodes)
-        seconds = 0.0
+        seconds = half_width = 0.0
         if local_ranks > 1:
-            seconds = self._table(f"{kind}.{algorithm}.{local_ranks}").seconds(op.payload_bytes)
+            table = self._table(f"{kind}.{algorithm}.{local_ranks}")
+            seconds, half_width = table.seconds(op.payload_bytes), table.half_width
         if len(nodes) > 1:
             seconds += self._across_nodes_s(op.payload_bytes, local_ranks, len(nodes))
-        return OpCost(0.0, seconds, "link")
+            half_width = max(half_width, self._table(f"send.{self.cluster.nic.name}").half_width)
+        return OpCost(0.0, seconds, "link", half_width=half_width)
 
     def transfer(self, payload_bytes: int, link: LinkSpec) -> TransferCost:
-        regime = self._table(f"send.{link.name}").regime(payload_bytes)
-        return TransferCost(regime.latency_s, regime.bytes_per_s)
+        table = self._table(f"send.{link.name}")
+        regime = table.regime(payload_bytes)
+        return TransferCost(regime.latency_s, regime.bytes_per_s, table.half_width)
 
     def link_bytes_per_s(self, link: LinkSpec) -> float:
         return max(r.bytes_per_s for r in self._table(f"send.{link.name}").regimes)
@@ -321,13 +334,17 @@ class Calibrated:
         fit = self.profile.fits[kind]
         total_s, parts = self._form(op, fit, traffic)
         features = features_of(op)
-        total_s *= fit.correction(place_of(kind, features, traffic.miss_share))
+        place = place_of(kind, features, traffic.miss_share)
+        total_s *= fit.correction(place)
         bound = max(parts, key=lambda key: parts[key])
         total_s = self._among_others(total_s, bound, traffic.code_miss_share)
         if traffic.l2_set_aside and bound == "hbm":
             total_s *= 1 + self._machine("set_aside_hbm_slowdown")
         gap_s = min(self._machine("graph_gap_s"), 0.9 * total_s)
-        return OpCost(gap_s, total_s - gap_s, bound, not fit.inside(features))
+        return OpCost(
+            gap_s, total_s - gap_s, bound, fit.is_beyond(features, place), fit.half_width(place),
+            fit.nearby(place).distance,
+        )  # fmt: skip
 
     def _among_others(self, alone_s: float, bound: Bound, code_miss_share: float) -> float:
         """A kernel between other kernels is slower than in a row of its own kind.
@@ -366,6 +383,12 @@ class Calibrated:
         parts["l2"] = traffic.l2_bytes / constants["l2_bytes_per_s"]
         hbm_bytes, l2_bytes = _number(traffic.hbm_bytes), _number(traffic.l2_bytes)
         match op:
+            case ops.Matmul() if op.kernel == "skinny":
+                total = forms.skinny_matmul_seconds(
+                    constants, _number(op.columns), _number(op.inner), hbm_bytes, l2_bytes,
+                    num_sms=gpu.num_sms,
+                )  # fmt: skip
+                return float(total[0]), parts
             case ops.Matmul():
                 total, flops_s, loads_s = forms.matmul_seconds(
                     constants, _number(op.rows), _number(op.columns), _number(op.inner),

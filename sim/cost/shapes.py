@@ -10,7 +10,9 @@ from sim.plan.ops import LocalOp
 
 FEATURES: dict[str, tuple[str, ...]] = {
     "matmul": ("rows", "columns", "inner"),
+    "matmul.skinny": ("rows", "columns", "inner"),
     "decode_attention": ("sequences_times_kv_heads", "context_tokens", "group_size"),
+    "decode_attention.split_kv": ("sequences_times_kv_heads", "context_tokens", "group_size"),
     "prefill_attention": ("sequences_times_heads", "query_tokens", "context_tokens"),
     "chunked_prefill_attention": ("sequences_times_heads", "query_tokens", "context_tokens"),
     "norm": ("tokens", "hidden_size"),
@@ -21,12 +23,15 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "sample": ("sequences", "vocab_size"),
 }
 
+# Kinds that a profile may go without: an op of one is then refused, not guessed.
+OPTIONAL_KINDS = frozenset({"decode_attention.split_kv", "matmul.skinny"})
 
 # How much each dimension (as ln), and at the end the share of memory traffic that misses, counts
 # in the distance between an op and the calibrated ones. Chosen by held-out error: decode
 # attention is told by its context more than by how many SMs walk it, and hardly by its group size.
 DISTANCES: dict[str, tuple[float, ...]] = {
     "decode_attention": (0.5, 1.0, 0.3, 0.7),
+    "decode_attention.split_kv": (0.5, 1.0, 0.3, 0.7),
     "prefill_attention": (1.0, 1.0, 1.0, 0.0),
     "chunked_prefill_attention": (1.0, 1.0, 1.0, 0.0),
     "sample": (1.0, 1.0, 0.0),
@@ -45,10 +50,10 @@ def kind_of(op: LocalOp) -> str:
     """The name under which a profile keeps this op's fit."""
     match op:
         case ops.Matmul():
-            return "matmul"
+            return "matmul" if op.kernel == "cublas" else f"matmul.{op.kernel}"
         case ops.Attention():
             if op.query_tokens == 1:
-                return "decode_attention"
+                return f"decode_attention{'.split_kv' if op.kernel == 'split_kv' else ''}"
             whole = op.query_tokens == op.context_tokens
             return "prefill_attention" if whole else "chunked_prefill_attention"
         case ops.Norm():

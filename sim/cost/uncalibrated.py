@@ -72,28 +72,35 @@ CHUNK = PROMPT | {
     "split_efficiency": Published(1.0, "1", "none published"),
     "split_s": Published(0.0, "s", "none published"),
 }
+MATMUL = {
+    "launch_s": Published(2.28e-6, "s", GEMM),
+    "hbm_bytes_per_s": Published(0.846, "of HBM rate", GEMM),
+    "l2_bytes_per_s": L2_RATE,
+    "efficiency": Published(0.874, "of peak", GEMM_128X256),
+    "sm_bytes_per_s": Published(149e9, "bytes/s per SM", GEMM_64X64),
+    "prologue_s": Published(0.51e-6, "s", GEMM),
+    "epilogue_bytes_per_s": Published(math.inf, "bytes/s per SM", NO_SUCH_TERM),
+    "miss_s": Published(0.0, "s", NO_SUCH_TERM),
+    "split_s": Published(2.26e-6, "s", GEMM),
+    "reduction_bytes_per_s": Published(math.inf, "bytes/s", NO_SUCH_TERM),
+    "power": Published(3.46, "1", GEMM),
+}
+SKINNY = {name: MATMUL[name] for name in (
+    "launch_s", "hbm_bytes_per_s", "l2_bytes_per_s", "miss_s", "split_s", "power",
+)} | {"step_s": Published(0.0, "s", NO_SUCH_TERM)}  # fmt: skip
+DECODE_ATTENTION = {
+    "launch_s": Published(8.8e-6, "s", f"{DECODE}: 6.9 us and one wave of 1.9 us"),
+    "hbm_bytes_per_s": Published(0.88, "of HBM rate", DECODE),
+    "l2_bytes_per_s": Published(0.424, "of L2 rate", f"{DECODE}: 4.3 TB/s"),
+    "tile_s": Published(0.0, "s", NO_SUCH_TERM),
+    "miss_s": Published(0.0, "s", NO_SUCH_TERM),
+    "split_s": Published(0.0, "s", NO_SUCH_TERM),
+}
 OPS: dict[str, dict[str, Published]] = {
-    "matmul": {
-        "launch_s": Published(2.28e-6, "s", GEMM),
-        "hbm_bytes_per_s": Published(0.846, "of HBM rate", GEMM),
-        "l2_bytes_per_s": L2_RATE,
-        "efficiency": Published(0.874, "of peak", GEMM_128X256),
-        "sm_bytes_per_s": Published(149e9, "bytes/s per SM", GEMM_64X64),
-        "prologue_s": Published(0.51e-6, "s", GEMM),
-        "epilogue_bytes_per_s": Published(math.inf, "bytes/s per SM", NO_SUCH_TERM),
-        "miss_s": Published(0.0, "s", NO_SUCH_TERM),
-        "split_s": Published(2.26e-6, "s", GEMM),
-        "reduction_bytes_per_s": Published(math.inf, "bytes/s", NO_SUCH_TERM),
-        "power": Published(3.46, "1", GEMM),
-    },
-    "decode_attention": {
-        "launch_s": Published(8.8e-6, "s", f"{DECODE}: 6.9 us and one wave of 1.9 us"),
-        "hbm_bytes_per_s": Published(0.88, "of HBM rate", DECODE),
-        "l2_bytes_per_s": Published(0.424, "of L2 rate", f"{DECODE}: 4.3 TB/s"),
-        "tile_s": Published(0.0, "s", NO_SUCH_TERM),
-        "miss_s": Published(0.0, "s", NO_SUCH_TERM),
-        "split_s": Published(0.0, "s", NO_SUCH_TERM),
-    },
+    "matmul": MATMUL,
+    "decode_attention": DECODE_ATTENTION,
+    "decode_attention.split_kv": DECODE_ATTENTION,
+    "matmul.skinny": SKINNY,
     "prefill_attention": PROMPT,
     "chunked_prefill_attention": CHUNK,
 }  # fmt: skip

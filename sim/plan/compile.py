@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from sim.plan import ops
 from sim.plan.layers import LayerBuilder
 from sim.plan.model import ModelSpec
-from sim.plan.ops import AllReduceAlgorithm, AttentionKernel, Op
+from sim.plan.ops import AllReduceAlgorithm, AttentionKernel, MatmulKernel, Op
 from sim.plan.placement import Placement, Stage
 from sim.plan.program import Part, Program, ProgramsOnDemand, Segment, StepPrograms
 from sim.plan.workload import Step, split_evenly
@@ -18,7 +18,8 @@ from sim.plan.workload import Step, split_evenly
 class KernelChoice:
     """Which kernel each kind of op uses: chosen by calibration, carried by the op.
 
-    `chunked_prefill_attention` serves chunks after a prompt's first one.
+    `chunked_prefill_attention` serves chunks after a prompt's first one; `small_matmul` the matmuls
+    of few rows that suit it (`ops.suits_skinny`), cuBLAS all others.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -27,6 +28,7 @@ class KernelChoice:
     prefill_attention: AttentionKernel = "math"
     chunked_prefill_attention: AttentionKernel = "math"
     all_reduce: AllReduceAlgorithm = "nccl"
+    small_matmul: MatmulKernel = "cublas"
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +173,7 @@ class _StageCompiler:
         return LayerBuilder(
             model=self.model, step=self.step, sequences=sequences, group=self.stage.ranks,
             attention_kernel=self.attention_kernel(), all_reduce=self.kernels.all_reduce,
-            loops_to_itself=self.loops_to_itself,
+            small_matmul=self.kernels.small_matmul, loops_to_itself=self.loops_to_itself,
         )  # fmt: skip
 
     def parts(self) -> list[Part]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sim.plan import ops
 from sim.plan.model import ModelSpec
-from sim.plan.ops import AllReduceAlgorithm, AttentionKernel, Buffer, BufferKind, Op
+from sim.plan.ops import AllReduceAlgorithm, AttentionKernel, Buffer, BufferKind, MatmulKernel, Op
 from sim.plan.workload import Step
 
 
@@ -25,6 +25,7 @@ class LayerBuilder:
     group: tuple[int, ...]
     attention_kernel: AttentionKernel
     all_reduce: AllReduceAlgorithm
+    small_matmul: MatmulKernel = "cublas"
     loops_to_itself: bool = False
 
     @property
@@ -142,6 +143,7 @@ class LayerBuilder:
         matmul = ops.Matmul(
             name="head.matmul", source=normed, weight=weight, output=local,
             rows=self.sequences, columns=columns, inner=hidden,
+            kernel=self._matmul_kernel(self.sequences, columns, hidden),
         )  # fmt: skip
         sample = ops.Sample(
             name="head.sample", logits=logits,
@@ -209,7 +211,12 @@ class LayerBuilder:
         return ops.Matmul(
             name=name, source=source, weight=weight, output=output,
             rows=self.tokens, columns=columns, inner=inner,
+            kernel=self._matmul_kernel(self.tokens, columns, inner),
         )  # fmt: skip
+
+    def _matmul_kernel(self, rows: int, columns: int, inner: int) -> MatmulKernel:
+        suits = ops.suits_skinny(rows, columns, inner)
+        return self.small_matmul if suits else "cublas"
 
     def _reduce(self, name: str, buffer: Buffer) -> tuple[ops.AllReduce, ...]:
         if self.shards == 1:

@@ -229,6 +229,8 @@ def _kernel_of(op: Op) -> str:
             return f"attention:{op.kernel}:{'decode' if op.query_tokens == 1 else 'prefill'}"
         case ops.AllReduce():
             return f"all_reduce:{op.algorithm}"
+        case ops.Matmul() if op.kernel != "cublas":
+            return f"Matmul:{op.kernel}"
         case ops.Norm():
             return f"norm:{'fused residual' if op.delta else 'plain'}"
         case _:

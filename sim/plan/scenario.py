@@ -85,8 +85,15 @@ class Scenario:
         return replace(self, workload=replace(self.workload, num_microbatches=num_microbatches))
 
     def with_kernels(self, kernels: KernelChoice) -> Scenario:
-        """The same scenario with these kernels, unless it names its own."""
-        return self if self.kernels else replace(self, kernels=kernels)
+        """The same scenario with these kernels, unless it names its own.
+
+        A context that grows inside a graph takes the one kernel that reads it on the device.
+        """
+        if self.kernels:
+            return self
+        if self.run.context_growth_tokens and self.run.launch == "graph":
+            kernels = replace(kernels, decode_attention="split_kv")
+        return replace(self, kernels=kernels)
 
 
 def paper_scenario(

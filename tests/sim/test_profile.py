@@ -11,13 +11,13 @@ from sim.cost.model import Calibrated
 from sim.plan.errors import FileFormatError, ProfileMismatchError
 from sim.plan.hardware import GPUS, dgx_cluster
 from sim.profile import (
+    MIGRATED_STEP_FACTOR,
     Regime,
-    ResidualPoint,
-    ResidualTable,
     TransferFit,
     load_profile,
     write_profile,
 )
+from sim.residuals import ErrorScale, ResidualPoint, ResidualTable
 from tests.synthetic import constant, synthetic_profile
 
 POINTS = (
@@ -77,8 +77,59 @@ def test_other_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_version_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match="version 99, this program reads 2; calibrate again"):
+    with pytest.raises(FileFormatError, match="version 99, this program reads 3, and 2 with wide"):
         load_profile(altered(tmp_path, version=99))
+
+
+def version_two(folder: Path) -> Path:
+    """A profile as version 2 wrote it: no error of any point, none of whole steps."""
+    path = written(folder)
+    data = json.loads(path.read_text()) | {"version": 2}
+    del data["step_factor"]
+    for fit in data["fits"].values():
+        del fit["error_scale"]
+        fit |= {"residuals": [{"place": [1.0], "log_ratio": 0.1}], "held_out_p90_error": 0.1}
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_version_two_is_as_wide_everywhere_as_its_held_out_errors(tmp_path: Path) -> None:
+    fit = load_profile(version_two(tmp_path)).fits["norm"]
+
+    assert math.log(1.1) == pytest.approx(fit.half_width((1.0,)))
+    assert math.log(1.1) < fit.half_width((2.0,))
+    assert 0.1 == fit.residuals[0].log_ratio
+
+
+def test_version_two_widens_whole_steps_by_a_stated_factor(tmp_path: Path) -> None:
+    assert MIGRATED_STEP_FACTOR == load_profile(version_two(tmp_path)).step_factor
+
+
+def test_migrated_profile_survives_its_file(tmp_path: Path) -> None:
+    migrated = load_profile(version_two(tmp_path))
+    write_profile(migrated, tmp_path / "again.json")
+
+    assert migrated == load_profile(tmp_path / "again.json")
+
+
+def test_shape_far_from_every_point_is_beyond_though_inside_the_ranges() -> None:
+    scale = ErrorScale(
+        quantile=1.0, floor=0.01, slope=0.05, reach=0.1, farthest=1.0, num_scores=50
+    )  # fmt: skip
+    fit = replace(
+        synthetic_profile().fits["norm"], residuals=(ResidualPoint(place=(0.0,), log_ratio=0.0),),
+        error_scale=scale,
+    )  # fmt: skip
+
+    assert (False, True) == (
+        fit.is_beyond((8, 64), (0.9,)), fit.is_beyond((8, 64), (1.1,)),
+    )  # fmt: skip
+
+
+def test_transfer_is_as_wide_as_a_laplace_law_of_its_median() -> None:
+    fit = TransferFit(regimes=(), source="", median_error=math.log(2))
+
+    assert math.log(10) == pytest.approx(fit.half_width)
 
 
 def test_unknown_key_is_refused(tmp_path: Path) -> None:

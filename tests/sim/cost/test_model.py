@@ -19,7 +19,8 @@ from sim.plan.ops import AllReduce, Buffer
 from sim.plan.placement import tensor_pipeline
 from sim.plan.scenario import PlacementSpec, compile_run
 from sim.plan.workload import prefill_steps
-from sim.profile import Regime, ResidualPoint, TransferFit
+from sim.profile import Regime, TransferFit
+from sim.residuals import ResidualPoint
 from tests.sim.scenes import CLUSTER, H100, TINY, Case, calibrated, cases, matmul_op, scenario_of
 from tests.synthetic import constant, synthetic_profile
 
