@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from sim.plan.compile import KernelChoice
 from sim.plan.hardware import GPUS, dgx_cluster
 from sim.plan.model import MODELS, ModelSpec
 from sim.plan.scenario import Launch, PlacementSpec, RunSpec, Scenario
@@ -143,6 +144,8 @@ def two_gpu_runs(gpu: str) -> list[Scenario]:
         _pair(gpu, small, 16, tensors, 4, 128, 1),
         *(_pair(gpu, paper, 4, place, 4, 4096, 4, phase="prefill") for place in (layers, tensors)),
         *(_pair(gpu, paper, 2, place, 8, 1000, 2, launch="eager") for place in (layers, tensors)),
+        _over_peer_memory(_pair(gpu, paper, 2, tensors, 32, 5000, 1)),
+        _over_peer_memory(_pair(gpu, small, 16, tensors, 4, 128, 1)),
     ]  # fmt: skip
 
 
@@ -161,6 +164,15 @@ def _pair(
         ),
         run=RunSpec(launch=launch, repeats=DECODE_REPEATS if phase == "decode" else 10),
     )  # fmt: skip
+
+
+def _over_peer_memory(pair: Scenario) -> Scenario:
+    """The same with one-shot all-reduces."""
+    kernels = KernelChoice(
+        decode_attention="cudnn", prefill_attention="cudnn", chunked_prefill_attention="flash",
+        all_reduce="one_shot", small_matmul="skinny",
+    )  # fmt: skip
+    return replace(pair, name=f"{pair.name}.one_shot", kernels=kernels)
 
 
 def growing(hidden: int, batch: int, context: int, **shape: int) -> Scenario:
