@@ -22,7 +22,10 @@ from sim.simulate import simulate_scenario
 
 # Steps at one context until their interval is that of a steady stream.
 SETTLE_STEPS = 4
-FIRST_SAMPLES = 5
+# Steps come in teeth of a key tile: few samples at even distances can all fall on the same side of
+# them. So many, each moved within its share of the run by the golden ratio, do not.
+FIRST_SAMPLES = 17
+GOLDEN_RATIO = 0.6180339887498949
 MAX_SAMPLES = 257
 
 
@@ -81,17 +84,16 @@ def generate(
 
     The bound takes each stretch between two samples to be as far from its straight line, all
     along, as it was where the line was last tested: at the middle of the stretch before it was cut
-    in two, which is at least what a smooth curve leaves of it.
+    in two, which is at least what a smooth curve leaves of it; and the drain, a share of one step's
+    growth, to be half as long again.
     """
     _check(scenario, num_tokens)
     sampler = _Sampler(scenario, cost, num_tokens)
     first = scenario.workload.context_tokens
-    last = first + num_tokens - 1
-    count = min(FIRST_SAMPLES, num_tokens)
-    sampler.sample([first + round(i * (last - first) / (count - 1)) for i in range(count)])
+    sampler.sample(_spread(first, first + num_tokens - 1))
     while True:
         stretches = sampler.stretches()
-        bound_s = sum(stretch.bound_s for stretch in stretches)
+        bound_s = sum(stretch.bound_s for stretch in stretches) + abs(sampler.drain_s()) / 2
         total_s = sampler.total_s()
         done = bound_s <= tolerance * total_s or len(sampler.steps) >= MAX_SAMPLES
         wanted = [s.middle for s in stretches if s.high - s.low > 1 and s.bound_s > 0]
@@ -106,6 +108,17 @@ def generate(
         first_step_s=sampler.first_step_s, error_bound_s=bound_s,
         sampled=tuple(sorted(sampler.steps.items())),
     )  # fmt: skip
+
+
+def _spread(first: int, last: int) -> list[int]:
+    """The two ends, and contexts between them, one in each share of the run at an uneven place."""
+    count = min(FIRST_SAMPLES, last - first + 1)
+    share = (last - first) / (count - 1)
+    inner = [
+        first + round((index - 0.5 + index * GOLDEN_RATIO % 1) * share)
+        for index in range(1, count - 1)
+    ]
+    return [first, *inner, last]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +177,18 @@ class _Sampler:
         )
 
     def total_s(self) -> float:
-        """The first step from idle, then one steady step at each further context."""
-        return self.first_step_s + self._sum_s() - self.steps[min(self.steps)]
+        """The first step from idle, one steady step at each further context, and the drain."""
+        return self.first_step_s + self._sum_s() - self.steps[min(self.steps)] + self.drain_s()
+
+    def drain_s(self) -> float:
+        """What the drain takes beyond the fill, which the first step holds: it is at the last context.
+
+        Either passes all stages but one; a steady step is as long as all its microbatches, or stages.
+        """
+        step = self.run[0]
+        stages = step.placement.num_stages
+        share = (stages - 1) / max(stages, len(step.step.microbatch_sizes))
+        return share * (self.steps[max(self.steps)] - self.steps[min(self.steps)])
 
     def _sum_s(self) -> float:
         """Sum of the lines over every context of the run."""

@@ -38,9 +38,18 @@ def test_sampled_total_is_within_its_bound(
     sampled = generate(scenario, cost, num_tokens)
     exact = generate_exactly(scenario, cost, num_tokens)
 
-    # The pipeline's lag behind its growing context is not part of the bound.
-    allowed = sampled.error_bound_s + 2e-4 * exact.total_s
+    # A stage that has grown past another one moves the fill by a little that no bound sees.
+    allowed = sampled.error_bound_s + 2e-5 * exact.total_s
     assert abs(sampled.total_s - exact.total_s) <= allowed
+
+
+@pytest.mark.parametrize("context", [128, 500, 3000])
+def test_key_tiles_of_a_short_context_are_seen(context: int) -> None:
+    scenario = paper_scenario("layer-wise").with_microbatches(16)
+    short = replace(scenario, workload=replace(scenario.workload, context_tokens=context))
+    sampled, exact = (made(short, calibrated(), 200) for made in (generate, generate_exactly))
+
+    assert abs(sampled.total_s - exact.total_s) <= sampled.error_bound_s < 1e-3 * exact.total_s
 
 
 @pytest.mark.parametrize("strategy", ["layer-wise", "tensor-pipeline"])
