@@ -111,6 +111,13 @@ def check_request(scenario: Scenario, timing: Timing | None, device: torch.devic
         raise SpecError(
             "run.launch", "graph", "needs a CUDA GPU and the device is the CPU", "use 'eager'"
         )
+    for key in ("weight_dtype", "kv_dtype"):
+        stored = getattr(scenario.model, key)
+        if stored not in ("", scenario.model.dtype):
+            raise SpecError(
+                f"model.{key}", stored, "is predicted only: no kernel here computes with it",
+                "leave it out",
+            )  # fmt: skip
     if device.type == "cuda" and scenario.model.dtype != "bfloat16":
         raise SpecError(
             "model.dtype", scenario.model.dtype,

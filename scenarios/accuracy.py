@@ -1,240 +1,247 @@
 """How well the simulator predicts what no fit has seen: `layerwise accuracy`.
 
-Points (one op repeated), whole layers and the read curve, each predicted now and, where that was
-committed before the run, then. Points are priced as they were measured: in a row of their own kind.
+Reads, points (one op repeated), messages, whole layers, stages and runs of two GPUs, each predicted
+now and, where that was committed before the run, then. Each is priced as it was measured: points in
+a row of their own kind, traces by the scenario in their own header and the kernels that it names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
-from calibration.data import read_json, unseen_folder, unseen_prediction_path
-from calibration.dataset import read_sweep
+from calibration.data import (
+    FOLDER,
+    TRACE_SUFFIXES,
+    file_hash,
+    prediction_path,
+    profile_path,
+    unseen_folder,
+    unseen_prediction_path,
+)
 from calibration.points import SweepPoint
-from calibration.selection import validation_layers
+from calibration.selection import engine_layers, validation_layers
 from calibration.unseen import unseen
-from scenarios.alone import predict_run
-from scenarios.collect import on_gpu
-from scenarios.committed import read_committed, write_committed
-from sim.cost.forms import pass_seconds
-from sim.cost.model import Calibrated
-from sim.machine.blocks import time_ops, walk
-from sim.machine.l2 import L2State
-from sim.plan.errors import FileFormatError, ProfileMismatchError
-from sim.plan.hardware import GPUS, dgx_cluster
+from scenarios.accuracy_bars import (
+    ALL_GATHERS,
+    ALL_REDUCES,
+    DECODES,
+    LARGE_MATMULS,
+    LAYERS,
+    MAX_SMALL_ROWS,
+    PAIRS,
+    PREFILLS,
+    SENDS,
+    SMALL_MATMULS,
+)
+from scenarios.accuracy_measured import measured_curve, measured_links, measured_points
+from scenarios.accuracy_predictions import (
+    Committed,
+    price_point,
+    read_all_blind,
+    read_seconds,
+)
+from scenarios.accuracy_ranking import placement_of, work_of
+from scenarios.accuracy_scored import MOVED, READS, WINDOWS, Scored, spread_of
+from scenarios.alone import PredictedRun, predict_run
+from scenarios.collect import GPU_KERNELS
+from scenarios.compare import require_unseen
+from scenarios.predicted import read_prediction
+from sim.cost.transfer import profile_for
+from sim.plan import ops
+from sim.plan.errors import FileFormatError, TraceMismatchError
+from sim.plan.files import scenario_from_data
+from sim.plan.program import kernel_set_hash
 from sim.plan.scenario import Scenario
-from sim.profile import Profile
-from sim.trace import read_trace
+from sim.profile import Profile, load_profile
+from sim.trace import Trace, read_trace
 
-FORMAT, VERSION = "layerwise-unseen", 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """What a group must reach: its median error, and the error of its worst share."""
-
-    median: float
-    worst: float
-    worst_quantile: float = 1.0
-
-
-# No bar was ever set for layers with windows: they are told, and do not fail the gate.
-BARS: dict[str, Bar | None] = {
-    "read bandwidth": Bar(median=0.03, worst=0.10),
-    "matmul": Bar(median=0.04, worst=0.12, worst_quantile=0.9),
-    "attention": Bar(median=0.04, worst=0.12, worst_quantile=0.9),
-    "whole layers": Bar(median=0.03, worst=0.08),
-    "layers with windows": None,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """One measurement beside its prediction, now and (0: none) before it was made."""
-
-    group: str
-    part: str
-    name: str
-    measured_s: float
-    predicted_s: float
-    blind_s: float = 0.0
-
-    @property
-    def error(self) -> float:
-        """Predicted over measured, less one."""
-        return self.predicted_s / self.measured_s - 1
-
-    @property
-    def blind_error(self) -> float | None:
-        """The same for the prediction that was committed before the run."""
-        return self.blind_s / self.measured_s - 1 if self.blind_s else None
+TRACES = FOLDER / "traces"
+MOVED_FROM = "h100-sxm"
+LINKS = {"send": SENDS, "all_reduce": ALL_REDUCES, "all_gather": ALL_GATHERS}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
-    """A group's errors: how many, signed and absolute median, 90th percentile, worst."""
+class Sources:
+    """Where a GPU's measurements lie that no fit has seen.
 
-    num: int
-    signed: float
-    median: float
-    p90: float
-    worst: float
-
-    def passes(self, bar: Bar) -> bool:
-        """Is the median, and what the bar says of the worst, low enough?"""
-        tail = self.p90 if bar.worst_quantile < 1 else self.worst
-        return self.median <= bar.median and tail <= bar.worst
-
-
-@dataclass(frozen=True, kw_only=True)
-class Committed:
-    """Predictions of everything unseen, made at one time with one profile; seconds by name."""
-
-    profile_digest: str
-    created: str
-    points: dict[str, float] = field(default_factory=dict[str, float])
-    layers: dict[str, float] = field(default_factory=dict[str, float])
-    read_curve: dict[str, float] = field(default_factory=dict[str, float])
-
-
-def predict_unseen(profile: Profile, curve_sizes_bytes: Iterable[int]) -> Committed:
-    """Predict every unseen point, layer and size of the read curve."""
-    layers = (layer.with_kernels(profile.kernels) for layer in validation_layers())
-    return Committed(
-        profile_digest=profile.digest, created=datetime.now(UTC).isoformat(timespec="seconds"),
-        points={p.name: point_seconds(profile, p) for p in unseen(profile.kernels)},
-        layers={layer.name: layer_seconds(profile, layer) for layer in layers},
-        read_curve={str(b): read_seconds(profile, b) for b in curve_sizes_bytes},
-    )  # fmt: skip
-
-
-def point_seconds(profile: Profile, point: SweepPoint) -> float:
-    """One replay of a point's graph, once it has run before."""
-    cost = Calibrated(dgx_cluster(GPUS[profile.gpu], 1), profile.in_a_row)
-    state = L2State(cost)
-    walk(point.program.parts, state)
-    timed = time_ops(cost, walk(point.program.parts, state))
-    return cost.graph_launch_s + timed[-1].end_ps * 1e-12
-
-
-def layer_seconds(profile: Profile, layer: Scenario) -> float:
-    """One steady decode step, or a whole prefill."""
-    return predict_run(on_gpu(layer, profile.gpu), profile).step_s
-
-
-def read_seconds(profile: Profile, working_set_bytes: int) -> float:
-    """One pass of the read kernel over a working set that it has passed over before."""
-    values = {name: constant.value for name, constant in profile.machine.items()}
-    if "read_l2_bytes_per_s" not in values:
-        raise ProfileMismatchError(
-            f"profile {profile.name!r} has no machine constant 'read_l2_bytes_per_s'; it is from "
-            "another version: calibrate again"
-        )
-    size = np.array([working_set_bytes], dtype=np.float64)
-    return float(pass_seconds(values, size, GPUS[profile.gpu].l2_bytes)[0])
-
-
-def commit_unseen(profile: Profile, path: Path, curve_sizes_bytes: Iterable[int]) -> str:
-    """Write predictions ahead of a run; returns a sentence.
-
-    Raises FileFormatError when the file exists: what was predicted before a run is not predicted
-    again after it.
+    Folders of traces that do not exist hold none. `blind`: files of predictions made before.
+    `moved_from`: the profile that another GPU's layers are predicted with too, or None.
     """
-    made = write_committed(
-        path, lambda: predict_unseen(profile, curve_sizes_bytes), FORMAT, VERSION
-    )
-    num = len(made.points) + len(made.layers) + len(made.read_curve)
-    return f"{path}: {num} predictions with profile {profile.digest}"
+
+    reads: Path
+    points: Path
+    layers: tuple[Path, ...]
+    stages: tuple[Path, ...] = ()
+    pairs: tuple[Path, ...] = ()
+    links: Path | None = None
+    blind: tuple[Path, ...] = ()
+    moved_from: Path | None = None
 
 
-def read_blind(path: Path) -> Committed | None:
-    """What was predicted before a run was made; raises what `read_committed` does."""
-    return read_committed(path, Committed, FORMAT, VERSION)
+def sources_of(gpu: str, folder: Path | None = None) -> Sources:
+    """The committed measurements of a GPU, or those that were collected into a folder."""
+    place = folder or unseen_folder(gpu)
+    sources = Sources(
+        reads=place / "read_curve_scored.json", points=place / "unseen.jsonl",
+        layers=(place / "layers",), pairs=(place / "pairs",), links=place / "links.json",
+        blind=(unseen_prediction_path(gpu),),
+    )  # fmt: skip
+    if folder:
+        return sources
+    two, predictions = TRACES / f"two-{gpu}", FOLDER / "predictions"
+    moved_from = profile_path(MOVED_FROM)
+    return replace(
+        sources, layers=(place / "layers", TRACES / f"engine-{gpu}" / "layers"),
+        stages=(TRACES / "validation",), pairs=(two, two / "pairs"), links=two / "links.json",
+        blind=(*sources.blind, *(predictions / f"{s}-{gpu}.json" for s in ("engine", "two"))),
+        moved_from=moved_from if gpu != MOVED_FROM and moved_from.exists() else None,
+    )  # fmt: skip
 
 
 def score_unseen(profile: Profile, folder: Path | None = None) -> list[Scored]:
-    """Everything measured in the folder of a GPU's unseen runs, predicted again.
+    """Everything measured on a profile's GPU and never fitted, predicted again.
 
-    Raises FileFormatError when the folder lacks a file or names something that is not unseen.
+    Raises FileFormatError when a file is missing, or names something that is not unseen, or two
+    measurements have one name; TraceMismatchError for a trace of other kernels than are predicted,
+    or one that a fit has seen.
     """
-    folder = folder or unseen_folder(profile.gpu)
-    blind = read_blind(unseen_prediction_path(profile.gpu)) or Committed(
-        profile_digest="", created=""
-    )
-    return [
-        *_score_curve(profile, folder / "read_curve_scored.json", blind.read_curve),
-        *_score_points(profile, folder / "unseen.jsonl", blind.points),
-        *_score_layers(profile, folder / "layers", blind.layers),
+    sources = sources_of(profile.gpu, folder)
+    blind = read_all_blind(sources.blind)
+    found = [
+        *_score_curve(profile, sources.reads, blind),
+        *_score_points(profile, sources.points, blind),
+        *_score_links(profile, sources.links),
+        *_score_layers(profile, sources, blind),
+        *_score_pairs(profile, sources, blind),
+        *_score_moved(sources),
     ]
+    twice = [key for key, num in Counter((o.group, o.name) for o in found).items() if num > 1]
+    if twice:
+        raise FileFormatError(f"{twice[0][1]!r} of {twice[0][0]} was measured twice; keep one")
+    return found
 
 
-def summary_of(errors: Iterable[float]) -> Summary:
-    """Median, 90th percentile and worst of |error|."""
-    signed = list(errors)
-    sizes = sorted(abs(error) for error in signed)
-    return Summary(
-        num=len(sizes), signed=median(signed), median=median(sizes),
-        p90=sizes[min(len(sizes) - 1, round(0.9 * (len(sizes) - 1)))], worst=sizes[-1],
+def _score_curve(profile: Profile, path: Path, blind: Committed) -> Iterator[Scored]:
+    for size, seconds in measured_curve(path):
+        yield Scored(
+            group=READS, part="", name=f"{size / 2**20:g} MiB", measured_s=seconds,
+            predicted_s=read_seconds(profile, size), blind_s=blind.read_curve.get(str(size), 0.0),
+        )  # fmt: skip
+
+
+def _score_points(profile: Profile, path: Path, blind: Committed) -> Iterator[Scored]:
+    points = {point.name: point for point in unseen(GPU_KERNELS)}
+    for one in measured_points(path):
+        if one.name not in points:
+            raise FileFormatError(f"{path}: {one.name!r} is no unseen point; measure again")
+        point = points[one.name]
+        seconds, half_width = price_point(profile, point)
+        yield Scored(
+            group=_group_of(point),
+            part=f"{point.kind.replace('_', ' ')}, {one.name.rpartition('/')[2]}", name=one.name,
+            measured_s=one.seconds, predicted_s=seconds, half_width=half_width,
+            blind_s=blind.points.get(one.name, 0.0), spread=one.spread,
+            kernel_set=kernel_set_hash(point.program),
+        )  # fmt: skip
+
+
+def _group_of(point: SweepPoint) -> str:
+    match point.op:
+        case ops.Matmul():
+            return SMALL_MATMULS if point.op.rows <= MAX_SMALL_ROWS else LARGE_MATMULS
+        case ops.Attention() if point.op.query_tokens == 1:
+            return DECODES
+        case _:
+            return PREFILLS
+
+
+def _score_links(profile: Profile, path: Path | None) -> Iterator[Scored]:
+    """Payloads that no regime was fitted to, of messages and collectives in graphs."""
+    if path is None or not path.exists():
+        return
+    for name, size, one in measured_links(path):
+        if fit := profile.transfers.get(name):
+            yield Scored(
+                group=next(group for start, group in LINKS.items() if name.startswith(start)),
+                part=name, name=one.name, measured_s=one.seconds, predicted_s=fit.seconds(size),
+                half_width=fit.half_width, spread=one.spread,
+            )  # fmt: skip
+
+
+def _score_layers(profile: Profile, sources: Sources, blind: Committed) -> Iterator[Scored]:
+    known = {layer.name for layer in (*validation_layers(), *engine_layers())}
+    for path, trace, scenario in _traces(sources.layers):
+        if trace.name not in known:
+            raise FileFormatError(f"{path}: {trace.name!r} is no validation layer; measure again")
+        group = WINDOWS if scenario.run.persisting_weights else LAYERS
+        warm = "warm" if scenario.model.num_layers == 1 else "cold"
+        if scenario.run.context_growth_tokens:
+            warm = "growing"
+        yield _score_trace(
+            profile, path, trace, scenario, group, f"{scenario.workload.phase}, {warm}",
+            blind.layers.get(trace.name, 0.0),
+        )  # fmt: skip
+    for path, trace, scenario in _traces(sources.stages):
+        if scenario.cluster.gpu.name == profile.gpu:
+            made = read_prediction(prediction_path(trace.name))
+            before_s = made.predicted_step_s if made else 0.0
+            yield _score_trace(profile, path, trace, scenario, LAYERS, "stages", before_s)
+
+
+def _score_pairs(profile: Profile, sources: Sources, blind: Committed) -> Iterator[Scored]:
+    for path, trace, scenario in _traces(sources.pairs):
+        placed = "TP=2" if scenario.placement.tensor_parallel > 1 else "layer-wise"
+        part = f"{scenario.workload.phase}, {scenario.run.launch}, {placed}"
+        before_s = blind.layers.get(trace.name, 0.0)
+        one = _score_trace(profile, path, trace, scenario, PAIRS, part, before_s)
+        yield replace(one, work=work_of(scenario), placement=placement_of(scenario))
+
+
+def _score_moved(sources: Sources) -> Iterator[Scored]:
+    """Whole layers again, by another GPU's profile moved by datasheet ratios alone."""
+    if sources.moved_from is None:
+        return
+    base = load_profile(sources.moved_from)
+    for path, trace, scenario in _traces(sources.layers):
+        moved = profile_for(scenario.cluster, base, moved=True)
+        yield _score_trace(moved, path, trace, scenario, MOVED, "", 0.0)
+
+
+def _traces(folders: tuple[Path, ...]) -> Iterator[tuple[Path, Trace, Scenario]]:
+    for folder in folders:
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        for path in paths:
+            if path.name.endswith(TRACE_SUFFIXES):
+                trace = read_trace(path)
+                yield path, trace, scenario_from_data(trace.scenario, str(path))
+
+
+def _score_trace(
+    profile: Profile, path: Path, trace: Trace, scenario: Scenario, group: str, part: str,
+    blind_s: float,
+) -> Scored:  # fmt: skip
+    require_unseen(trace, file_hash(path), profile)
+    if not trace.untraced_step_s:
+        raise TraceMismatchError(f"{path}: has no untraced_step_s; measure again")
+    run = predict_run(scenario, profile)
+    _check_kernels(path, trace, scenario, run)
+    return Scored(
+        group=group, part=part, name=trace.name, measured_s=median(trace.untraced_step_s),
+        predicted_s=run.step_s, blind_s=blind_s,
+        half_width=run.uncertainty.half_width if run.uncertainty else 0.0,
+        spread=spread_of(trace.untraced_step_s), kernel_set=trace.kernel_set,
+        uncertainty=run.uncertainty,
     )  # fmt: skip
 
 
-def _score_curve(profile: Profile, path: Path, blind: Mapping[str, float]) -> list[Scored]:
-    return [
-        Scored(
-            group="read bandwidth", part="", name=f"{size / 2**20:g} MiB", measured_s=seconds,
-            predicted_s=read_seconds(profile, size), blind_s=blind.get(str(size), 0.0),
+def _check_kernels(path: Path, trace: Trace, scenario: Scenario, run: PredictedRun) -> None:
+    expected = run.kernel_set(scenario.run.only_rank, run.repeated_steps)
+    if expected != trace.kernel_set:
+        raise TraceMismatchError(
+            f"{path}: trace {trace.name!r} ran kernel set {trace.kernel_set!r} and this version's "
+            f"engine has {expected!r} for its scenario; measure it again with these kernels"
         )
-        for size, seconds in _curve(path)
-    ]  # fmt: skip
-
-
-def _score_points(profile: Profile, path: Path, blind: Mapping[str, float]) -> list[Scored]:
-    points = {point.name: point for point in unseen(profile.kernels)}
-    found: list[Scored] = []
-    for name, one in read_sweep(path).items():
-        if name not in points:
-            raise FileFormatError(f"{path}: {name!r} is no unseen point; measure again")
-        point = points[name]
-        found.append(
-            Scored(
-                group="matmul" if point.kind == "matmul" else "attention",
-                part=f"{point.kind.replace('_', ' ')}, {name.rpartition('/')[2]}", name=name,
-                measured_s=one.step_s, predicted_s=point_seconds(profile, point),
-                blind_s=blind.get(name, 0.0),
-            )
-        )  # fmt: skip
-    return found
-
-
-def _score_layers(profile: Profile, folder: Path, blind: Mapping[str, float]) -> list[Scored]:
-    layers = {layer.name: layer for layer in validation_layers()}
-    found: list[Scored] = []
-    for path in sorted(folder.glob("*.jsonl.gz")):
-        trace = read_trace(path)
-        if trace.name not in layers:
-            raise FileFormatError(f"{path}: {trace.name!r} is no validation layer; measure again")
-        layer = layers[trace.name].with_kernels(profile.kernels)
-        windows = layer.run.persisting_weights
-        warm = "warm" if layer.model.num_layers == 1 else "cold"
-        found.append(
-            Scored(
-                group="layers with windows" if windows else "whole layers",
-                part=f"{layer.workload.phase}, {warm}", name=trace.name,
-                measured_s=median(trace.untraced_step_s),
-                predicted_s=layer_seconds(profile, layer), blind_s=blind.get(trace.name, 0.0),
-            )
-        )  # fmt: skip
-    return found
-
-
-def _curve(path: Path) -> list[tuple[int, float]]:
-    try:
-        return [(int(size), float(seconds)) for size, seconds in read_json(path)]
-    except (TypeError, ValueError) as error:
-        raise FileFormatError(f"{path}: is no curve of (bytes, seconds): {error}") from error

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import cached_property
+from itertools import chain, pairwise
 from statistics import median
 
+from sim.cost.model import Belief
 from sim.plan.program import StepPrograms, kernel_set_hash
 from sim.plan.scenario import RunSpec, Scenario, compile_run
 from sim.predict import cost_model
 from sim.profile import Profile
 from sim.simulate import Simulation, simulate_scenario
 from sim.trace import Row, Trace
+from sim.uncertainty import Uncertainty, uncertainty_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedRun:
-    """One simulated run. Decode: `step_s` is the last steady interval; prefill: the whole run."""
+    """One simulated run.
+
+    Decode: `step_s` is the last steady interval, or the median one where the context grows;
+    prefill: the whole run.
+    """
 
     step_s: float
     simulation: Simulation
@@ -27,6 +34,16 @@ class PredictedRun:
     def rows(self) -> tuple[Row, ...]:
         """Every op of the run, worked out when first asked for."""
         return self.simulation.rows
+
+    @cached_property
+    def uncertainty(self) -> Uncertainty | None:
+        """Why the interval of `step_s` is as wide as it is; None under a belief without one."""
+        steps = range(len(self.run))
+        if self.run[0].step.phase == "decode":
+            # A steady step is the last but one; of a growing context the middle one.
+            middle = len(self.run) // 2 if _grows(self.run) else max(0, len(self.run) - 2)
+            steps = range(middle, middle + 1)
+        return uncertainty_of(self.simulation, steps, self.step_s)
 
     def kernel_set(self, only_rank: int, steps: Iterable[int]) -> str:
         """The hash that a measured trace of these steps must carry, over its ranks' programs."""
@@ -38,30 +55,56 @@ class PredictedRun:
         return kernel_set_hash(replace(programs[0], parts=parts))
 
     @property
+    def grows(self) -> bool:
+        """Does the context grow from step to step?"""
+        return _grows(self.run)
+
+    def duration_s(self, step: int) -> float:
+        """From the end of the step before to its own, on the rank that ends last."""
+        ends = (0.0, *self.simulation.step_end_s)
+        return ends[step + 1] - ends[step]
+
+    @property
     def repeated_steps(self) -> tuple[int, ...]:
-        """What a measurement repeats: a stream's middle step, or every step of another run."""
+        """What a measurement repeats: a stream's middle step, or every step of another run.
+
+        Of a stream whose context grows, every step but the first and the last.
+        """
         middle = len(self.run) // 2
         step = self.run[middle].step
-        stream = step.takes_feedback and step.gives_feedback
-        return (middle,) if stream else tuple(range(len(self.run)))
+        if not (step.takes_feedback and step.gives_feedback):
+            return tuple(range(len(self.run)))
+        return tuple(range(1, len(self.run) - 1)) if _grows(self.run) else (middle,)
 
 
-def predict_run(scenario: Scenario, profile: Profile | None) -> PredictedRun:
+def predict_run(
+    scenario: Scenario, profile: Profile | None, belief: Belief | None = None
+) -> PredictedRun:
     """Simulate `run.only_rank` alone, or every rank when it is -1.
 
-    Raises SpecError when the number of microbatches is open, ProfileMismatchError for a profile of
-    another GPU.
+    Whatever the `belief`, the kernels are the scenario's, or else the profile's. Raises
+    SpecError when the number of microbatches is open, ProfileMismatchError for a profile of another
+    GPU.
     """
     if profile and not scenario.kernels:
         scenario = scenario.with_kernels(profile.kernels)
     run = compile_run(scenario)
-    simulation = simulate_scenario(scenario, run, cost_model(scenario.cluster, profile))
-    decoding = scenario.workload.phase == "decode"
-    return PredictedRun(
-        step_s=simulation.steady_step_s if decoding else simulation.step_end_s[-1],
-        simulation=simulation,
-        run=tuple(run),
-    )
+    simulation = simulate_scenario(scenario, run, cost_model(scenario.cluster, profile, belief))
+    return PredictedRun(step_s=_step_s(run, simulation), simulation=simulation, run=tuple(run))
+
+
+def _step_s(run: Sequence[StepPrograms], simulation: Simulation) -> float:
+    if run[0].step.phase != "decode":
+        return simulation.step_end_s[-1]
+    ends = simulation.step_end_s
+    if _grows(run):
+        return median(later - earlier for earlier, later in pairwise(ends[:-1]))
+    return simulation.steady_step_s
+
+
+def _grows(run: Sequence[StepPrograms]) -> bool:
+    first, last = run[0].step, run[-1].step
+    return first.phase == "decode" and first.context_tokens < last.context_tokens and len(run) > 3
 
 
 def measured_stage_s(scenario: Scenario, traces: Iterable[Trace]) -> float | None:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,15 @@ class DeviceName(StrEnum):
 
     CUDA = "cuda"
     CPU = "cpu"
+
+
+class LevelName(StrEnum):
+    """What a line of a comparison is."""
+
+    OP = "op"
+    LAYER = "layer"
+    STAGE = "stage"
+    RUN = "run"
 
 
 class TimingName(StrEnum):
@@ -187,23 +197,46 @@ def measure(
     purpose: Annotated[
         Purpose, typer.Option(help="What the trace may be used for; a fit never validates.")
     ] = Purpose.OTHER,
-) -> None:
+    power: Annotated[
+        bool, typer.Option("--power/--no-power", help="Sample power and clocks beside.")
+    ] = True,
+    energy_s: Annotated[
+        float, typer.Option(help="Repeat so long afterwards, for energy alone (0.5 s or more).")
+    ] = 0.0,
+    imported: Annotated[
+        list[Path] | None,
+        typer.Option("--import", metavar="FILE",
+                     help="Run nothing: take nsys's .sqlite or torch.profiler's .json (repeatable)."),
+    ] = None,
+    rank_of: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PID=RANK", help="Which rank an imported process is (repeatable)."),
+    ] = None,
+    untraced: Annotated[
+        Path | None, typer.Option(metavar="TRACE", help="Step times for an import: the same work.")
+    ] = None,
+) -> None:  # fmt: skip
     """Run a scenario for real, on GPUs or on the CPU, and write its trace. Needs torch.
 
     Example: layerwise measure scenario.toml --out trace.jsonl.gz
     """
-    from scenarios.measuring import measure_to
+    from scenarios.measuring import ImportedFiles, import_to, measure_to
     from sim.plan.files import load_scenario
 
     asked = load_scenario(scenario)
     constants = _profile(None, asked.cluster.gpu.name) if device is DeviceName.CUDA else None
     if constants:
         asked = asked.with_kernels(constants.kernels)
-    _note(
-        measure_to(
-            asked, out, device.value, timing.value if timing else None, bandwidth, purpose.value
-        )
-    )
+    files = ImportedFiles(tuple(imported or ()), tuple(rank_of or ()), untraced)
+    if files.are_asked_for:
+        own = {"--timing": timing, "--bandwidth": bandwidth, "--energy-s": energy_s}
+        _note(import_to(asked, out, files, purpose.value, [key for key in own if own[key]]))
+        return
+    said = measure_to(
+        asked, out, device.value, timing.value if timing else None, bandwidth, purpose.value,
+        sample_power=power, energy_s=energy_s,
+    )  # fmt: skip
+    _note(said)
 
 
 @app.command()
@@ -215,27 +248,41 @@ def compare(
     everything: Annotated[
         bool, typer.Option("--all", help="Every committed validation trace.")
     ] = False,
-    ops: Annotated[bool, typer.Option("--ops/--no-ops", help="Print op by op.")] = True,
+    level: Annotated[
+        LevelName | None,
+        typer.Option(help="What a line is; of one trace the finest that fits a screen by default."),
+    ] = None,
     as_json: JsonOption = False,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all levels as CSV, in SI units.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the ops (.png, .svg); matplotlib.")
+    ] = None,
     profile: ProfileOption = None,
 ) -> None:
     """Predicted beside measured, op by op; exit code 1 when a stage is off by more than 6 %.
 
-    Example: layerwise compare --all --no-ops
+    Example: layerwise compare --all
     """
     from scenarios.compare import passes
+    from scenarios.compare_files import write_csv, write_plot
     from scenarios.comparing import choose_traces, compare_all, comparisons_as_data
 
-    constants = _needed_profile(profile, "h100-sxm")
-    chosen = choose_traces(scenario, measured, everything, constants)
-    compared = compare_all(chosen, constants)
+    profiles = lru_cache(lambda gpu: _needed_profile(profile, gpu))
+    chosen = choose_traces(scenario, measured, everything, profiles)
+    compared = compare_all(chosen, profiles)
+    if plot is not None:
+        _note(write_plot(compared, plot))
+    if csv is not None:
+        _note(write_csv(compared, csv))
     if as_json:
-        _print_json(comparisons_as_data(compared, constants))
+        _print_json(comparisons_as_data(compared))
     else:
         from scenarios.compare_tables import print_comparisons
         from scenarios.tables import console
 
-        print_comparisons(compared, constants, console(), ops=ops)
+        print_comparisons(compared, console(), level=level.value if level else None)
     if not passes(each.comparison for each in compared):
         raise typer.Exit(1)
 
@@ -251,39 +298,75 @@ def accuracy(
     ] = None,
     as_json: JsonOption = False,
     gpu: Annotated[str, typer.Option(help="The GPU that was measured.")] = "h100-sxm",
+    ledger: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Hold each point to its tolerance there, not to bars."),
+    ] = None,
+    update_ledger: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the ledger again; show old and new.")
+    ] = None,
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="Why it may ask for less; written into it.")
+    ] = "",
     profile: ProfileOption = None,
 ) -> None:
-    """Ops, layers and reads that no fit has seen, predicted again; exit code 1 below the bars.
+    """What no fit has seen, predicted again; exit code 1 below the bars, or outside the ledger.
 
-    Example: layerwise accuracy --json
+    Example: layerwise accuracy --gpu h200 --json
     """
     constants = _needed_profile(profile, gpu)
     if commit_to is not None:
         from calibration.selection import SCORED_SIZES_BYTES
-        from scenarios.accuracy import commit_unseen
+        from scenarios.accuracy_predictions import commit_unseen
 
         _note(commit_unseen(constants, commit_to, SCORED_SIZES_BYTES))
         return
     from scenarios.accuracy import score_unseen
-    from scenarios.accuracy_tables import accuracy_as_data, passes, print_accuracy
+    from scenarios.accuracy_bars import passes
+    from scenarios.accuracy_tables import accuracy_as_data, print_accuracy
     from scenarios.tables import console
 
     scored = score_unseen(constants, folder)
-    if as_json:
+    if update_ledger is not None:
+        from scenarios.ledger_update import update_and_print
+
+        _note(update_and_print(update_ledger, scored, constants, reason, console()))
+        return
+    if ledger is not None:
+        from scenarios.ledger import check, problems_as_data, read_ledger
+        from scenarios.ledger_tables import print_gate
+
+        held_to = read_ledger(ledger)
+        problems = check(held_to, scored)
+        if as_json:
+            _print_json(problems_as_data(held_to, problems))
+        else:
+            print_gate(held_to, scored, problems, console())
+        passed = not problems
+    elif as_json:
         _print_json(accuracy_as_data(scored, constants))
+        passed = passes(scored)
     else:
         print_accuracy(scored, constants, console())
-    if not passes(scored):
+        passed = passes(scored)
+    if not passed:
         raise typer.Exit(1)
 
 
 @app.command()
 def calibrate(
     collect: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Measure this machine's GPU into a folder.")
+        Path | None, typer.Option(metavar="DIR", help="Only measure this machine's GPU, here.")
     ] = None,
     fit: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Fit the measurements in a folder.")
+        Path | None, typer.Option(metavar="DIR", help="Only fit the measurements in a folder.")
+    ] = None,
+    anchor: Annotated[
+        Path | None, typer.Option(metavar="PROFILE", help="Move a profile to this machine.")
+    ] = None,
+    scenario: Annotated[
+        Path | None,
+        typer.Option("--for", metavar="SCENARIO.toml", help="Measure the shapes it needs."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="PROFILE", help="The profile to write (.json).")
@@ -292,29 +375,238 @@ def calibrate(
         list[str] | None,
         typer.Option(metavar="TASK,...", help="What to collect; all that a fit needs by default."),
     ] = None,
-    budget_s: Annotated[float, typer.Option(help="Seconds that collecting may take.")] = 600.0,
-    gpu: Annotated[str, typer.Option(help="The GPU that was measured.")] = "h100-sxm",
+    budget_s: Annotated[
+        float, typer.Option(help="Seconds of measuring; 600, to anchor 300, for a scenario 120.")
+    ] = 0.0,
+    gpu: Annotated[str, typer.Option(help="The GPU; found out where it is measured.")] = "",
     name: Annotated[str, typer.Option(help="The profile's name; the GPU's by default.")] = "",
+    profile: ProfileOption = None,
 ) -> None:
-    """Measure what a profile needs (torch, a GPU), or fit it (scipy) and print how well it fits.
+    """Measure this machine's GPU, fit, score on points kept apart, write a profile and its faults.
 
-    Example: layerwise calibrate --fit DIR --out profile.json
+    With --collect or --fit one half of that; --anchor moves a shipped profile here in minutes;
+    --for measures what one scenario needs. What was measured is kept: run it again to go on.
+
+    Example: layerwise calibrate --out profile.json --budget-s 600
     """
-    from scenarios.calibrating import collect_to, fit_to
+    from scenarios.calibrating import Asked
+    from scenarios.calibrating import calibrate as run
     from scenarios.tables import console
-    from sim.plan.errors import SpecError
 
-    if (collect is None) == (fit is None):
-        raise SpecError(
-            "--collect/--fit", "both" if fit else "neither", "is not one task",
-            "give --collect DIR on a machine with a GPU, then --fit DIR anywhere",
-        )  # fmt: skip
-    if collect is not None:
-        _note(collect_to(collect, budget_s, what or (), gpu))
-    elif fit is not None:
-        if out is None:
-            raise SpecError("--out", None, "is missing", "add --out PROFILE.json")
-        _note(fit_to(fit, out, name or gpu, gpu, console()))
+    asked = Asked(
+        collect=collect, fit=fit, anchor=anchor, scenario=scenario, out=out, what=tuple(what or ()),
+        budget_s=budget_s, gpu=gpu, name=name, profile=profile,
+    )  # fmt: skip
+    _note(run(asked, console(), _note))
+
+
+@app.command()
+def rank(
+    model: Annotated[str, typer.Option(metavar="MODEL", help="paper-16, paper-30b, or a config.json.")],
+    gpus: Annotated[int, typer.Option(metavar="N", help="How many GPUs; all are used.")] = 16,
+    gpu: Annotated[str, typer.Option(metavar="GPU", help="A known GPU, or a .toml.")] = "h100-sxm",
+    gpus_per_node: Annotated[
+        int, typer.Option(metavar="N", help="0: the most up to 8 that fill all nodes.")
+    ] = 0,
+    batch: Annotated[int, typer.Option(metavar="N", help="Sequences in flight.")] = 128,
+    context: Annotated[int, typer.Option(metavar="N", help="Tokens each of them holds.")] = 10_000,
+    tpot_below: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Longest time between tokens: 20ms.")
+    ] = None,
+    fits_only: Annotated[bool, typer.Option("--fits-only", help="Only what fits.")] = False,
+    launch: Annotated[LaunchName, typer.Option(help="CUDA graph, or eager.")] = LaunchName.GRAPH,
+    everything: Annotated[bool, typer.Option("--all", help="Print every row.")] = False,
+    as_json: JsonOption = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the Pareto front (.png, .svg, .pdf).")
+    ] = None,
+    changes: SetOption = None,
+    profile: ProfileOption = None,
+) -> None:  # fmt: skip
+    """Every placement of a model, best first; how sure that is, and what would flip it.
+
+    Example: layerwise rank --model config.json --gpus 16 --tpot-below 20ms
+    """
+    from scenarios.rank_inputs import RankInputs, resolve, tpot_s_of
+    from scenarios.ranking import available_workers
+    from scenarios.ranking import rank as rank_placements
+
+    asked = resolve(RankInputs(
+        model=model, num_gpus=gpus, gpu=gpu, gpus_per_node=gpus_per_node, batch_size=batch,
+        context_tokens=context, launch=launch.value, changes=tuple(changes or ()),
+    ))  # fmt: skip
+    limit_s = tpot_s_of(tpot_below)
+    if plot is not None:
+        from scenarios.rank_plot import check_plot_path
+
+        check_plot_path(plot)
+    ranking = rank_placements(
+        asked.model, asked.cluster, asked.workload, _profile(profile, asked.cluster.gpu.name),
+        run=asked.run, tpot_below_s=limit_s, fits_only=fits_only, workers=available_workers(),
+    )  # fmt: skip
+    _note_changes(changes)
+    if plot is not None:
+        from scenarios.rank_plot import write_plot
+
+        _note(write_plot(ranking, plot))
+    if as_json:
+        from scenarios.rank_json import ranking_as_data
+
+        _print_json(ranking_as_data(ranking))
+        return
+    from scenarios.rank_tables import print_ranking
+    from scenarios.tables import console
+
+    print_ranking(ranking, console(), everything=everything)
+
+
+@app.command()
+def doctor(
+    as_json: JsonOption = False,
+    device: Annotated[
+        DeviceName, typer.Option(help="GPUs too, or the CPU only.")
+    ] = DeviceName.CUDA,
+    quick: Annotated[bool, typer.Option("--quick", help="Look only: measure no rates.")] = False,
+) -> None:
+    """What this machine has for measuring, and what each missing piece costs.
+
+    Example: layerwise doctor --quick
+    """
+    from hw.host.doctor import examine, probes_here
+
+    machine = examine(probes_here(), device.value, quick=quick)
+    if as_json:
+        from scenarios.doctoring import machine_as_data
+
+        _print_json(machine_as_data(machine))
+        return
+    from scenarios.doctoring import print_machine
+    from scenarios.tables import console
+
+    print_machine(machine, console())
+
+
+@app.command("what-if")
+def what_if(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Which; all are listed.")] = "",
+    axes: Annotated[
+        list[str] | None,
+        typer.Option("--axis", metavar="NAME=VALUE,...", help="Other points (repeatable)."),
+    ] = None,
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it: .svg, .png or .pdf.")
+    ] = None,
+    profile: ProfileOption = None,
+) -> None:
+    """Questions people ask, each a short script of scenarios/what_if; alone, it lists them.
+
+    Example: layerwise what-if l2_capacity --axis l2_bytes=50MB,1GB,32GB
+    """
+    from scenarios.what_if.answering import answer_to, list_questions
+
+    if not name:
+        list_questions(as_json=as_json)
+        return
+    answer_to(name, axes or (), changes or (), profile, as_json=as_json, plot=plot)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.toml")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The rows: .csv or .parquet.")],
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Processes; as many as cores by default.")
+    ] = 0,
+    dask: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="A Dask cluster, or slurm (--workers N jobs).")
+    ] = "",
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Take over rows of another result (repeatable)."),
+    ] = None,
+    as_json: JsonOption = False,
+    changes: SetOption = None,
+    profile: ProfileOption = None,
+) -> None:
+    """Predict every combination of a file's axes. Run it again to go on after an interrupt.
+
+    Example: layerwise sweep scenarios/sweeps/batch-and-context.toml --out rows.csv
+    """
+    from scenarios.sweep_command import sweep_to
+    from scenarios.sweep_spec import load_sweep
+    from sim.plan.overrides import parse_settings
+    from sim.profile import load_profile
+
+    asked = load_sweep(file, parse_settings(changes or ()))
+    given = load_profile(profile) if profile else None
+    outcome = sweep_to(
+        asked, out, given, num_workers=workers, dask=dask, reuse=reuse or ()
+    )  # fmt: skip
+    _note_changes(changes)
+    from scenarios.sweep_tables import outcome_as_data, print_outcome
+
+    if as_json:
+        _print_json(outcome_as_data(asked, outcome, out))
+    else:
+        from scenarios.tables import console
+
+        print_outcome(asked, outcome, out, console())
+    if outcome.interrupted:
+        _note(f"stopped at {outcome.done:,} of {outcome.num_points:,}; run it again to go on")
+        raise typer.Exit(130)
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RESULT]...", help="Traces, scenarios, rank --json, sweep .csv."),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path(
+        "report.html"
+    ),
+    as_json: JsonOption = False,
+    profile: ProfileOption = None,
+) -> None:
+    """Results as one page that works from disk; without any, the paper and all validation runs.
+
+    Example: layerwise report trace.jsonl.gz scenario.toml --out report.html
+    """
+    from scenarios.report.making import make_report
+
+    profiles = lru_cache(lambda gpu: _profile(profile, gpu))
+    needed = lru_cache(lambda gpu: _needed_profile(profile, gpu))
+    made = make_report(results or (), out, profiles, needed)
+    for reason in made["left_out"]:
+        _note(f"left out: {reason}")
+    if as_json:
+        _print_json(made)
+    else:
+        _note(f"{out}: {made['num_bytes'] / 1e6:.1f} MB, {made['num_charts']} charts; open it")
+
+
+@app.command()
+def explore(
+    models: Annotated[
+        list[Path] | None,
+        typer.Option("--model", metavar="FILE", help="Also offer this config.json (repeatable)."),
+    ] = None,
+    port: Annotated[int, typer.Option(metavar="N", help="0: any free one.")] = 0,
+    as_json: JsonOption = False,
+    profile: ProfileOption = None,
+) -> None:
+    """A page for this machine's browser whose controls simulate again. Ctrl-C ends it.
+
+    Example: layerwise explore --port 8000
+    """
+    from scenarios.report.making import serve
+
+    profiles = lru_cache(lambda gpu: _profile(profile, gpu))
+    serve(profiles, models or (), port, lambda url: (
+        print(json.dumps({"url": url}), flush=True) if as_json else print(url, flush=True)
+    ))  # fmt: skip
 
 
 @app.command()
@@ -339,8 +631,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=None if arguments is None else list(arguments))
     except LayerwiseError as error:
-        print(f"layerwise: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        print(f"layerwise: {' '.join(str(error).split())}{notes}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             os._exit(0)  # the reader has seen enough

@@ -1,39 +1,52 @@
-"""Which traces a comparison is of, with the predictions that were committed before them."""
+"""Which traces a comparison is of, each with its profile and what was committed before its run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from calibration.data import file_hash
+from scenarios.committed import Earlier, earlier_than
 from scenarios.compare import (
     STAGE_TOLERANCE,
     Comparison,
-    OpScore,
+    Score,
+    StageScore,
     compare,
+    median_error,
+    median_size,
     passes,
-    require_unseen,
 )
+from scenarios.compare_refusals import differences, require_unseen
+from scenarios.compare_scores import LEVELS
 from scenarios.predicted import CommittedPrediction, provenance_of, read_prediction
 from sim.plan.errors import SpecError, TraceMismatchError
 from sim.plan.files import load_scenario, scenario_from_data
 from sim.plan.scenario import Scenario
 from sim.profile import Profile
-from sim.trace import Trace, read_trace
+from sim.trace import Trace, as_data, read_trace
+
+Profiles = Callable[[str], Profile]
+"""The profile of a GPU type, by its name; raises where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A comparison, and what was predicted before the run (None: nothing was committed)."""
+    """A comparison, and what was predicted before the run (None: nothing was committed).
+
+    `earlier`: whether that prediction is older than the run.
+    """
 
     comparison: Comparison
     committed: CommittedPrediction | None
+    earlier: Earlier
+    profile: Profile
 
 
 def choose_traces(
-    scenario: Path | None, measured: Path | None, everything: bool, profile: Profile
+    scenario: Path | None, measured: Path | None, everything: bool, profiles: Profiles
 ) -> tuple[Trace, ...]:
     """The trace given, every committed one, or the committed ones of a scenario file.
 
@@ -46,13 +59,14 @@ def choose_traces(
     asked = load_scenario(scenario) if scenario else None
     if measured is not None:
         trace = read_trace(measured)
-        if asked and not _same_work(asked, trace):
+        if asked and (others := _differences(asked, trace)):
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
             raise TraceMismatchError(
-                f"{measured}: was measured on another scenario than {scenario}; "
-                "leave the scenario out, or measure this one"
+                f"{measured}: was measured on another scenario than {scenario}: "
+                f"{', '.join(others[:3])}{more}; leave the scenario out, or measure this one"
             )
         if trace.purpose == "validation":
-            require_unseen(trace, file_hash(measured), profile)
+            require_unseen(trace, file_hash(measured), profiles(gpu_of(trace)))
         return (trace,)
     if not (everything or asked):
         raise SpecError(
@@ -62,8 +76,8 @@ def choose_traces(
     paths = validation_trace_paths()
     traces = tuple(read_trace(path) for path in paths)
     for trace, path in zip(traces, paths, strict=True):
-        require_unseen(trace, file_hash(path), profile)
-    chosen = traces if asked is None else tuple(t for t in traces if _same_work(asked, t))
+        require_unseen(trace, file_hash(path), profiles(gpu_of(trace)))
+    chosen = traces if asked is None else tuple(t for t in traces if not _differences(asked, t))
     if not chosen:
         raise TraceMismatchError(
             f"no committed trace of {scenario or 'any scenario'} in calibration/traces/validation; "
@@ -72,35 +86,47 @@ def choose_traces(
     return chosen
 
 
-def compare_all(traces: tuple[Trace, ...], profile: Profile) -> tuple[Compared, ...]:
+def compare_all(traces: tuple[Trace, ...], profiles: Profiles) -> tuple[Compared, ...]:
     """Compare each trace; raises TraceMismatchError for the first that cannot be compared."""
+    return tuple(_compared(trace, profiles(gpu_of(trace))) for trace in traces)
+
+
+def _compared(trace: Trace, profile: Profile) -> Compared:
     from calibration.data import prediction_path
 
-    return tuple(
-        Compared(
-            comparison=compare(trace, profile),
-            committed=read_prediction(prediction_path(trace.name)),
-        )
-        for trace in traces
+    comparison, path = compare(trace, profile), prediction_path(trace.name)
+    committed = read_prediction(path)
+    if committed and comparison.ops and committed.ops.keys() != {s.op for s in comparison.ops}:
+        return Compared(
+            comparison=comparison, committed=None, profile=profile,
+            earlier=Earlier(told=f"not committed before: {path.name} is of other ops"),
+        )  # fmt: skip
+    earlier = earlier_than(
+        trace.environment.get("date_utc", ""), path, committed.created if committed else ""
     )
+    return Compared(comparison=comparison, committed=committed, earlier=earlier, profile=profile)
+
+
+def gpu_of(trace: Trace) -> str:
+    """The GPU type that its scenario names."""
+    return scenario_from_data(trace.scenario, f"trace {trace.name!r}: scenario").cluster.gpu.name
 
 
 def median_op_error(compared: tuple[Compared, ...]) -> float | None:
-    """Median of the signed errors over all ops of all traces."""
-    errors = [score.error for each in compared for score in each.comparison.ops]
-    return median(errors) if errors else None
+    """Median of the signed errors over the ops of all traces that count."""
+    return median_error(score for each in compared for score in each.comparison.counted_ops)
 
 
 def median_absolute_op_error(compared: tuple[Compared, ...]) -> float | None:
-    """Median of the errors' sizes over all ops of all traces."""
-    errors = [abs(score.error) for each in compared for score in each.comparison.ops]
-    return median(errors) if errors else None
+    """Median of the errors' sizes over the ops of all traces that count."""
+    return median_size(score for each in compared for score in each.comparison.counted_ops)
 
 
-def comparisons_as_data(compared: tuple[Compared, ...], profile: Profile) -> dict[str, Any]:
+def comparisons_as_data(compared: tuple[Compared, ...]) -> dict[str, Any]:
     """Everything, for machines: SI units in key names."""
+    profiles = {each.profile.digest: each.profile for each in compared}
     return {
-        "provenance": provenance_of(profile),
+        "provenance": [provenance_of(profile) for profile in profiles.values()],
         "stage_tolerance": STAGE_TOLERANCE,
         "median_op_error": median_op_error(compared),
         "median_absolute_op_error": median_absolute_op_error(compared),
@@ -111,30 +137,55 @@ def comparisons_as_data(compared: tuple[Compared, ...], profile: Profile) -> dic
 
 def _as_data(each: Compared) -> dict[str, Any]:
     comparison = each.comparison
-    stage = comparison.stage
+    stage, trace = comparison.stage, comparison.trace
     return {
         "name": stage.name,
-        "purpose": comparison.trace.purpose,
-        "environment": dict(comparison.trace.environment),
-        "stage": asdict(stage) | {"error": stage.error, "passes": stage.passes},
+        "purpose": trace.purpose,
+        "is_scored": stage.is_scored,
+        "not_scored_because": list(stage.quarantine),
+        "profile_digest": each.profile.digest,
+        "environment": dict(trace.environment),
+        "stage": asdict(stage)
+        | {"error": stage.error, "passes": stage.passes, "interval_s": _interval(stage)},
+        "levels": {
+            level: [score_as_data(score) for score in comparison.of(level)] for level in LEVELS
+        },
+        "pacing_rank": asdict(comparison.pacing) if comparison.pacing else None,
+        "fitted_op_shapes": asdict(comparison.fitted),
         "median_op_error": comparison.median_op_error,
         "median_absolute_op_error": comparison.median_absolute_op_error,
-        "ops": [_op_as_data(score) for score in comparison.ops],
-        "gap": asdict(comparison.gap) if comparison.gap else None,
         "num_replaced": comparison.num_replaced,
-        "measured": dict(comparison.trace.measured),
+        "timing": trace.timing,
+        "is_disturbed": trace.is_disturbed,
+        "cautions": list(trace.cautions()),
+        "measured": dict(trace.measured),
         "predicted_before_the_run": asdict(each.committed) if each.committed else None,
+        "committed_before_the_run": asdict(each.earlier),
     }
 
 
-def _op_as_data(score: OpScore) -> dict[str, Any]:
-    return asdict(score) | {"error": score.error}
+def score_as_data(score: Score) -> dict[str, Any]:
+    """One line with stable keys, SI units in their names."""
+    return {
+        "level": score.level, "name": score.name, "part": score.part, "ranks": list(score.ranks),
+        "count": score.count, **asdict(score.times), "error": score.error,
+        "interval_s": _interval(score), "spread": score.spread, "share": score.share,
+        "is_extrapolated": score.extrapolated,
+        "first_step": asdict(score.first) if score.first else None,
+        "last_step": asdict(score.last) if score.last else None,
+    }  # fmt: skip
 
 
-def _same_work(asked: Scenario, trace: Trace) -> bool:
-    """Equal but for the name, the kernels (a profile's choice) and the number of repeats."""
+def _interval(score: Score | StageScore) -> dict[str, Any] | None:
+    if score.interval is None:
+        return None
+    return asdict(score.interval) | {"holds": score.is_inside}
+
+
+def _differences(asked: Scenario, trace: Trace) -> list[str]:
+    """What differs but for the name, the kernels (a profile's choice) and the number of repeats."""
     measured = scenario_from_data(trace.scenario, f"trace {trace.name!r}: scenario")
     run = replace(asked.run, repeats=measured.run.repeats)
-    return replace(asked, name="", kernels=None, run=run) == replace(
-        measured, name="", kernels=None
-    )
+    ours = replace(asked, name="", kernels=None, run=run)
+    theirs = replace(measured, name="", kernels=None)
+    return [] if ours == theirs else differences(as_data(ours), as_data(theirs))

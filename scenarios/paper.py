@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from scenarios import paper_claims as claims
 from scenarios import paper_mechanism as mechanism
+from scenarios import paper_verdicts as claims
 from scenarios.alone import measured_stage_s
 from scenarios.compare import StageScore, score_stage
-from scenarios.paper_claims import Beliefs, Judged, Reading
 from scenarios.paper_readings import Believed, name_of, readings_of
+from scenarios.paper_verdicts import Beliefs, Judged, Reading
 from sim.memory import Remedy, remedies
 from sim.plan.compile import KernelChoice
 from sim.plan.ops import AllReduceAlgorithm

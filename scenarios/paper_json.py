@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from scenarios.paper import Entry, Report
-from scenarios.paper_claims import Reading
+from scenarios.paper_verdicts import Reading
 from scenarios.predicted import on_chip_line, prediction_as_data, provenance_of, warnings_of
 from sim.memory import Remedy
 

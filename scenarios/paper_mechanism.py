@@ -1,11 +1,11 @@
 """The paper's claims about why: capacities, parameter counts, load, communication.
 
-Rules and vocabulary: `paper_claims`. The first two need no prediction, so they are for any reading.
+Rules and vocabulary: `paper_verdicts`. The first two need no prediction, so they are for any reading.
 """
 
 from __future__ import annotations
 
-from scenarios.paper_claims import Judged, agreement, milliseconds
+from scenarios.paper_verdicts import Judged, agreement, milliseconds
 from sim.plan.hardware import GpuSpec
 from sim.plan.model import ModelSpec
 from sim.predict import Prediction

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,16 +11,24 @@ from rich.text import Text
 
 from scenarios import tables
 from scenarios.paper import Entry, Report
-from scenarios.paper_claims import GAIN
+from scenarios.paper_verdicts import GAIN
 from scenarios.predicted_tables import (
-    BELIEF_NAMES,
     BOUND_NAMES,
+    INTERVAL,
     UNCALIBRATED_NOTE,
     print_cautions,
+    rate_interval,
 )
+from sim.cost.model import Belief
 from sim.predict import BOUNDS, Prediction
+from sim.uncertainty import around, half_width_of_ratio
 
 NOT_MEASURED = "not measured"
+# Headings over two lines, so that the widest rates and their intervals stay on one.
+NARROW_NAMES: dict[Belief, str] = {
+    "speed_of_light": "speed\nof light", "uncalibrated": "uncali-\nbrated",
+    "calibrated": "calibrated",
+}  # fmt: skip
 CUSTOM_NOTE = (
     "NCCL: with NCCL's all-reduce. * custom: with the serving engines' one-shot all-reduce kernel, "
     "or their two-shot one where payloads are large."
@@ -40,18 +49,23 @@ class _Line:
 def print_rates(report: Report, out: Console) -> None:
     """The answer on one look: every placement's rate under every belief."""
     rate = _lines(report.layer_wise)[0]
-    names = [BELIEF_NAMES[each.belief] for each in _predictions(report.layer_wise)]
+    names = [NARROW_NAMES[each.belief] for each in _predictions(report.layer_wise)]
     made = tables.table(
         f"{rate.label[0].upper()}{rate.label[1:]}, under every belief",
-        "", "claimed", *names, "measured",
+        "", "claimed", *names, *(["90 %"] if report.profile else []), "measured",
     )  # fmt: skip
     for entry in report.entries:
         cells = [_cell(rate, each) for each in _predictions(entry)]
         claimed = tables.number(entry.claimed_tokens_per_s)
+        if report.profile:
+            cells.append(_bracketed(rate_interval(entry.best), entry.best))
         made.add_row(_entry_name(entry), claimed, *cells, Text(NOT_MEASURED, style="dim"))
     gains = [tables.signed(gain) for gain in _gains(report)]
-    made.add_row("layer-wise over the faster baseline", tables.signed(GAIN), *gains, "")
+    if report.profile:
+        gains.append(_gain_interval(report))
+    made.add_row("layer-wise's gain", tables.signed(GAIN), *gains, "")
     out.print(made)
+    out.print(f"{CUSTOM_NOTE} Gain: over the faster baseline under the same belief.", style="dim")
     out.print(UNCALIBRATED_NOTE, style="dim")
     out.print()
 
@@ -72,8 +86,18 @@ def _gains(report: Report) -> list[float]:
     ]
 
 
+def _gain_interval(report: Report) -> str:
+    """Errors that both placements share cancel in the gain."""
+    ours, theirs = report.layer_wise.best, report.best_baseline.best
+    if ours.uncertainty is None or theirs.uncertainty is None:
+        return ""
+    ratio = ours.tokens_per_s / theirs.tokens_per_s
+    found = around(ratio, half_width_of_ratio(ours.uncertainty, theirs.uncertainty))
+    return tables.span(found.low - 1, found.high - 1, tables.signed)
+
+
 def _entry_name(entry: Entry) -> str:
-    how = {"nccl": ", NCCL's all-reduce", "one_shot": ", custom all-reduce *"}
+    how = {"nccl": ", NCCL", "one_shot": ", custom *"}
     return f"{entry.best.placement}{how.get(entry.all_reduce, '')}"
 
 
@@ -111,7 +135,18 @@ def _column(belief: str, entry: Entry, count: int) -> str:
 
 def _cell(line: _Line, prediction: Prediction) -> str:
     shown = line.show(prediction)
-    return f"({shown})" if line.is_rate and not prediction.fits else shown
+    return _bracketed(shown, prediction) if line.is_rate else shown
+
+
+def _half_width(prediction: Prediction) -> str:
+    """Of its rate and of its step alike; the whole interval stands at the top."""
+    found = prediction.uncertainty
+    return f"+-{math.expm1(found.half_width):.1%}" if found else ""
+
+
+def _bracketed(shown: str, prediction: Prediction) -> str:
+    """What a placement that does not fit would do stands in brackets."""
+    return f"({shown})" if shown and not prediction.fits else shown
 
 
 def _lines(entry: Entry) -> list[_Line]:
@@ -122,6 +157,8 @@ def _lines(entry: Entry) -> list[_Line]:
         _Line(label="tokens/s" if decoding else "prompt tokens/s",
               claimed=tables.number(entry.claimed_tokens_per_s),
               show=lambda p: tables.number(p.tokens_per_s)),
+        *([_Line(label=INTERVAL, show=_half_width, measured="", is_rate=False)]
+          if entry.beliefs.calibrated else []),
         _Line(label='1/throughput ("TPOT"), ms',
               claimed=f"{entry.claimed_inverse_throughput_s * 1e3:.3f}",
               show=lambda p: tables.milliseconds(p.inverse_throughput_s)),

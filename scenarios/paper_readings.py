@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scenarios.paper_claims import Reading
+from scenarios.paper_verdicts import Reading
 from sim.plan.scenario import Scenario, place
 from sim.plan.workload import Phase, Workload
 from sim.predict import Prediction, predict

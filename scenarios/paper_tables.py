@@ -10,8 +10,8 @@ from scenarios import tables
 from scenarios.compare import StageScore
 from scenarios.compare_tables import mark_of
 from scenarios.paper import Report
-from scenarios.paper_claims import Verdict
 from scenarios.paper_placements import print_placement, print_rates
+from scenarios.paper_verdicts import Verdict
 from scenarios.predicted_tables import print_budget, print_remedies
 from sim.plan.model import ModelSpec
 from sim.predict import Prediction

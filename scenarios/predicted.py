@@ -131,10 +131,25 @@ def prediction_as_data(prediction: Prediction) -> dict[str, Any]:
         "fits": prediction.fits,
         "is_steady": prediction.is_steady,
         "num_extrapolated_ops": prediction.num_extrapolated_ops,
+        "interval": _interval(prediction),
         "memory": [
             asdict(b) | {"total_bytes": b.total_bytes, "fits": b.fits} for b in prediction.memory
         ],
     }
+
+
+def _interval(prediction: Prediction) -> dict[str, Any] | None:
+    """Where 90 % of measured values lie, and the ops outside what was calibrated."""
+    found, step = prediction.uncertainty, prediction.interval
+    rate = prediction.tokens_per_s_interval
+    if found is None or step is None or rate is None:
+        return None
+    return {
+        "coverage": 0.9, "log_half_width": found.half_width,
+        "step_s": asdict(step), "tokens_per_s": asdict(rate),
+        "inverse_throughput_s": {"low": 1 / rate.high, "high": 1 / rate.low},
+        "beyond": [asdict(one) | {"carried": one.carried} for one in found.beyond],
+    }  # fmt: skip
 
 
 def count_ops(scenario: Scenario, prediction: Prediction) -> int:

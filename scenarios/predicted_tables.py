@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from rich.console import Console
@@ -20,10 +21,12 @@ BOUND_NAMES = {
     "wait": "peers",
 }  # fmt: skip
 
+NUM_BEYOND = 8
 
 BELIEF_NAMES: dict[Belief, str] = {
     "speed_of_light": "speed of light", "uncalibrated": "uncalibrated", "calibrated": "calibrated",
 }  # fmt: skip
+INTERVAL = "  90 % interval"
 UNCALIBRATED_NOTE = (
     "Uncalibrated: datasheet rates times efficiencies published by others; "
     "nothing of it was measured here."
@@ -47,6 +50,7 @@ def print_predicted(
         made.add_row(label, *(show(prediction) for prediction in beliefs.shown))
     out.print(made)
     print_cautions(scenario, beliefs.best, out)
+    print_beyond(beliefs.best, out)
     if beliefs.alone_step_s is not None:
         out.print(f"Step of rank {scenario.run.only_rank} alone, peers replaced: "
                   f"{tables.seconds(beliefs.alone_step_s)}.")  # fmt: skip
@@ -69,6 +73,30 @@ def print_cautions(scenario: Scenario, prediction: Prediction, out: Console) -> 
         out.print(line[0].upper() + line[1:] + ".")
     for warning in warnings_of(scenario, prediction):
         out.print(warning, style="yellow")
+
+
+def print_beyond(prediction: Prediction, out: Console) -> None:
+    """The ops outside what was calibrated, the widest first, and what that did to the interval."""
+    found = prediction.uncertainty.beyond if prediction.uncertainty else ()
+    if not found:
+        return
+    made = tables.table(
+        "Outside what was calibrated", "op", "dimensions", "distance", "of the step", "op's 90 %",
+        "in the step's",
+    )  # fmt: skip
+    for one in found[:NUM_BEYOND]:
+        made.add_row(
+            one.name, " x ".join(f"{size:g}" for size in one.dimensions), f"{one.distance:.2f}",
+            tables.percent(one.share), f"+-{math.expm1(one.half_width):.1%}",
+            f"+-{math.expm1(one.carried):.2%}",
+        )  # fmt: skip
+    out.print(made)
+    out.print(
+        "distance: to the nearest calibrated shape; 0.7 is a factor of two in one dimension. The "
+        "farther, the wider the op's interval."
+        + (f" {len(found) - NUM_BEYOND} more are in --json." if len(found) > NUM_BEYOND else ""),
+        style="dim",
+    )
 
 
 def print_budget(fullest: dict[str, MemoryBudget], out: Console) -> None:
@@ -95,12 +123,26 @@ def print_remedies(name: str, found: tuple[Remedy, ...], out: Console) -> None:
         out.print(f"- {remedy.change}: {remedy.value:,}")
 
 
+def rate_interval(prediction: Prediction) -> str:
+    """The 90 % interval of its tokens per second; "" where a belief has none."""
+    found = prediction.tokens_per_s_interval
+    return tables.span(found.low, found.high, tables.number) if found else ""
+
+
+def step_interval(prediction: Prediction, show: Callable[[float], str]) -> str:
+    """The same of its step."""
+    found = prediction.interval
+    return tables.span(found.low, found.high, show) if found else ""
+
+
 def _lines(decoding: bool) -> list[tuple[str, Callable[[Prediction], str]]]:
     step = "step, steady stream" if decoding else "whole batch, from idle"
     lines: list[tuple[str, Callable[[Prediction], str]]] = [
         ("tokens/s" if decoding else "prompt tokens/s", lambda p: tables.number(p.tokens_per_s)),
+        (INTERVAL, rate_interval),
         ("inverse throughput", lambda p: tables.seconds(p.inverse_throughput_s)),
         (step, lambda p: tables.seconds(p.step_s)),
+        (INTERVAL, lambda p: step_interval(p, tables.seconds)),
         ("one step from idle", lambda p: tables.seconds(p.from_idle_s)),
         ("microbatches", lambda p: str(p.num_microbatches)),
         ("memory of the fullest GPU, GB", lambda p: tables.gigabytes(p.peak_memory_bytes)),

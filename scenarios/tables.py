@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,11 +19,14 @@ def console() -> Console:
     return Console(highlight=False, emoji=False, width=WIDTH)
 
 
-def table(title: str, *columns: str, wide: str = "") -> Table:
-    """A table of figures whose first column is text; `wide` names a column of prose."""
+def table(title: str, *columns: str, wide: str | None = None, gap: int = 2) -> Table:
+    """A table of figures whose first column is text; `wide` names a column of prose.
+
+    `gap`: blanks between columns.
+    """
     made = Table(
         title=escape(title) or None, title_justify="left", title_style="bold", box=None, pad_edge=False,
-        padding=(0, 2, 0, 0), header_style="dim",
+        padding=(0, gap, 0, 0), header_style="dim",
     )  # fmt: skip
     for index, column in enumerate(columns):
         prose = index == 0 or column == wide
@@ -64,6 +69,11 @@ def gigabytes(value_bytes: float) -> str:
 def megabytes(value_bytes: float) -> str:
     """Bytes as MB (1e6)."""
     return f"{value_bytes / 1e6:,.0f}" if value_bytes >= 1e7 else f"{value_bytes / 1e6:,.1f}"
+
+
+def span(low: float, high: float, show: Callable[[float], str]) -> str:
+    """From one figure to another."""
+    return f"{show(low)} to {show(high)}"
 
 
 def percent(value: float) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from sim.plan.compile import KernelChoice, compile_step
 from sim.plan.errors import SpecError
+from sim.plan.model import DTYPE_BYTES
 from sim.plan.ops import Buffer, BufferKey
 from sim.plan.placement import Placement
 from sim.plan.program import Program, Segment, StepPrograms
@@ -180,7 +181,8 @@ def remedies(scenario: Scenario, budget: MemoryBudget) -> tuple[Remedy, ...]:
     shards = scenario.placement.tensor_parallel
     heads = [h for h in range(shards, model.num_key_value_heads + 1, shards)
              if model.num_attention_heads % h == 0 and h <= model.num_key_value_heads * share]  # fmt: skip
-    bits = [b for b in (8, 4) if b <= 8 * model.dtype_bytes * share]
+    stored = 8 * DTYPE_BYTES[model.stored_kv_dtype]
+    bits = [b for b in (8, 4) if b < stored and b <= stored * share]
     gpus = -(-budget.kv_bytes // left) if left > 0 else 0
     batch, context = (
         largest_that_fits(scenario, key, budget.reserved_bytes)

@@ -128,7 +128,7 @@ def predict(
     if profile and not scenario.kernels:
         scenario = scenario.with_kernels(profile.kernels)
     cost = cost_model(scenario.cluster, profile, belief)
-    return predict_with(scenario, cost, _reserved_bytes(cost.belief, profile))
+    return predict_with(scenario, cost, reserved_bytes(cost.belief, profile))
 
 
 def predict_with(scenario: Scenario, cost: CostModel, reserved_bytes: int = 0) -> Prediction:
@@ -141,7 +141,7 @@ def predict_with(scenario: Scenario, cost: CostModel, reserved_bytes: int = 0) -
     return _search(scenario, cost, reserved_bytes)
 
 
-def _reserved_bytes(belief: Belief, profile: Profile | None) -> int:
+def reserved_bytes(belief: Belief, profile: Profile | None) -> int:
     """What is not the program's own. The speed of light leaves it out: it bounds, also memory."""
     if belief == "uncalibrated":
         return RESERVED_BYTES

@@ -17,6 +17,7 @@ from typing import Any
 from sim.plan.compile import KernelChoice
 from sim.plan.errors import FileFormatError, ProfileMismatchError
 from sim.plan.hardware import ClusterSpec
+from sim.plan.reading import read_json
 from sim.residuals import ErrorScale, Nearby, ResidualPoint, ResidualTable
 from sim.trace import write_atomically
 
@@ -204,9 +205,10 @@ def load_profile(path: Path) -> Profile:
     from sim.plan.files import validate  # pydantic is needed only where files are read
 
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{path}: cannot be read as a profile: {error}") from error
+        data = read_json(path)
+    except FileFormatError as error:
+        why = str(error).removeprefix(f"{path}: ")
+        raise FileFormatError(f"{path}: cannot be read as a profile: {why}") from error
     if not isinstance(data, dict) or data.pop("format", None) != PROFILE_FORMAT:
         raise FileFormatError(f"{path}: does not say format={PROFILE_FORMAT!r}; is it a profile?")
     version = data.pop("version", None)

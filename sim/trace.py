@@ -9,18 +9,19 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import math
 import os
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from sim.plan.errors import FileFormatError
+from sim.plan.errors import FileFormatError, shown
+from sim.plan.reading import parse_json, require_regular
 
 # The ratio of traced to untraced time above which the split by op is not that of the real run.
 TRACED_RATIO_LIMIT = 1.03
@@ -30,6 +31,10 @@ THROTTLE_NOTES = (
     {"throttled": "in the timed repeats", "throttled_traced": "in the traced repeats"},
     {"throttled_before": "before the run", "throttled_after": "at the end of the run"},
 )
+# Beyond any run: seconds, readings in SI units, numbers of a repeat, step or rank.
+MAX_TIME_S, MAX_READING, MAX_COUNT = 1e9, 1e30, 10**9
+# Characters; a header carries every step time of its run.
+MAX_LINE, MAX_BLANK_LINES = 2**26, 100
 FORMAT = "layerwise-trace"
 VERSION = 1
 
@@ -195,10 +200,13 @@ def read_trace(path: Path) -> Trace:
     header = _header(path, next(lines, ""))
     expected = header.pop("num_rows")
     columns = tuple(header.pop("columns"))
-    rows = tuple(_row(path, number, line, columns) for number, line in enumerate(lines, 2))
+    # One more than promised is enough to know: there may be no end to a compressed file.
+    kept = enumerate(islice(lines, max(expected, 0) + 1), 2)
+    rows = tuple(_row(path, number, line, columns) for number, line in kept)
     if len(rows) != expected:
+        found = f"{len(rows)} rows" if len(rows) < expected else "more rows"
         raise FileFormatError(
-            f"{path}: {len(rows)} rows where the header promises {expected}; "
+            f"{path}: {found} where the header promises {expected}; "
             "the file was cut short or added to: measure again, or take another copy"
         )
     for key in ("untraced_step_s", "traced_step_s"):
@@ -231,19 +239,25 @@ def _quoted(text: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[str]:
+    """Lines as they come, so that a small file that unpacks to a huge one is soon refused."""
+    blank = 0
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        require_regular(path)
+        opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+        with opened as packed, io.TextIOWrapper(packed, encoding="utf-8-sig") as file:
+            while line := file.readline(MAX_LINE):
+                if len(line) == MAX_LINE:
+                    raise FileFormatError(f"{path}: cannot be read as a trace: a line has no end")
+                if not line.isspace():
+                    yield line
+                elif (blank := blank + 1) > MAX_BLANK_LINES:
+                    raise FileFormatError(f"{path}: cannot be read as a trace: its lines are blank")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise FileFormatError(f"{path}: cannot be read as a trace: {error}") from error
-    yield from (line for line in text.splitlines() if line)
 
 
 def _header(path: Path, line: str) -> dict[str, Any]:
-    try:
-        header = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise FileFormatError(f"{path}: line 1 is not a trace header: {error}") from error
+    header = parse_json(line, f"{path}: line 1 is not a trace header")
     if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
         raise FileFormatError(f"{path}: line 1 does not say format={FORMAT!r}; is this a trace?")
     version = header.pop("version", None)
@@ -256,19 +270,28 @@ def _header(path: Path, line: str) -> dict[str, Any]:
     if missing:
         raise FileFormatError(f"{path}: the header lacks {sorted(missing)}")
     for key, kind in HEADER_KINDS.items():
-        if key in header and not isinstance(header[key], kind):
+        if key in header and type(header[key]) is not kind:
             raise FileFormatError(
-                f"{path}: line 1: {key}={header[key]!r} is not a {kind.__name__}; measure again"
+                f"{path}: line 1: {key}={shown(header[key])} is not a {kind.__name__}; measure again"
             )
     for key, allowed in (("source", SOURCES), ("purpose", PURPOSES)):
         if header.get(key, allowed[-1]) not in allowed:
-            raise FileFormatError(f"{path}: line 1: {key}={header[key]!r} is none of {allowed}")
+            raise FileFormatError(
+                f"{path}: line 1: {key}={shown(header[key])} is none of {allowed}"
+            )
     for seconds in (*header.get("untraced_step_s", ()), *header.get("traced_step_s", ())):
-        if not _is_number(seconds) or not 0 < seconds < math.inf:
-            raise FileFormatError(f"{path}: line 1: a step took {seconds!r} s; measure again")
+        if not _is_number(seconds) or not 0 < seconds <= MAX_TIME_S:
+            raise FileFormatError(f"{path}: line 1: a step took {shown(seconds)} s; measure again")
     for key, value in header.get("measured", {}).items():
-        if not _is_number(value) or not math.isfinite(value):
-            raise FileFormatError(f"{path}: line 1: measured.{key} is {value!r}; measure again")
+        if not _is_number(value) or not abs(value) <= MAX_READING:
+            raise FileFormatError(
+                f"{path}: line 1: measured.{key} is {shown(value)}; measure again"
+            )
+    for key, value in header.get("environment", {}).items():
+        if not isinstance(value, str):
+            raise FileFormatError(
+                f"{path}: line 1: environment.{key} is {shown(value)} and no text; measure again"
+            )
     return header
 
 
@@ -278,14 +301,20 @@ def _is_number(value: object) -> bool:
 
 def _row(path: Path, number: int, line: str, columns: Iterable[str]) -> Row:
     try:
-        row = Row(**dict(zip(columns, json.loads(line), strict=True)))
-        _check_row(row)
-        if row.end_s < row.start_s:
-            raise ValueError(f"op {row.op} ends at {row.end_s} before it starts at {row.start_s}")
-    except (ValueError, TypeError) as error:
+        row = row_of(json.loads(line), columns)
+    except (ValueError, TypeError, RecursionError) as error:
         raise FileFormatError(
             f"{path}: line {number} is not a row ({error}); measure again, or take another copy"
         ) from error
+    return row
+
+
+def row_of(values: Iterable[Any], columns: Iterable[str] = COLUMNS) -> Row:
+    """The row of these values. Raises ValueError or TypeError for what is none."""
+    row = Row(**dict(zip(columns, values, strict=True)))
+    _check_row(row)
+    if row.end_s < row.start_s:
+        raise ValueError(f"op {row.op} ends at {row.end_s} before it starts at {row.start_s}")
     return row
 
 
@@ -294,6 +323,9 @@ def _check_row(row: Row) -> None:
         value = getattr(row, key)
         right = _is_number(value) if kind is float else type(value) is kind
         if not right:
-            raise ValueError(f"{key}={value!r} is not a {kind.__name__}")
-    if not all(0 <= time < math.inf for time in (row.ready_s, row.start_s, row.end_s)):
+            raise ValueError(f"{key}={shown(value)} is not a {kind.__name__}")
+    for key in ("repeat", "step", "rank"):
+        if not 0 <= getattr(row, key) <= MAX_COUNT:
+            raise ValueError(f"{key}={shown(getattr(row, key))} is not one of a run")
+    if not all(0 <= time <= MAX_TIME_S for time in (row.ready_s, row.start_s, row.end_s)):
         raise ValueError(f"op {row.op} has a time that is not finite or negative")

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from sim.cost.model import Calibrated, CostModel
+from sim.cost.model import Calibrated, CostModel, is_stored_small
 from sim.cost.shapes import features_of, kind_of
 from sim.machine.account import spells_of
 from sim.machine.blocks import Timed
@@ -137,9 +137,12 @@ class _Found:
 def uncertainty_of(
     simulation: Simulation, steps: Sequence[int], step_s: float
 ) -> Uncertainty | None:
-    """How sure the time `step_s` of these steps is; None under a belief that has no intervals."""
+    """How sure the time `step_s` of these steps is.
+
+    None under a belief that has no intervals, and where kernels run that nobody measured.
+    """
     cost = simulation.machine.cost
-    if not isinstance(cost, Calibrated) or cost.belief != "calibrated":
+    if not isinstance(cost, Calibrated) or cost.belief != "calibrated" or _is_made_up(simulation):
         return None
     spent = {rank: _spent(simulation, rank, steps) for rank in simulation.ranks}
     compute = {rank: sum(f.time_ps for s, f in found.items() if s[0] != "send")
@@ -166,6 +169,13 @@ def uncertainty_of(
     ]  # fmt: skip
     contributions.sort(key=lambda one: -one.carried)
     return Uncertainty(contributions=tuple(contributions), step_factor=cost.profile.step_factor)
+
+
+def _is_made_up(simulation: Simulation) -> bool:
+    """Do weights or KV lie in 8 bits? What such kernels scatter is not known."""
+    programs = [simulation.machine.run[0].template[rank] for rank in simulation.ranks]
+    segments = {part.segment for program in programs for part in program.parts}
+    return any(is_stored_small(op) for segment in segments for op in segment.ops)
 
 
 def half_widths_of(simulation: Simulation, steps: Iterable[int]) -> dict[str, float]:

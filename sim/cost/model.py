@@ -15,7 +15,7 @@ from sim.plan import ops
 from sim.plan.demand import demand_of
 from sim.plan.errors import ProfileMismatchError
 from sim.plan.hardware import ClusterSpec, LinkSpec
-from sim.plan.ops import CollectiveOp, LocalOp
+from sim.plan.ops import CollectiveOp, LocalOp, Op
 from sim.profile import OpFit, Profile, TransferFit
 
 Bound = Literal["hbm", "l2", "compute", "link", "launch"]
@@ -83,6 +83,17 @@ class TransferCost:
     latency_s: float
     bytes_per_s: float
     half_width: float = 0.0
+
+
+def is_stored_small(op: Op) -> bool:
+    """Does it read or write weights or KV in 8 bits? No kernel that does was ever calibrated."""
+    match op:
+        case ops.Matmul():
+            return op.weight.dtype == "float8_e4m3fn"
+        case ops.Attention() | ops.RotaryWrite():
+            return op.kv.dtype == "float8_e4m3fn"
+        case _:
+            return False
 
 
 def _number(value: float) -> forms.Numbers:
@@ -342,7 +353,8 @@ class Calibrated:
             total_s *= 1 + self._machine("set_aside_hbm_slowdown")
         gap_s = min(self._machine("graph_gap_s"), 0.9 * total_s)
         return OpCost(
-            gap_s, total_s - gap_s, bound, fit.is_beyond(features, place), fit.half_width(place),
+            gap_s, total_s - gap_s, bound,
+            is_stored_small(op) or fit.is_beyond(features, place), fit.half_width(place),
             fit.nearby(place).distance,
         )  # fmt: skip
 

@@ -119,11 +119,16 @@ def _whole(*buffers: Buffer) -> tuple[tuple[Buffer, int], ...]:
     return tuple((buffer, buffer.num_bytes) for buffer in buffers)
 
 
+def _width(buffer: Buffer) -> int:
+    """Bytes of one element."""
+    assert buffer.dtype != "int64"
+    return DTYPE_BYTES[buffer.dtype]
+
+
 def _attention_demand(op: ops.Attention) -> Demand:
-    width = DTYPE_BYTES["float32"] if op.kv.dtype == "float32" else DTYPE_BYTES["bfloat16"]
-    tokens = op.sequences * op.query_tokens
-    query_bytes = tokens * op.num_heads * op.head_dim * width
-    kv_bytes = 2 * op.sequences * op.context_tokens * op.num_key_value_heads * op.head_dim * width
+    query_bytes = op.sequences * op.query_tokens * op.num_heads * op.head_dim * _width(op.qkv)
+    kv_size = 2 * op.sequences * op.context_tokens * op.num_key_value_heads * op.head_dim
+    kv_bytes = kv_size * _width(op.kv)
     return Demand(
         attention_flops(op), ((op.qkv, query_bytes), (op.kv, kv_bytes)), _whole(op.output)
     )
@@ -132,7 +137,7 @@ def _attention_demand(op: ops.Attention) -> Demand:
 def _rotary_demand(op: ops.RotaryWrite) -> Demand:
     token_bytes = op.qkv.num_bytes // (op.num_heads + 2 * op.num_key_value_heads)
     query_bytes = token_bytes * op.num_heads
-    kv_bytes = token_bytes * 2 * op.num_key_value_heads
+    kv_bytes = token_bytes * 2 * op.num_key_value_heads * _width(op.kv) // _width(op.qkv)
     return Demand(0, _whole(op.qkv), ((op.qkv, query_bytes), (op.kv, kv_bytes)))
 
 
@@ -171,8 +176,8 @@ def closed_form_weight_and_kv_read_bytes(model: ModelSpec, placement: Placement,
     the weights over ranks, layer-wise placement the layers. KV is read once a step.
     """
     del placement  # equal for all of them: that is the statement
-    weights = model.num_layers * model.matmul_parameters_per_layer
-    weights += model.vocab_size * model.hidden_size * step.gives_output
+    layers = model.num_layers * model.matmul_parameters_per_layer
+    head = model.vocab_size * model.hidden_size * step.gives_output
+    weights = layers * DTYPE_BYTES[model.stored_weight_dtype] + head * model.dtype_bytes
     kv = step.num_sequences * step.context_tokens * model.kv_bytes_per_token_per_layer
-    weight_bytes = weights * model.dtype_bytes * len(step.microbatch_sizes)
-    return weight_bytes + model.num_layers * kv
+    return weights * len(step.microbatch_sizes) + model.num_layers * kv

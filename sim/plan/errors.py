@@ -18,6 +18,9 @@ from __future__ import annotations
 from typing import Any
 
 
+MAX_SHOWN = 200
+
+
 class LayerwiseError(Exception):
     """Base of every error this project raises on purpose."""
 
@@ -35,12 +38,22 @@ class SpecError(LayerwiseError, ValueError):
 
     def __str__(self) -> str:
         where = f"{self.source}: " if self.source else ""
-        return f"{where}{self.key}={self.value!r} {self.problem}; {self.fix}"
+        return f"{where}{self.key}={shown(self.value)} {self.problem}; {self.fix}"
 
     def in_file(self, source: str, prefix: str = "") -> SpecError:
         """The same error, with the file (and the table in it) that the value came from."""
         key = f"{prefix}.{self.key}" if prefix else self.key
         return type(self)(key, self.value, self.problem, self.fix, source)
+
+
+def shown(value: Any) -> str:
+    """As people would write it, as much of it as fits a line or two."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # Python writes no number of more than 4,300 digits.
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 class UnknownKeyError(SpecError):

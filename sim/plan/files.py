@@ -6,8 +6,8 @@ The only place that reads what users write. Errors name the file, the key, the v
 from __future__ import annotations
 
 import json
-import tomllib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -20,8 +20,10 @@ from sim.plan.errors import FileFormatError, SpecError, UnknownKeyError, Unsuppo
 from sim.plan.hardware import GPUS, LINKS, ClusterSpec, GpuSpec, LinkSpec, dgx_cluster
 from sim.plan.model import MODELS, DType, ModelSpec
 from sim.plan.overrides import nearest
+from sim.plan.reading import read_json, read_toml
 from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, place
 from sim.plan.workload import Workload
+from sim.plan.written import in_si_units, with_written_quantities
 
 MIXTURE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 CONFIG_DTYPES: dict[str, DType] = {
@@ -53,6 +55,8 @@ class ModelTable:
     rms_norm_eps: float | None = None
     rope_theta: float | None = None
     dtype: str | None = None
+    weight_dtype: str | None = None
+    kv_dtype: str | None = None
     tie_word_embeddings: bool | None = None
 
 
@@ -95,7 +99,7 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
 
 def scenario_json_schema() -> dict[str, Any]:
     """JSON schema of a scenario file, for an editor's completion and checks."""
-    return _adapter(ScenarioFile).json_schema()
+    return with_written_quantities(_adapter(ScenarioFile).json_schema())
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -104,13 +108,7 @@ def load_scenario(path: Path) -> Scenario:
     Raises FileFormatError when it is not TOML, SpecError (or a kind of it) when a key or value is
     wrong.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{path}: is not a TOML file: {error}") from error
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
-    return scenario_from_tables(data, str(path))
+    return scenario_from_tables(read_toml(path), str(path))
 
 
 def scenario_from_tables(data: dict[str, Any], source: str) -> Scenario:
@@ -120,7 +118,7 @@ def scenario_from_tables(data: dict[str, Any], source: str) -> Scenario:
             "model", None, "is missing", "add a [model] table with a preset, a config or dimensions",
             source,
         )  # fmt: skip
-    file: ScenarioFile = validate(ScenarioFile, data, source)
+    file: ScenarioFile = validate(ScenarioFile, in_si_units(ScenarioFile, data, source), source)
     folder = Path(source).parent
     scenario = Scenario(
         name=file.name or Path(source).stem,
@@ -149,7 +147,7 @@ def scenario_from_data(data: dict[str, Any], source: str) -> Scenario:
 def _with_newer_gpu_fields(data: dict[str, Any]) -> dict[str, Any]:
     cluster: Any = data.get("cluster")
     gpu: Any = cluster.get("gpu") if isinstance(cluster, dict) else None
-    if not (isinstance(gpu, dict) and gpu.get("name") in GPUS):
+    if not (isinstance(gpu, dict) and gpu.get("name") in list(GPUS)):
         return data
     known = GPUS[gpu["name"]]
     newer = {key: getattr(known, key) for key in ("persisting_l2_bytes", "access_window_bytes")}
@@ -158,11 +156,7 @@ def _with_newer_gpu_fields(data: dict[str, Any]) -> dict[str, Any]:
 
 def load_gpu(path: Path) -> GpuSpec:
     """A user's own GPU: one TOML file with the fields of GpuSpec."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{path}: is not a TOML file: {error}") from error
-    return validate(GpuSpec, data, str(path))
+    return validate(GpuSpec, in_si_units(GpuSpec, read_toml(path), str(path)), str(path))
 
 
 def load_model_config(path: Path) -> ModelSpec:
@@ -173,15 +167,7 @@ def load_model_config(path: Path) -> ModelSpec:
     when it is not JSON; UnsupportedModelError for a mixture of experts, an unknown architecture,
     quantised weights, other dtypes, biases or sliding windows.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise FileFormatError(
-            f"{path}: cannot be read: {error.strerror}; model.config names a config.json, relative "
-            "to the scenario file"
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{path}: is not a JSON file: {error}") from error
+    config = read_json(path)
     if not isinstance(config, dict):
         raise FileFormatError(f"{path}: a Hugging Face config is a JSON object")
     _refuse_unsupported(config, str(path))
@@ -239,9 +225,25 @@ def _model_from_config(config: dict[str, Any], path: Path) -> ModelSpec:
 def validate(kind: type, data: Any, source: str) -> Any:
     """Data as one of our frozen specs; wrong types, unknown keys and bad values are SpecErrors."""
     try:
-        return _adapter(kind).validate_json(json.dumps(data, default=str), strict=True)
+        text = json.dumps(data, default=str, allow_nan=False)
+        return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         raise _spec_error(kind, error, source) from error
+    except RecursionError as error:
+        raise FileFormatError(f"{source}: is nested too deeply; see `layerwise schema`") from error
+    except ValueError as error:
+        # Infinities, and numbers of thousands of digits.
+        key, value = next(_beyond_json("", data), ("a value", None))
+        raise SpecError(key, value, "is no number of a machine", "correct it", source) from error
+
+
+def _beyond_json(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:
+        yield key, value
+    if isinstance(value, (dict, list, tuple)):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, one in inner:
+            yield from _beyond_json(f"{key}.{name}" if key else f"{name}", one)
 
 
 def _spec_error(kind: type, error: ValidationError, source: str) -> SpecError:
@@ -282,7 +284,11 @@ def _resolve_model(table: ModelTable, folder: Path, source: str) -> ModelSpec:
     if table.preset:
         base = _spec_as_data(_known(MODELS, "model.preset", table.preset, source))
     elif table.config:
-        base = _spec_as_data(load_model_config(folder / table.config))
+        try:
+            base = _spec_as_data(load_model_config(folder / table.config))
+        except FileFormatError as error:
+            error.add_note("model.config names a config.json, relative to the scenario file")
+            raise
     try:
         return validate(ModelSpec, base | given, source)
     except SpecError as error:

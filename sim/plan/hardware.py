@@ -6,11 +6,17 @@ from dataclasses import dataclass
 
 from sim.plan.errors import SpecError
 
+MAX_QUANTITY = 10**30
+# What is gone through in a minute or so.
+MAX_GPUS = 65_536
+
 
 def _require_positive(spec: object, *keys: str) -> None:
     for key in keys:
         if not getattr(spec, key) > 0:
             raise SpecError(key, getattr(spec, key), "is not positive", "use a value above 0")
+        if not 1 <= getattr(spec, key) <= MAX_QUANTITY:
+            raise SpecError(key, getattr(spec, key), "is beyond any machine", "use one nearer to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +88,9 @@ class ClusterSpec:
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_nodes", "gpus_per_node")
+        if self.num_gpus > MAX_GPUS:
+            raise SpecError("num_nodes", self.num_nodes, f"makes {self.num_gpus} GPUs",
+                            f"use at most {MAX_GPUS} GPUs in all")  # fmt: skip
 
     @property
     def num_gpus(self) -> int:
@@ -230,6 +239,8 @@ def dgx_cluster(
         raise SpecError("gpus_per_node", gpus_per_node, "is not positive", "use 1 or more")
     if num_gpus < 1:
         raise SpecError("num_gpus", num_gpus, "is not positive", "use 1 or more")
+    if num_gpus > MAX_GPUS:
+        raise SpecError("num_gpus", num_gpus, "is beyond any cluster", f"use at most {MAX_GPUS}")
     per_node = min(gpus_per_node, num_gpus)
     if num_gpus % per_node:
         raise SpecError(

@@ -88,7 +88,8 @@ class LayerBuilder:
             2, self.sequences, self.num_key_value_heads,
             self.step.kv_capacity_tokens, self.model.head_dim,
         )  # fmt: skip
-        return Buffer("kv", "kv", shape, self.model.dtype, per_layer=True, per_microbatch=True)
+        dtype = self.model.stored_kv_dtype
+        return Buffer("kv", "kv", shape, dtype, per_layer=True, per_microbatch=True)
 
     def layer(self, *, first_in_stage: bool) -> tuple[Op, ...]:
         """All ops of one layer. Its own residual is added by whoever comes next."""
@@ -205,9 +206,8 @@ class LayerBuilder:
     def _matmul(
         self, name: str, source: Buffer, output: Buffer, columns: int, inner: int
     ) -> ops.Matmul:
-        weight = Buffer(
-            f"{name}.weight", "weight", (columns, inner), self.model.dtype, per_layer=True
-        )
+        dtype = self.model.stored_weight_dtype
+        weight = Buffer(f"{name}.weight", "weight", (columns, inner), dtype, per_layer=True)
         return ops.Matmul(
             name=name, source=source, weight=weight, output=output,
             rows=self.tokens, columns=columns, inner=inner,

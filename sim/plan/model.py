@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from sim.plan.errors import SpecError
 
 DType = Literal["bfloat16", "float32"]
-DTYPE_BYTES: dict[DType, int] = {"bfloat16": 2, "float32": 4}
+# What weights and KV may be stored in; they are computed with in the model's dtype.
+StoredDType = Literal["bfloat16", "float32", "float8_e4m3fn"]
+ChosenDType = Literal["", "bfloat16", "float32", "float8_e4m3fn"]
+DTYPE_BYTES: dict[StoredDType, int] = {"bfloat16": 2, "float32": 4, "float8_e4m3fn": 1}
+DTYPES = get_args(DType)
 TOKEN_ID_BYTES = 8
+# Ten times the largest models that are known, and more; what is beyond would never be done with.
+MOST = {
+    "num_layers": 2048, "hidden_size": 2**20, "intermediate_size": 2**22, "vocab_size": 2**26,
+    "num_attention_heads": 2**13, "num_key_value_heads": 2**13, "head_dim": 2**13,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +29,7 @@ class ModelSpec:
     Field names are Hugging Face's. `vocab_size` 0 means no embedding and no LM head: the last
     hidden state returns as the next input (the paper names no vocabulary). Tied embeddings count
     once in `parameters`; the first and the last stage hold a copy each all the same.
+    `weight_dtype` (matmuls of layers) and `kv_dtype`: what is stored and read, "" the `dtype`.
     Raises SpecError when a dimension is not positive or heads do not divide.
     """
 
@@ -36,6 +46,8 @@ class ModelSpec:
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     dtype: DType = "bfloat16"
+    weight_dtype: ChosenDType = ""
+    kv_dtype: ChosenDType = ""
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -45,6 +57,9 @@ class ModelSpec:
         ):  # fmt: skip
             if getattr(self, key) < 1:
                 raise SpecError(key, getattr(self, key), "is not positive", "use 1 or more")
+        for key, most in MOST.items():
+            if getattr(self, key) > most:
+                raise SpecError(key, getattr(self, key), "is beyond any model", f"use at most {most}")
         if self.vocab_size < 0:
             raise SpecError("vocab_size", self.vocab_size, "is negative", "use 0 for no LM head")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -58,13 +73,27 @@ class ModelSpec:
                 raise SpecError(key, getattr(self, key), "is not a positive number", "correct it")
         if self.head_dim % 2:
             raise SpecError("head_dim", self.head_dim, "is odd", "rotary positions need pairs")
-        if self.dtype not in DTYPE_BYTES:
-            raise SpecError("dtype", self.dtype, "is unknown", f"use one of {list(DTYPE_BYTES)}")
+        if self.dtype not in DTYPES:
+            raise SpecError("dtype", self.dtype, "is unknown", f"use one of {list(DTYPES)}")
+        for key in ("weight_dtype", "kv_dtype"):
+            if getattr(self, key) not in get_args(ChosenDType):
+                raise SpecError(key, getattr(self, key), "is unknown",
+                                f"use one of {list(DTYPE_BYTES)}")  # fmt: skip
 
     @property
     def dtype_bytes(self) -> int:
         """Bytes of one element."""
         return DTYPE_BYTES[self.dtype]
+
+    @property
+    def stored_weight_dtype(self) -> StoredDType:
+        """Of the matmuls of layers; norms, embedding and LM head keep `dtype`."""
+        return self.weight_dtype or self.dtype
+
+    @property
+    def stored_kv_dtype(self) -> StoredDType:
+        """Of the KV cache."""
+        return self.kv_dtype or self.dtype
 
     @property
     def query_size(self) -> int:
@@ -97,12 +126,14 @@ class ModelSpec:
     @property
     def layer_weight_bytes(self) -> int:
         """Weights of one layer."""
-        return self.parameters_per_layer * self.dtype_bytes
+        matmuls = self.matmul_parameters_per_layer
+        norms = self.parameters_per_layer - matmuls
+        return matmuls * DTYPE_BYTES[self.stored_weight_dtype] + norms * self.dtype_bytes
 
     @property
     def kv_bytes_per_token_per_layer(self) -> int:
         """Key and value of one token in one layer."""
-        return 2 * self.key_value_size * self.dtype_bytes
+        return 2 * self.key_value_size * DTYPE_BYTES[self.stored_kv_dtype]
 
     def with_vocabulary(self, vocab_size: int) -> ModelSpec:
         """The same model with an embedding and an LM head."""

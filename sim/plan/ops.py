@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sim.plan.model import DTYPE_BYTES, TOKEN_ID_BYTES, DType
+from sim.plan.model import DTYPE_BYTES, TOKEN_ID_BYTES, StoredDType
 
 BufferKind = Literal["weight", "kv", "activation", "communication", "tokens"]
 AttentionKernel = Literal["math", "cudnn", "flash", "split_kv"]
@@ -30,7 +30,7 @@ class Buffer:
     name: str
     kind: BufferKind
     shape: tuple[int, ...]
-    dtype: DType | Literal["int64"]
+    dtype: StoredDType | Literal["int64"]
     per_layer: bool = False
     per_microbatch: bool = False
     num_bytes: int = field(init=False)

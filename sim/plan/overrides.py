@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sim.plan.errors import SpecError, UnknownKeyError
@@ -24,6 +25,11 @@ from sim.plan.units import parse_real, parse_whole
 # A whole table may be named instead of given field by field.
 NAMED: dict[type, Mapping[str, Any]] = {GpuSpec: GPUS, LinkSpec: LINKS, ModelSpec: MODELS}
 TRUTHS = {"true": True, "false": False}
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def with_values(scenario: Scenario, values: Mapping[str, object]) -> Scenario:
@@ -128,7 +134,7 @@ def _named(key: str, name: object, kind: type) -> Any:
 
 def _changed(spec: Any, values: Mapping[str, object], prefix: str = "") -> Any:
     """`spec` with these fields below it, by their keys from here on; checked by its own rules."""
-    hints = get_type_hints(type(spec))
+    hints = _hints(type(spec))
     new: dict[str, Any] = {}
     for name in dict.fromkeys(key.partition(".")[0] for key in values):
         if name in values:

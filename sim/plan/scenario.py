@@ -7,7 +7,7 @@ from typing import Literal
 
 from sim.plan.compile import KernelChoice, SegmentBook, compile_steps, microbatches_of
 from sim.plan.errors import PlacementError, SpecError
-from sim.plan.hardware import GPUS, ClusterSpec, dgx_cluster
+from sim.plan.hardware import GPUS, MAX_GPUS, MAX_QUANTITY, ClusterSpec, dgx_cluster
 from sim.plan.model import MODELS, ModelSpec
 from sim.plan.placement import Placement, layer_wise, tensor_pipeline
 from sim.plan.program import StepPrograms
@@ -15,6 +15,8 @@ from sim.plan.workload import Step, Workload, decode_steps, prefill_steps
 
 Strategy = Literal["tensor-pipeline", "layer-wise"]
 Launch = Literal["graph", "eager"]
+# Steps, repeats or tokens of growth: what is gone through in a minute or so.
+MAX_RUN = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,20 @@ class PlacementSpec:
     data_parallel: int = 1
     num_gpus: int = 0
     on_chip_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("tensor_parallel", "pipeline_parallel", "data_parallel", "num_gpus"):
+            if getattr(self, key) > MAX_GPUS:
+                raise SpecError(key, getattr(self, key), "is beyond any cluster",
+                                f"use at most {MAX_GPUS}")  # fmt: skip
+        if not 0 <= self.on_chip_bytes <= MAX_QUANTITY:
+            raise SpecError("on_chip_bytes", self.on_chip_bytes, "is beyond any machine",
+                            "use 0 for the GPU's L2")  # fmt: skip
+
+    @property
+    def num_ranks(self) -> int:
+        """GPUs that a tensor-pipeline placement takes."""
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +80,8 @@ class RunSpec:
         for key, low in lowest.items():
             if getattr(self, key) < low:
                 raise SpecError(key, getattr(self, key), "is too small", f"use {low} or more")
+            if getattr(self, key) > MAX_RUN:
+                raise SpecError(key, getattr(self, key), "is too large", f"use at most {MAX_RUN}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +148,7 @@ def place(scenario: Scenario) -> Placement:
             data_parallel=spec.data_parallel,
         )
     else:
+        _refuse_too_many(spec)
         placement = tensor_pipeline(
             scenario.model,
             tensor_parallel=spec.tensor_parallel,
@@ -155,6 +174,15 @@ def place(scenario: Scenario) -> Placement:
             "choose a batch that every replica gets an equal share of",
         )  # fmt: skip
     return placement
+
+
+def _refuse_too_many(spec: PlacementSpec) -> None:
+    """Before they are all written down."""
+    if spec.num_ranks > MAX_GPUS:
+        raise PlacementError(
+            "placement.data_parallel", spec.data_parallel, f"makes {spec.num_ranks} ranks",
+            f"use at most {MAX_GPUS} ranks in all",
+        )  # fmt: skip
 
 
 def _refuse_unused(spec: PlacementSpec) -> None:

@@ -81,3 +81,10 @@ def parse_real(key: str, text: str) -> float:
 def _kind_of(key: str) -> tuple[str, dict[str, Fraction], str]:
     name = f"_{key.rpartition('.')[2]}"
     return next((kind for ending, kind in _KINDS.items() if name.endswith(ending)), ("", {}, ""))
+
+
+def pattern_of(key: str) -> str:
+    """A regular expression for the quantities that go with a key; "" for one without a unit."""
+    _, units, _ = _kind_of(key)
+    spelled = "|".join(map(re.escape, sorted(units, key=len, reverse=True)))
+    return rf"^\s*[+-]?[0-9][0-9_.eE+-]*\s*({spelled})?\s*$" if units else ""

@@ -33,7 +33,10 @@ class Workload:
         for key in ("batch_size", "context_tokens", "prefill_chunk_tokens"):
             if getattr(self, key) < 1:
                 raise SpecError(key, getattr(self, key), "is not positive", "use 1 or more")
-        for key, most in (("batch_size", MAX_BATCH), ("context_tokens", MAX_CONTEXT)):
+        for key, most in (
+            ("batch_size", MAX_BATCH), ("context_tokens", MAX_CONTEXT),
+            ("prefill_chunk_tokens", MAX_CONTEXT),
+        ):  # fmt: skip
             if getattr(self, key) > most:
                 raise SpecError(
                     key, getattr(self, key), "is beyond any machine", f"use at most {most}"

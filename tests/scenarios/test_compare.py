@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from calibration.data import file_hash
 from scenarios.compare import compare, op_label, require_unseen
-from scenarios.comparing import file_hash
+from scenarios.compare_scores import Times
 from sim.plan.errors import TraceMismatchError
 from sim.profile import Profile, write_profile
+from sim.residuals import ErrorScale
 from sim.trace import Trace, write_trace
 from tests.scenarios.conftest import Run, fake_trace
 
@@ -28,7 +30,7 @@ def test_signed_errors_of_ops_and_stage(trace: Trace, profile: Profile) -> None:
     assert found.stage.error == pytest.approx(1 / 1.02 - 1)
     assert found.stage.passes
     assert found.stage.traced_ratio == pytest.approx(1.01)
-    assert not found.stage.is_distorted
+    assert not found.trace.is_disturbed
 
 
 def test_microbatches_of_one_op_are_one_line(trace: Trace, profile: Profile) -> None:
@@ -45,9 +47,8 @@ def test_replaced_messages_are_counted_and_not_scored(trace: Trace, profile: Pro
 
 
 def test_shares_and_gap_add_up(trace: Trace, profile: Profile) -> None:
-    found = compare(trace, profile)
-    assert found.gap is not None
-    assert sum(score.share for score in found.ops) + found.gap.share == pytest.approx(1)
+    lines = compare(trace, profile).of("op")
+    assert 1 == pytest.approx(sum(line.share for line in lines if line.part != "step"))
 
 
 @pytest.mark.parametrize("side", ["measured", "predicted"])
@@ -76,7 +77,7 @@ def test_a_step_the_scenario_does_not_have_is_refused(trace: Trace, profile: Pro
 def test_an_untraced_run_is_compared_as_a_whole(trace: Trace, profile: Profile) -> None:
     found = compare(replace(trace, rows=(), traced_step_s=()), profile)
     assert found.ops == ()
-    assert found.gap is None
+    assert ["step, no tracer attached"] == [score.name for score in found.scores]
     assert found.stage.passes
 
 
@@ -93,7 +94,7 @@ def test_a_run_for_another_purpose_is_shown_and_not_scored(
     path = tmp_path / "other.jsonl"
     slow = tuple(1.1 * seconds for seconds in trace.untraced_step_s)
     write_trace(replace(trace, purpose="other", untraced_step_s=slow), path)
-    ran = layerwise("compare", "--measured", path, "--profile", profile_file, "--no-ops")
+    ran = layerwise("compare", "--measured", path, "--profile", profile_file)
     assert ran.code == 0
     assert "not scored" in ran.out
     assert "FAIL" not in ran.out
@@ -118,20 +119,24 @@ def test_hash_of_a_file_is_the_one_that_profiles_record(tmp_path: Path) -> None:
     assert recorded(path) == file_hash(path)
 
 
-def test_gap_is_negative_where_ops_overlap(trace: Trace, profile: Profile) -> None:
+def test_what_ran_beside_other_ops_is_a_line_below_zero(trace: Trace, profile: Profile) -> None:
     # Every op twice as long from where it started: consecutive ones now overlap.
     longer = tuple(replace(r, end_s=r.end_s + r.duration_s) for r in trace.rows)
-    found = compare(replace(trace, rows=longer), profile)
-    assert found.gap is not None
-    assert found.gap.measured_s < 0
-    assert sum(score.share for score in found.ops) + found.gap.share == pytest.approx(1)
+    parts = {line.part: line for line in compare(replace(trace, rows=longer), profile).of("run")}
+    total = sum(parts[part].measured_s for part in ("work", "between", "overlapped"))
+    assert parts["overlapped"].measured_s < 0
+    assert 0 < parts["work"].measured_s
+    assert total == pytest.approx(sum(
+        line.measured_s for line in compare(replace(trace, rows=longer), profile).of("op")
+        if line.part != "step"
+    ))  # fmt: skip
 
 
 def test_absolute_errors_do_not_cancel(trace: Trace, profile: Profile) -> None:
     found = compare(trace, profile)
     errors = (0.1, -0.2, 0.3, -0.4)
-    ops = tuple(replace(found.ops[0], predicted_s=1 + error, measured_s=1.0) for error in errors)
-    made = replace(found, ops=ops)
+    ops = tuple(replace(found.ops[0], times=Times(0, 0, 1 + error, 1.0)) for error in errors)
+    made = replace(found, scores=ops)
     assert made.median_op_error == pytest.approx(-0.05)
     assert made.median_absolute_op_error == pytest.approx(0.25)
 
@@ -142,7 +147,7 @@ def test_gate(layerwise: Run, trace: Trace, profile_file: Path, tmp_path: Path) 
     slow = tuple(1.1 * seconds for seconds in trace.untraced_step_s)
     write_trace(replace(trace, untraced_step_s=slow), bad)
     passed = layerwise("compare", "--measured", good, "--profile", profile_file)
-    failed = layerwise("compare", "--measured", bad, "--profile", profile_file, "--no-ops")
+    failed = layerwise("compare", "--measured", bad, "--profile", profile_file)
     assert (passed.code, failed.code) == (0, 1)
     assert "PASS" in passed.out
     assert "FAIL" in failed.out
@@ -154,11 +159,12 @@ def test_all_committed_traces_with_predictions_made_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("calibration.data.FOLDER", tmp_path)
-    write_trace(trace, tmp_path / "traces" / "validation" / "stage.jsonl.gz")
+    dated = replace(trace, environment=trace.environment | {"date_utc": "2026-01-02T00:00:00"})
+    write_trace(dated, tmp_path / "traces" / "validation" / "stage.jsonl.gz")
     committed = {
         "format": "layerwise-prediction", "version": 1, "name": "stage",
         "profile_digest": profile.digest, "predicted_step_s": 0.5, "created": "2026-01-01",
-        "ops": {},
+        "ops": {op.op: 1e-3 for op in compare(trace, profile).ops},
     }  # fmt: skip
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions" / "stage.json").write_text(json.dumps(committed))
@@ -167,6 +173,22 @@ def test_all_committed_traces_with_predictions_made_before(
     assert ran.code == 0
     assert data["passes"]
     assert data["traces"][0]["predicted_before_the_run"]["predicted_step_s"] == 0.5
+    assert data["traces"][0]["committed_before_the_run"]["is_before"]
     paper = json.loads(layerwise("paper", "--json", "--profile", profile_file).out)
     assert paper["measured_stages"][0]["name"] == "stage"
     assert paper["measured_stages"][0]["passes"]
+
+
+def test_whole_stage_and_each_op_say_whether_the_measurement_is_inside(
+    trace: Trace, profile: Profile
+) -> None:
+    fits = {
+        kind: replace(fit, error_scale=ErrorScale.constant(0.05))
+        for kind, fit in profile.fits.items()
+    }
+    found = compare(trace, replace(profile, fits=fits, step_factor=0.1))
+    down = next(score for score in found.ops if score.op.endswith("mlp.down"))
+
+    assert 0.05 == pytest.approx(down.half_width)
+    assert down.is_inside
+    assert not found.stage.is_inside

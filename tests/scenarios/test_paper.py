@@ -100,7 +100,7 @@ def test_without_a_profile_no_calibrated_prediction(
     assert ran.code == 0
     assert "No calibration profile: speed of light and uncalibrated only" in ran.out
     assert "not decided" in ran.out
-    assert "speed of light  uncalibrated      measured" in ran.out
+    assert "90 %" not in ran.out
 
 
 def test_paper_30b_answers_with_its_budget(layerwise: Run, profile_file: Path) -> None:
@@ -152,3 +152,14 @@ def test_cold_start_of_help_is_quick_and_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     # The bar is 0.5 s; a busy machine may double it.
     assert time.perf_counter() - started < 1.0
+
+
+@pytest.mark.parametrize("model", ["paper-16", "paper-30b"])
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_rates_stand_on_one_line_each(layerwise: Run, model: str, phase: str) -> None:
+    lines = layerwise("paper", "--model", model, "--phase", phase).out.splitlines()
+    top = next(n for n, line in enumerate(lines) if "under every belief" in line)
+    names = [line.partition("  ")[0] for line in lines[top + 3 : top + 7]]
+    placements = ["TP=8 x PP=2, NCCL", "TP=8 x PP=2, custom *", "layer-wise", "layer-wise's gain"]
+    assert placements == names
+    assert 100 >= max(map(len, lines))

@@ -12,7 +12,10 @@ from scenarios.predicted import count_ops, on_chip_line, prediction_as_data, war
 from sim.plan.scenario import paper_scenario
 from sim.plan.workload import Workload
 from sim.predict import predict
+from sim.profile import write_profile
+from sim.residuals import ErrorScale
 from tests.scenarios.conftest import Run
+from tests.synthetic import synthetic_profile
 
 
 @pytest.mark.parametrize(
@@ -79,3 +82,44 @@ def test_gpu_without_a_profile_is_predicted_uncalibrated_and_it_is_said(
     data = json.loads(layerwise("predict", path, "--json").out)
     assert data["predicted"] is None
     assert data["uncalibrated"]["tokens_per_s"] < data["speed_of_light"]["tokens_per_s"]
+
+
+def widened(folder: Path) -> Path:
+    """A profile whose norms were calibrated at one token only, and whose intervals are known."""
+    profile = synthetic_profile()
+    fits = {
+        kind: replace(fit, error_scale=ErrorScale.constant(0.1))
+        for kind, fit in profile.fits.items()
+    }
+    fits["norm"] = replace(fits["norm"], valid=((1.0, 1.0), (0.0, 1e9)))
+    path = folder / "widened.json"
+    write_profile(replace(profile, fits=fits), path)
+    return path
+
+
+def scenario_file(folder: Path) -> Path:
+    path = folder / "scenario.toml"
+    path.write_text('[model]\npreset = "paper-16"\n[workload]\nnum_microbatches = 16\n')
+    return path
+
+
+def test_predict_prints_the_interval_and_what_lies_outside(layerwise: Run, tmp_path: Path) -> None:
+    ran = layerwise("predict", scenario_file(tmp_path), "--profile", widened(tmp_path))
+
+    assert 2 == ran.out.count("90 % interval")
+    beyond = ran.out.partition("Outside what was calibrated")[2]
+    assert "attn.norm" in beyond or "mlp.norm" in beyond
+    assert "mlp.down" not in beyond
+
+
+def test_json_carries_the_interval_of_the_calibrated_belief_alone(
+    layerwise: Run, tmp_path: Path
+) -> None:
+    ran = layerwise("predict", scenario_file(tmp_path), "--profile", widened(tmp_path), "--json")
+    data = json.loads(ran.out)
+    found = data["predicted"]["interval"]
+
+    assert [None, None] == [data[b]["interval"] for b in ("speed_of_light", "uncalibrated")]
+    assert found["step_s"]["low"] < data["predicted"]["step_s"] < found["step_s"]["high"]
+    assert found["inverse_throughput_s"]["high"] == 1 / found["tokens_per_s"]["low"]
+    assert {"norm"} == {one["kind"] for one in found["beyond"]}

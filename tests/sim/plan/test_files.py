@@ -328,7 +328,7 @@ def test_gpu_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_gpu_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match="is not a TOML file"):
+    with pytest.raises(FileFormatError, match="none.toml: cannot be read: No such file"):
         load_gpu(tmp_path / "none.toml")
 
 
