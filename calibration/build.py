@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from calibration.bootstrap import intercept_error, resampled_constant
+from calibration.checks import check_apart, check_trace, read_curve, without_throttled
 from calibration.data import file_hash, overlap_path, read_json, windows_path
 from calibration.dataset import (
     Measurement,
+    Quarantine,
     Table,
     check_sweep,
     gpu_with_ramp,
     graph_launch_seconds,
+    graph_launch_steps,
     read_sweep,
     tables,
 )
 from calibration.denser import denser
+from calibration.design import every_point
 from calibration.fit import fit_kind
-from calibration.interleaving import fit_interleaving
+from calibration.interleaving import fit_interleaving, fit_step_factor
 from calibration.l2_curve import fit_l2_curve
 from calibration.least_squares import FitError, significant
 from calibration.overlap import fit_overlap
 from calibration.points import SweepPoint
-from calibration.sweeps import supplement, sweep
+from calibration.sweeps import skinny_matmuls, split_decodes, supplement, sweep
 from calibration.windows import fit_set_aside
-from sim.cost.shapes import FEATURES
+from sim.cost.shapes import FEATURES, OPTIONAL_KINDS
 from sim.plan.compile import KernelChoice
 from sim.plan.errors import FileFormatError
 from sim.plan.hardware import GPUS, GpuSpec
@@ -35,9 +41,17 @@ from sim.trace import Trace, as_data, read_trace
 PROVENANCE_KEYS = ("gpu", "driver", "torch", "cuda", "cudnn", "nccl", "triton", "date_utc")
 # Context, libraries and graphs of one process; the engine's readings are below it.
 RESERVED_BYTES = 2 * 10**9
-# Files of points; every other .jsonl is a trace.
-POINTS = ("sweep.jsonl", "supplement.jsonl", "denser.jsonl", "failed.jsonl")
+# Files of points that are fitted, and which; one of them at least must be there. `designed` holds
+# points of all, in the order in which a budget buys most.
+FITTED: dict[str, Callable[[KernelChoice], Sequence[SweepPoint]]] = {
+    "sweep.jsonl": sweep, "supplement.jsonl": supplement, "denser.jsonl": denser,
+    "split-kv.jsonl": split_decodes, "skinny.jsonl": skinny_matmuls, "designed.jsonl": every_point,
+}  # fmt: skip
+# Every other .jsonl is a trace.
+POINTS = (*FITTED, "repeats.jsonl", "unseen.jsonl", "anchor.jsonl", "failed.jsonl")
 Progress = Callable[[str, OpFit | FitError], None]
+# Points that a machine has no room for are missing from any sweep; this share may be.
+WHOLE = 0.97
 
 
 def build_profile(
@@ -48,36 +62,53 @@ def build_profile(
     kernels: KernelChoice,
     transfers: dict[str, TransferFit],
     progress: Progress = lambda _kind, _outcome: None,
+    quarantine: Quarantine = lambda _where, _why: None,
+    joined: Callable[[dict[str, Table]], None] = lambda _by_kind: None,
 ) -> Profile:
     """Fit everything one GPU can show to the measurements in `folder`.
 
-    Expects sweep.jsonl, read_curve.json, environment.json and traces of whole stages whose
-    purpose is "fit"; takes supplement.jsonl, denser.jsonl and whole layers in layers/ where they
-    are, and what windows and messages cost from their own committed files. `progress` hears of
-    every kind of op: its fit, or why there is none. Raises FitError or FileFormatError; then no
-    profile exists.
+    Expects read_curve.json, environment.json, points in one or more files of FITTED and traces of
+    whole stages whose purpose is "fit"; takes whole layers in layers/ where they are, and what
+    windows and messages cost from their own committed files. A sweep that was cut short is fitted
+    as far as it goes, and says so in `provenance`: its intervals are as wide as its held-out errors
+    and distances make them, and shapes outside its ranges are flagged. `progress` hears of every
+    kind of op: its fit, or why there is none; `quarantine` of what was left out; `joined` gets the
+    tables that are fitted. Raises FitError,
+    naming all that is missing, or FileFormatError; then no profile exists.
     """
     spec = GPUS[gpu]
-    environment = _read_environment(folder / "environment.json", spec)
+    environment = read_environment(folder / "environment.json", spec)
     source = f"{environment['gpu']}, {environment.get('date_utc', 'undated')[:10]}"
-    traces = _fit_traces(folder, kernels)
-    machine = _machine(folder, spec, traces, f"{source}: read_curve.json")
-    points, measured = _points(folder, kernels)
-    launch_s = graph_launch_seconds(points, measured)
-    machine["graph_launch_s"] = _constant(launch_s, "s", f"{source}: sweep.jsonl, graph_launch")
+    aside: list[str] = []
+
+    def put_aside(where: str, why: str) -> None:
+        aside.append(f"{where}: {why}")
+        quarantine(where, why)
+
+    traces = [trace for _, trace in fit_traces(folder, kernels, gpu, environment, put_aside)]
+    machine = machine_of(folder, spec, traces, source)
+    points, measured = read_points(folder, kernels, put_aside)
+    machine["graph_launch_s"] = graph_launch(points, measured, f"{source}: graph_launch points")
+    launch_s = machine["graph_launch_s"].value
     l2 = gpu_with_ramp(gpu, machine["l2_full_hit"].value, machine["l2_no_hit"].value)
     by_kind = tables(points, measured, l2, launch_s)
-    fits = _fit_kinds(by_kind, spec, f"{source}: sweep", progress)
+    joined(by_kind)
+    drawn = {point.name for point in denser(kernels)}
+    fits = _fit_kinds(by_kind, spec, f"{source}: sweep", drawn, progress)
+    if "matmul.skinny" not in fits:
+        kernels = replace(kernels, small_matmul="cublas")
     alone = Profile(
         name=name, gpu=gpu, kernels=kernels, fits=fits, transfers=transfers,
         machine=machine | no_interleaving(), provenance={},
     )  # fmt: skip
     machine |= fit_interleaving(alone, traces, f"{source}: decode steps kept for fitting")
+    factor = fit_step_factor(replace(alone, machine=machine), traces)
     return Profile(
         name=name, gpu=gpu, kernels=kernels, fits=fits, transfers=transfers, machine=machine,
         provenance={k: str(environment[k]) for k in PROVENANCE_KEYS if k in environment}
-        | _clocks(traces),
-        reserved_bytes=RESERVED_BYTES,
+        | _clocks(traces) | _partial(points, measured)
+        | ({"quarantined": "; ".join(aside)} if aside else {}),
+        reserved_bytes=RESERVED_BYTES, step_factor=factor,
         data_hashes={
             str(path.relative_to(folder)): file_hash(path)
             for path in sorted((*folder.glob("*.json*"), *folder.glob("layers/*.jsonl*")))
@@ -85,14 +116,35 @@ def build_profile(
     )  # fmt: skip
 
 
-def _points(folder: Path, kernels: KernelChoice) -> tuple[list[SweepPoint], dict[str, Measurement]]:
-    """The points of the sweep, and of its supplements where these were measured."""
-    points, measured = sweep(kernels), read_sweep(folder / "sweep.jsonl")
-    for name, more in (("supplement.jsonl", supplement), ("denser.jsonl", denser)):
-        if (folder / name).exists():
-            points, measured = [*points, *more(kernels)], measured | read_sweep(folder / name)
-    check_sweep(points, measured)
-    return points, measured
+def read_points(
+    folder: Path, kernels: KernelChoice, quarantine: Quarantine = lambda _where, _why: None
+) -> tuple[list[SweepPoint], dict[str, Measurement]]:
+    """The points that were measured to be fitted, and their measurements.
+
+    Raises FileFormatError for a point in two files, of another sweep, or kept for scoring.
+    """
+    points: dict[str, SweepPoint] = {}
+    measured: dict[str, Measurement] = {}
+    paths = [folder / name for name in FITTED if (folder / name).exists()]
+    for path in paths or [folder / "sweep.jsonl"]:
+        found = read_sweep(path, quarantine)
+        if twice := sorted(found.keys() & measured.keys()):
+            raise FileFormatError(
+                f"{path}: {len(twice)} points are in another file of {folder} too, {twice[0]!r} "
+                "first; keep one measurement of each"
+            )
+        points |= {point.name: point for point in FITTED[path.name](kernels)}
+        measured |= found
+    check_sweep(points.values(), measured)
+    check_apart((points[name] for name in measured), kernels)
+    return list(points.values()), measured
+
+
+def _partial(points: Sequence[SweepPoint], measured: Mapping[str, Measurement]) -> dict[str, str]:
+    """What a reader must know of a sweep that was cut short: nothing where it is as good as whole."""
+    if len(measured) >= WHOLE * len(points):
+        return {}
+    return {"partial": f"{len(measured):,} of {len(points):,} points measured"}
 
 
 def _clocks(traces: list[Trace]) -> dict[str, str]:
@@ -106,7 +158,7 @@ def _clocks(traces: list[Trace]) -> dict[str, str]:
     return {"sm_clock_mhz": f"{clocks[0]} to {clocks[-1]}{held}"}
 
 
-def _read_environment(path: Path, spec: GpuSpec) -> dict[str, str]:
+def read_environment(path: Path, spec: GpuSpec) -> dict[str, str]:
     """Where the folder was measured; refused when that was another kind of GPU."""
     environment = read_json(path)
     for key, expected in (("num_sms", spec.num_sms), ("l2_bytes", spec.l2_bytes)):
@@ -118,29 +170,42 @@ def _read_environment(path: Path, spec: GpuSpec) -> dict[str, str]:
     return environment
 
 
-def _fit_traces(folder: Path, kernels: KernelChoice) -> list[Trace]:
+def fit_traces(
+    folder: Path, kernels: KernelChoice, gpu: str, environment: Mapping[str, str],
+    quarantine: Quarantine = lambda _where, _why: None,
+) -> list[tuple[Path, Trace]]:  # fmt: skip
+    """Whole stages and layers to fit. Raises FitError for one that no fit may see."""
     stages = [path for path in sorted(folder.glob("*.jsonl")) if path.name not in POINTS]
-    traces = [read_trace(path) for path in (*stages, *sorted(folder.glob("layers/*.jsonl*")))]
-    wrong = [trace.name for trace in traces if trace.purpose != "fit"]
+    paths = (*stages, *sorted(folder.glob("layers/*.jsonl*")))
+    found = [(path, read_trace(path)) for path in paths]
+    wrong = [trace.name for _, trace in found if trace.purpose != "fit"]
     if wrong:
         raise FitError(f"{wrong}: not measured for fitting; keep validation runs out of the fit")
-    other = [trace.name for trace in traces if trace.scenario.get("kernels") != as_data(kernels)]
+    # What was no choice yet when a trace was written was what is the default now. Both matmuls are
+    # fitted, each by its own points: either tells what a kernel pays among others.
+    default, either = as_data(KernelChoice()), {"small_matmul": kernels.small_matmul}
+    other = [
+        trace.name for _, trace in found
+        if not (ran := trace.scenario.get("kernels")) or default | ran | either != as_data(kernels)
+    ]  # fmt: skip
     if other:
         raise FitError(f"{other}: measured with other kernels than {kernels}; measure again")
-    return traces
+    for path, trace in found:
+        check_trace(path, trace, gpu, environment)
+    return without_throttled(found, quarantine)
 
 
 def _fit_kinds(
-    by_kind: dict[str, Table], spec: GpuSpec, source: str, progress: Progress
+    by_kind: dict[str, Table], spec: GpuSpec, source: str, drawn: set[str], progress: Progress
 ) -> dict[str, OpFit]:
     """Every kind's fit. Tries them all before it raises a FitError that names each failure."""
     fits: dict[str, OpFit] = {}
     failures: list[str] = []
-    for kind in sorted(FEATURES):
+    for kind in sorted(FEATURES.keys() - (OPTIONAL_KINDS - by_kind.keys())):
         try:
             if kind not in by_kind:
                 raise FitError(f"{kind}: the sweep has no points; measure them")
-            outcome = fits[kind] = fit_kind(by_kind[kind], spec, source)
+            outcome = fits[kind] = fit_kind(by_kind[kind], spec, source, drawn)
         except FitError as error:
             outcome = error
             failures.append(str(error))
@@ -150,54 +215,76 @@ def _fit_kinds(
     return fits
 
 
-def _machine(folder: Path, spec: GpuSpec, traces: list[Trace], source: str) -> dict[str, Constant]:
-    curve = read_json(folder / "read_curve.json")
-    machine = fit_l2_curve([(int(b), float(s)) for b, s in curve], spec.l2_bytes, source)
-    rates = [t.measured["read_bandwidth_bytes_per_s"] for t in traces
-             if "read_bandwidth_bytes_per_s" in t.measured]  # fmt: skip
-    if not rates:
-        raise FitError("no stage trace carries a read bandwidth; measure with it")
+def machine_of(
+    folder: Path, spec: GpuSpec, traces: Sequence[Trace], where: str
+) -> dict[str, Constant]:
+    """The constants of the machine that reads and stages tell, errors by bootstrap over runs."""
+    source = f"{where}: read_curve.json"
+    machine = fit_l2_curve(read_curve(folder / "read_curve.json"), spec.l2_bytes, source)
     machine["set_aside_hbm_slowdown"] = fit_set_aside(
         windows_path(spec.name), spec.l2_bytes, f"traces/windows-{spec.name}: HBM-bound cases"
     )
     machine |= fit_overlap(overlap_path(), "traces/two-h200: overlap.json")
-    machine["hbm_bytes_per_s"] = _constant(
-        max(rates), "bytes/s", f"{source}: best read over rotating 2 GiB"
-    )
-    machine["graph_gap_s"] = _constant(
-        _gap([t for t in traces if t.scenario["run"]["launch"] == "graph"]), "s",
-        f"{source}: median time between kernels of consecutive ops in a graph",
-    )  # fmt: skip
-    machine["eager_issue_s"] = _constant(
-        _issue([t for t in traces if t.scenario["run"]["launch"] == "eager"]), "s",
-        f"{source}: eager step time over its ops, where the host is the limit",
-    )  # fmt: skip
-    return machine
+    return machine | stage_constants(traces, where)
 
 
-def _gap(traces: list[Trace]) -> float:
-    gaps = []
-    for trace in traces:
-        rows = sorted(
-            (r for r in trace.rows if not r.replaced), key=lambda r: (r.repeat, r.step, r.start_s)
-        )
-        for before, after in zip(rows, rows[1:], strict=False):
-            if (before.repeat, before.step) == (after.repeat, after.step):
-                gaps.append(after.start_s - before.end_s)
-    if not gaps:
+def stage_constants(traces: Sequence[Trace], where: str) -> dict[str, Constant]:
+    """HBM's best read, the gap between kernels of a graph, the host's time to issue an op."""
+    rates = [[t.measured["read_bandwidth_bytes_per_s"]] for t in traces
+             if "read_bandwidth_bytes_per_s" in t.measured]  # fmt: skip
+    if not rates:
+        raise FitError("no stage trace carries a read bandwidth; measure with it")
+    gaps = [_gaps(t) for t in traces if t.scenario["run"]["launch"] == "graph"]
+    if not any(gaps):
         raise FitError("no stage was traced in a graph; its gaps are needed")
+    eager = [_issues(t) for t in traces if t.scenario["run"]["launch"] == "eager"]
+    if not eager:
+        raise FitError("no stage was run eagerly; the host's issue time is needed")
+    return {
+        "hbm_bytes_per_s": resampled_constant(
+            rates, max, "bytes/s", f"{where}: read_curve.json: best read over rotating 2 GiB",
+            "reads of GiB",
+        ),
+        "graph_gap_s": resampled_constant(
+            gaps, _positive_median, "s",
+            f"{where}: median time between kernels of consecutive ops in a graph", "graphs",
+        ),
+        "eager_issue_s": resampled_constant(
+            eager, median, "s", f"{where}: eager step time over its ops, where the host is the limit",
+            "eager steps that the host paces",
+        ),
+    }  # fmt: skip
+
+
+def graph_launch(
+    points: Sequence[SweepPoint], measured: Mapping[str, Measurement], source: str
+) -> Constant:
+    """What every replay of a graph costs the GPU, with the error of leaving out each point."""
+    repeats, seconds = graph_launch_steps(points, measured)
+    return Constant(
+        value=significant(graph_launch_seconds(points, measured)),
+        standard_error=significant(intercept_error(repeats, seconds)), unit="s", source=source,
+        num_points=len(repeats), valid=f"graphs of {min(repeats)} to {max(repeats)} ops",
+    )  # fmt: skip
+
+
+def _positive_median(gaps: Sequence[float]) -> float:
     return max(0.0, median(gaps))
 
 
-def _issue(traces: list[Trace]) -> float:
-    if not traces:
-        raise FitError("no stage was run eagerly; the host's issue time is needed")
-    times = []
-    for trace in traces:
-        ops = {(r.step, r.op) for r in trace.rows if not r.replaced}
-        times.append(median(trace.untraced_step_s) / len(ops))
-    return median(times)
+def _gaps(trace: Trace) -> list[float]:
+    rows = sorted(
+        (r for r in trace.rows if not r.replaced), key=lambda r: (r.repeat, r.step, r.start_s)
+    )
+    return [
+        after.start_s - before.end_s for before, after in zip(rows, rows[1:], strict=False)
+        if (before.repeat, before.step) == (after.repeat, after.step)
+    ]  # fmt: skip
 
 
-def _constant(value: float, unit: str, source: str) -> Constant:
-    return Constant(value=significant(value), standard_error=0.0, unit=unit, source=source)
+def _issues(trace: Trace) -> list[float]:
+    """Each step's time over its ops. The median of all is that of the medians: runs are one."""
+    num_ops = len({(r.step, r.op) for r in trace.rows if not r.replaced})
+    if not num_ops:
+        raise FitError(f"{trace.name}: has no rows of ops to divide its time by; measure again")
+    return [seconds / num_ops for seconds in trace.untraced_step_s]

@@ -6,11 +6,11 @@ Importing this costs nothing: no scipy, no numpy. A folder that is missing holds
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from pathlib import Path
-from typing import Any
 
-from sim.plan.errors import FileFormatError
+from sim.plan.reading import read_json as read_json
+from sim.plan.reading import read_text as read_text
 
 FOLDER = Path(__file__).resolve().parent
 TRACE_SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -18,12 +18,12 @@ TRACE_SUFFIXES = (".jsonl", ".jsonl.gz")
 
 def profile_path(gpu: str) -> Path:
     """The shipped profile of a GPU type; it may not exist."""
-    return FOLDER / "profiles" / f"{gpu}.json"
+    return FOLDER / "profiles" / _file_name(f"{gpu}.json")
 
 
 def transfers_path(gpu: str = "") -> Path:
     """The shipped messages and collectives, which one GPU cannot measure: a GPU's own, or anyone's."""
-    own = FOLDER / f"transfers-{gpu}.json"
+    own = FOLDER / _file_name(f"transfers-{gpu}.json")
     return own if gpu and own.is_file() else FOLDER / "transfers.json"
 
 
@@ -37,22 +37,22 @@ def validation_trace_paths(folder: Path | None = None) -> tuple[Path, ...]:
 
 def prediction_path(trace_name: str, folder: Path | None = None) -> Path:
     """Where the prediction made before the run of this name is committed; it may not exist."""
-    return (folder or FOLDER / "predictions") / f"{trace_name}.json"
+    return (folder or FOLDER / "predictions") / _file_name(f"{trace_name}.json")
 
 
 def windows_path(gpu: str) -> Path:
     """Where a GPU's kernels under persisting windows were measured, if they were."""
-    return FOLDER / "traces" / f"windows-{gpu}" / "windows.json"
+    return FOLDER / "traces" / _file_name(f"windows-{gpu}") / "windows.json"
 
 
 def unseen_folder(gpu: str) -> Path:
     """Where points, layers and reads lie that were measured on a GPU and never fitted."""
-    return FOLDER / "traces" / f"unseen-{gpu}"
+    return FOLDER / "traces" / _file_name(f"unseen-{gpu}")
 
 
 def unseen_prediction_path(gpu: str) -> Path:
     """The predictions of all of these, committed before they were measured; may not exist."""
-    return FOLDER / "predictions" / f"unseen-{gpu}.json"
+    return FOLDER / "predictions" / _file_name(f"unseen-{gpu}.json")
 
 
 def overlap_path() -> Path:
@@ -65,17 +65,6 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def read_text(path: Path) -> str:
-    """A file's text. Raises FileFormatError naming the file when it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{path}: cannot be read: {error}") from error
-
-
-def read_json(path: Path) -> Any:
-    """A JSON document. Raises FileFormatError naming the file when it cannot be read as one."""
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise FileFormatError(f"{path}: is not JSON: {error}") from error
+def _file_name(text: str) -> str:
+    """A name in its folder, whatever it is made of: names of GPUs and runs come from files."""
+    return re.sub(r"[/\\\0]", "_", text)

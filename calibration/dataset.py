@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from calibration.bootstrap import intercept
 from calibration.data import read_text
 from calibration.sweeps import SweepPoint
 from sim.cost.forms import ramp
@@ -24,6 +25,8 @@ from sim.plan.hardware import GPUS, dgx_cluster
 
 GPU_BOUND_REPEATS = 32
 Column = npt.NDArray[np.float64]
+Quarantine = Callable[[str, str], None]
+"""Hears of what was left out of a fit: where it stands, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +85,38 @@ class Table:
         )  # fmt: skip
 
 
-def read_sweep(path: Path) -> dict[str, Measurement]:
+def read_sweep(
+    path: Path, quarantine: Quarantine = lambda _where, _why: None
+) -> dict[str, Measurement]:
     """Every measured point by name; points that failed or did not fit are left out.
 
-    Raises FileFormatError naming a bad line.
+    A point measured while the GPU slowed itself down (`throttled`) is left out as well, and told to
+    `quarantine`. Raises FileFormatError naming a bad line, and a point that is there twice.
     """
     found: dict[str, Measurement] = {}
+    lines: dict[str, int] = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
             row = json.loads(line)
             if "step_s" not in row and ("does_not_fit" in row or "failed" in row):
                 continue
             name, one = row["name"], Measurement(float(row["step_s"]), int(row["num_ops"]))
+            throttled = row.get("throttled", "no")
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path}: line {number} is not a sweep point: {error}") from error
         if not (math.isfinite(one.step_s) and one.step_s > 0):
-            raise FileFormatError(f"{path}: line {number}: {name} took {one.step_s} s")
-        found[name] = one
+            raise FileFormatError(
+                f"{path}: line {number}: {name} took {one.step_s} s; remove the line, and measure "
+                "that point again"
+            )
+        if throttled != "no":
+            quarantine(f"{path.name} line {number}, {name}", f"the GPU throttled: {throttled}")
+            continue
+        if name in found:
+            raise FileFormatError(
+                f"{path}: lines {lines[name]} and {number} both measure {name}; keep one of them"
+            )
+        found[name], lines[name] = one, number
     return found
 
 
@@ -122,19 +140,24 @@ def check_sweep(points: Iterable[SweepPoint], measured: Mapping[str, Measurement
 def graph_launch_seconds(
     points: Iterable[SweepPoint], measured: Mapping[str, Measurement]
 ) -> float:
-    """What every replay of a graph costs the GPU: the intercept of step time over number of ops.
+    """What every replay of a graph costs the GPU: the intercept of step time over number of ops."""
+    return max(0.0, intercept(*graph_launch_steps(points, measured)))
 
-    Short graphs are left out: there the host, not the GPU, sets the pace of replays.
+
+def graph_launch_steps(
+    points: Iterable[SweepPoint], measured: Mapping[str, Measurement]
+) -> tuple[list[int], list[float]]:
+    """(numbers of ops, step times) of the graphs that tell it.
+
+    Short graphs are left out: there the host, not the GPU, sets the pace of replays. Raises
+    FileFormatError with fewer than three.
     """
     found = [(p.num_repeats, measured[p.name].step_s) for p in points
              if p.kind == "graph_launch" and p.name in measured
              and p.num_repeats >= GPU_BOUND_REPEATS]  # fmt: skip
     if len(found) < 3:
         raise FileFormatError("the sweep has fewer than three graph_launch points; measure again")
-    repeats, times = np.array(found).T
-    # Relative weights: the short graphs tell the intercept.
-    _, intercept = np.polyfit(repeats, times, 1, w=1 / times)
-    return max(0.0, float(intercept))
+    return [repeats for repeats, _ in found], [seconds for _, seconds in found]
 
 
 def tables(

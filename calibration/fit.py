@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import numpy.typing as npt
 
 from calibration.dataset import Table
+from calibration.held_out import HeldOut, error_scale
 from calibration.least_squares import Parameter, fit_positive
 from sim.cost import forms
 from sim.cost.shapes import FEATURES, place_of
 from sim.plan.hardware import GpuSpec
-from sim.profile import Constant, OpFit, ResidualPoint, ResidualTable
+from sim.profile import Constant, OpFit
+from sim.residuals import ResidualPoint, ResidualTable
 
 Form = Callable[[dict[str, float], Table], npt.NDArray[np.float64]]
 FOLDS = 5
@@ -29,19 +31,27 @@ PREFILL = LAUNCH | {
     "block_s": Parameter(start=2e-6, low=0.01e-6, high=50e-6, unit="s"),
     "tail": Parameter(start=0.8, low=0.01, high=10.0, unit="tiles"),
 }
+MATMUL = LAUNCH | MISS | MEMORY | {
+    "efficiency": Parameter(start=0.85, low=0.3, high=1.1, unit="of peak"),
+    "sm_bytes_per_s": Parameter(start=100e9, low=5e9, high=400e9, unit="bytes/s per SM"),
+    "prologue_s": Parameter(start=0.3e-6, low=0.01e-6, high=5e-6, unit="s"),
+    "epilogue_bytes_per_s": Parameter(start=50e9, low=1e9, high=5e12, unit="bytes/s per SM"),
+    "split_s": Parameter(start=2e-6, low=0.05e-6, high=10e-6, unit="s"),
+    "reduction_bytes_per_s": Parameter(start=2e12, low=0.2e12, high=2e13, unit="bytes/s"),
+    "power": Parameter(start=3.0, low=1.0, high=20.0, unit="1"),
+}  # fmt: skip
+DECODE = LAUNCH | MISS | MEMORY | {
+    "tile_s": Parameter(start=0.6e-6, low=0.01e-6, high=5e-6, unit="s"),
+    "split_s": Parameter(start=2e-6, low=0.05e-6, high=20e-6, unit="s"),
+}  # fmt: skip
 PARAMETERS: dict[str, dict[str, Parameter]] = {
-    "matmul": LAUNCH | MISS | MEMORY | {
-        "efficiency": Parameter(start=0.85, low=0.3, high=1.1, unit="of peak"),
-        "sm_bytes_per_s": Parameter(start=100e9, low=5e9, high=400e9, unit="bytes/s per SM"),
-        "prologue_s": Parameter(start=0.3e-6, low=0.01e-6, high=5e-6, unit="s"),
-        "epilogue_bytes_per_s": Parameter(start=50e9, low=1e9, high=5e12, unit="bytes/s per SM"),
-        "split_s": Parameter(start=2e-6, low=0.05e-6, high=10e-6, unit="s"),
-        "reduction_bytes_per_s": Parameter(start=2e12, low=0.2e12, high=2e13, unit="bytes/s"),
+    "matmul": MATMUL,
+    "decode_attention": DECODE,
+    "decode_attention.split_kv": DECODE,
+    "matmul.skinny": LAUNCH | MISS | MEMORY | {
+        "step_s": Parameter(start=0.1e-6, low=0.001e-6, high=2e-6, unit="s"),
+        "split_s": Parameter(start=1e-6, low=0.01e-6, high=10e-6, unit="s"),
         "power": Parameter(start=3.0, low=1.0, high=20.0, unit="1"),
-    },
-    "decode_attention": LAUNCH | MISS | MEMORY | {
-        "tile_s": Parameter(start=0.6e-6, low=0.01e-6, high=5e-6, unit="s"),
-        "split_s": Parameter(start=2e-6, low=0.05e-6, high=20e-6, unit="s"),
     },
     "sample": LAUNCH | {
         "seconds_per_logit": Parameter(start=2e-10, low=1e-12, high=1e-8, unit="s"),
@@ -79,6 +89,12 @@ def form_for(kind: str, gpu: GpuSpec) -> Form:
             num_sms=gpu.num_sms, peak_flops_per_s=gpu.peak_flops_per_s,
         )[0]  # fmt: skip
 
+    def skinny(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
+        _, columns, inner = table.features.T
+        return forms.skinny_matmul_seconds(
+            constants, columns, inner, table.hbm_bytes, table.l2_bytes, num_sms=gpu.num_sms
+        )
+
     def decode(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
         units, context, _ = table.features.T
         return forms.decode_attention_seconds(
@@ -108,31 +124,35 @@ def form_for(kind: str, gpu: GpuSpec) -> Form:
 
     named: dict[str, Form] = {
         "sample": sample, "matmul": matmul, "decode_attention": decode,
+        "decode_attention.split_kv": decode, "matmul.skinny": skinny,
         "prefill_attention": prefill, "chunked_prefill_attention": chunk,
     }  # fmt: skip
     return named.get(kind, pointwise)
 
 
-def fit_kind(table: Table, gpu: GpuSpec, source: str) -> OpFit:
+def fit_kind(table: Table, gpu: GpuSpec, source: str, drawn: Collection[str] = ()) -> OpFit:
     """Fit one kind of op, with errors on points left out of the fit.
 
-    Raises FitError when there are too few points or the fit does not converge.
+    `drawn`: names of the points whose shapes were drawn at random; they tell how wide intervals
+    are. Raises FitError when there are too few points or the fit does not converge.
     """
     constants = fit_form(table, gpu, source)
     values = {name: constant.value for name, constant in constants.items()}
     form = form_for(table.kind, gpu)
     errors = np.abs(form(values, table) / table.seconds - 1)
-    held_out = held_out_errors(table, gpu)
+    left_out = hold_out(table, gpu)
+    printed = left_out.fold_errors
     features = table.features
     return OpFit(
         constants=constants,
-        residuals=residual_points(table, form(values, table)),
+        residuals=residual_points(table, form(values, table), np.abs(left_out.log_errors)),
         features=FEATURES[table.kind],
         valid=tuple((float(c.min()), float(c.max())) for c in features.T),
         num_points=len(table),
         form_median_error=round(float(np.median(errors)), 5),
-        held_out_median_error=round(float(np.median(held_out)), 5),
-        held_out_p90_error=round(float(np.quantile(held_out, 0.9)), 5),
+        held_out_median_error=round(float(np.median(printed)), 5),
+        held_out_p90_error=round(float(np.quantile(printed, 0.9)), 5),
+        error_scale=error_scale(left_out, np.array([name in drawn for name in table.names])),
     )
 
 
@@ -147,14 +167,22 @@ def fit_form(table: Table, gpu: GpuSpec, source: str) -> dict[str, Constant]:
     }
 
 
-def residual_points(table: Table, predicted: npt.NDArray[np.float64]) -> tuple[ResidualPoint, ...]:
+def residual_points(
+    table: Table,
+    predicted: npt.NDArray[np.float64],
+    held_out: npt.NDArray[np.float64] | None = None,
+) -> tuple[ResidualPoint, ...]:
     """ln(measured / form) of every point. Warm and cold ones differ in place by what misses."""
+    errors = np.zeros(len(table)) if held_out is None else held_out
     return tuple(
         ResidualPoint(
             place=tuple(round(value, 4) for value in place),
             log_ratio=round(math.log(measured / form), 4),
+            held_out_error=round(float(error), 4),
         )
-        for place, measured, form in zip(places_of(table), table.seconds, predicted, strict=True)
+        for place, measured, form, error in zip(
+            places_of(table), table.seconds, predicted, errors, strict=True
+        )
     )
 
 
@@ -167,22 +195,39 @@ def places_of(table: Table) -> list[tuple[float, ...]]:
     ]
 
 
-def held_out_errors(table: Table, gpu: GpuSpec) -> npt.NDArray[np.float64]:
-    """|predicted / measured - 1| of each point, predicted by a fit that never saw its group.
+def hold_out(table: Table, gpu: GpuSpec) -> HeldOut:
+    """Every point, predicted as if its group had never been measured.
 
     Matmuls are grouped by (columns, inner), so a weight shape is held out whole; other kinds by
-    shape.
+    shape. The form is fitted to the other folds. The errors that are printed correct it by these
+    alone; those of intervals by every other group, for so many will stand around a new shape.
     """
-    groups = [tuple(row[1:] if table.kind == "matmul" else row) for row in table.features]
+    group = groups_of(table)
+    fold = (group * 7) % FOLDS
+    places = places_of(table)
+    form = form_for(table.kind, gpu)
+    fold_errors, found = np.zeros(len(table)), HeldOut.empty(group, places)
+    for number in sorted(set(fold.tolist())):
+        test = np.flatnonzero(fold == number)
+        constants = {n: c.value for n, c in fit_form(table.take(fold != number), gpu, "").items()}
+        predicted = form(constants, table)
+        whole = ResidualTable(residual_points(table, predicted))
+        for row in test:
+            squares = np.where(fold == number, np.inf, whole.squares(places[row]))
+            corrected = predicted[row] * math.exp(whole.middle(squares))
+            fold_errors[row] = abs(corrected / table.seconds[row] - 1)
+        found.predict(test, whole, np.log(table.seconds / predicted))
+    return found.with_errors(fold_errors)
+
+
+def groups_of(table: Table) -> npt.NDArray[np.int64]:
+    """Points that are left out together: a matmul's weight shape, another kind's shape. [points]"""
+    is_matmul = table.kind.startswith("matmul")
+    groups = [tuple(row[1:] if is_matmul else row) for row in table.features]
     order = {group: number for number, group in enumerate(sorted(set(groups)))}
-    fold = np.array([(order[group] * 7) % FOLDS for group in groups])
-    errors = np.full(len(table), np.nan)
-    for number in range(FOLDS):
-        test, train = table.take(fold == number), table.take(fold != number)
-        constants = {n: c.value for n, c in fit_form(train, gpu, "").items()}
-        form = form_for(table.kind, gpu)
-        table_of = ResidualTable(residual_points(train, form(constants, train)))
-        correction = [table_of.interpolate(place) for place in places_of(test)]
-        predicted = form(constants, test) * np.exp(correction)
-        errors[fold == number] = np.abs(predicted / test.seconds - 1)
-    return errors[~np.isnan(errors)]
+    return np.array([order[one] for one in groups])
+
+
+def held_out_errors(table: Table, gpu: GpuSpec) -> npt.NDArray[np.float64]:
+    """|predicted / measured - 1| of each point, by a fit of the other folds."""
+    return hold_out(table, gpu).fold_errors

@@ -14,7 +14,7 @@ import numpy as np
 from calibration.dataset import Measurement, Table, gpu_with_ramp, steady_traffic, tables
 from calibration.l2_curve import pass_seconds
 from calibration.points import SweepPoint
-from calibration.sweeps import supplement, sweep
+from calibration.sweeps import skinny_matmuls, split_decodes, supplement, sweep
 from sim.cost.model import Calibrated
 from sim.cost.shapes import FEATURES
 from sim.plan.compile import KernelChoice
@@ -57,6 +57,12 @@ def every_point() -> tuple[SweepPoint, ...]:
 
 
 @cache
+def own_points() -> tuple[SweepPoint, ...]:
+    """Points of the kinds that a profile may go without: this project's own kernels."""
+    return (*split_decodes(KERNELS), *skinny_matmuls(KERNELS))
+
+
+@cache
 def some_points(per_kind: int = 120, matmuls: int = 240) -> tuple[SweepPoint, ...]:
     """The first points of each kind, in the sweep's shuffled order."""
     taken: dict[str, int] = {}
@@ -83,15 +89,18 @@ def true_profile() -> Profile:
 
 @cache
 def _by_name() -> dict[str, SweepPoint]:
-    return {point.name: point for point in (*supplement(KERNELS), *every_point())}
+    return {point.name: point for point in (*supplement(KERNELS), *every_point(), *own_points())}
 
 
 @cache
 def true_op_seconds(name: str) -> float:
     """What the simulator's own cost model says the op of this point takes."""
-    point = _by_name()[name]
-    cost = Calibrated(dgx_cluster(GPU, 1), true_profile())
-    found = cost.local(point.op, steady_traffic(point, L2))
+    return op_seconds_under(_by_name()[name], true_profile())
+
+
+def op_seconds_under(point: SweepPoint, truth: Profile) -> float:
+    """The same for any point, under any truth."""
+    found = Calibrated(dgx_cluster(GPU, 1), truth).local(point.op, steady_traffic(point, L2))
     return found.launch_s + found.kernel_s
 
 
@@ -113,7 +122,8 @@ def measured(
 
 @cache
 def true_tables(noise: float = 0.01) -> dict[str, Table]:
-    return tables(some_points(), measured(some_points(), noise), L2, GRAPH_LAUNCH_S)
+    points = (*some_points(), *own_points()[:240], *own_points()[-240:])
+    return tables(points, measured(points, noise), L2, GRAPH_LAUNCH_S)
 
 
 def write_sweep(found: dict[str, Measurement], path: Path) -> None:
@@ -158,9 +168,11 @@ def stage_trace(scenario: Scenario, truth: Profile, **values: object) -> Trace:
         compile_run(scenario), Calibrated(scenario.cluster, truth), scenario.cluster,
         launch=scenario.run.launch, alone=scenario.run.only_rank,
     )  # fmt: skip
+    is_stream = scenario.workload.phase == "decode"
     step = len(simulation.step_end_s) - 2
-    rows = tuple(row for row in simulation.rows if row.step == step)
-    duration = simulation.step_end_s[step] - simulation.step_end_s[step - 1]
+    rows = tuple(row for row in simulation.rows if row.step == step or not is_stream)
+    ends_s = (0.0, *simulation.step_end_s)
+    duration = ends_s[step + 1] - ends_s[step] if is_stream else ends_s[-1]
     trace = Trace(
         source="measured", name=scenario.name, scenario=as_data(scenario), kernel_set="pretend",
         rows=rows, untraced_step_s=(duration,) * 3, timing="cupti", purpose="fit",

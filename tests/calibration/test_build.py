@@ -11,7 +11,7 @@ import pytest
 from calibration.build import build_profile, file_hash
 from calibration.least_squares import FitError
 from calibration.sweeps import supplement
-from sim.cost.shapes import FEATURES
+from sim.cost.shapes import FEATURES, OPTIONAL_KINDS
 from sim.plan.compile import KernelChoice
 from sim.plan.errors import FileFormatError
 from sim.profile import OpFit, Profile, load_profile, write_profile
@@ -77,7 +77,7 @@ def built(original: Path) -> Profile:
     return build(original)
 
 
-@pytest.mark.parametrize("kind", sorted(FEATURES))
+@pytest.mark.parametrize("kind", sorted(FEATURES.keys() - OPTIONAL_KINDS))
 def test_fits_equal_the_truth(built: Profile, kind: str) -> None:
     assert {} == astray(built.fits[kind], CONSTANTS[kind])
 
@@ -99,9 +99,10 @@ def test_profile_has_every_constant_of_the_machine(built: Profile) -> None:
 
 def test_profile_says_where_it_came_from(built: Profile, original: Path) -> None:
     assert ("made-up", "h100-sxm", KERNELS) == (built.name, built.gpu, built.kernels)
-    assert {"gpu": "pretend H100", "driver": "1", "date_utc": ENVIRONMENT["date_utc"]} == (
-        built.provenance
-    )
+    assert {
+        "gpu": "pretend H100", "driver": "1", "date_utc": ENVIRONMENT["date_utc"],
+        "partial": "919 of 4,107 points measured",
+    } == built.provenance  # fmt: skip
     assert "pretend H100, 2026-01-02: sweep" == (
         built.fits["matmul"].constants["efficiency"].source
     )
@@ -145,6 +146,7 @@ def test_run_with_other_kernels_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["environment.json", "read_curve.json", "sweep.jsonl"])
 def test_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
+    (folder / "supplement.jsonl").unlink()
 
     with pytest.raises(FileFormatError, match=f"{name}: cannot be read"):
         build(folder)
@@ -201,5 +203,5 @@ def test_every_kind_is_tried_before_the_failures_are_named(folder: Path) -> None
         "embed: 3 points for 3 parameters; measure more; "
         "norm: the sweep has no points; measure them"
     )
-    assert sorted(FEATURES) == list(outcomes)
+    assert sorted(FEATURES.keys() - OPTIONAL_KINDS) == list(outcomes)
     assert {"embed", "norm"} == {k for k, o in outcomes.items() if isinstance(o, FitError)}

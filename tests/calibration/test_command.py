@@ -152,8 +152,16 @@ def test_failed_fit_prints_its_table_and_writes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "--collect/--fit='neither' is not one task"),
-        (("--collect", "a", "--fit", "b"), "--collect/--fit='both' is not one task"),
+        (("--collect", "a", "--fit", "b"), "--collect/--fit='together' is not one task; give one"),
+        (("--anchor", "a", "--for", "b"), "--anchor/--for='together' is not one task"),
+        (("--anchor", "a"), "--out=None is missing; add --out PROFILE.json"),
+        (("--anchor", "nowhere", "--out", "p"), "nowhere: cannot be read as a profile"),
+        (("--budget-s", "-1"), "--budget-s=-1.0 is no time; give seconds above 0"),
+        (
+            ("--what", "sweep", "--fit", "a"),
+            "--what=\"('sweep',)\" has no meaning without --collect",
+        ),
+        (("--profile", "p"), "--profile='p' has no meaning without --for; remove it"),
         (("--fit", "nowhere"), "--out=None is missing; add --out PROFILE.json"),
         (("--fit", "nowhere", "--out", "p"), "nowhere/environment.json: cannot be read"),
         (("--fit", COLLECTED, "--out", "p", "--gpu", "h200"), "and a h200 has 62914560"),
@@ -187,6 +195,16 @@ def test_missing_package_names_its_extra(
 
     assert f"{package} is not installed" in message
     assert says in message
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    "arguments", [(), ("--anchor", profile_path("h100-sxm"), "--out", "p"), ("--gpu", "h200")]
+)
+def test_measuring_without_a_gpu_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...]
+) -> None:
+    assert "layerwise calibrate measures on a CUDA GPU" in refusal(capsys, *arguments)
 
 
 @without_gpu

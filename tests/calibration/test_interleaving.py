@@ -6,12 +6,14 @@ import pytest
 
 from calibration.interleaving import (
     fit_interleaving,
+    fit_step_factor,
     held_out_step_errors,
 )
 from calibration.least_squares import FitError
 from sim.plan.errors import ProfileMismatchError
 from sim.plan.workload import Workload
 from sim.profile import Profile, no_interleaving
+from sim.residuals import ErrorScale
 from sim.trace import Trace, as_data
 from tests.calibration.fabricated import stage_scenario, stage_trace, with_interleaving
 from tests.synthetic import synthetic_profile
@@ -94,3 +96,19 @@ def test_without_a_decode_stage_in_a_graph_there_is_no_fit(kind: str) -> None:
 def test_stage_of_another_gpu_is_refused() -> None:
     with pytest.raises(ProfileMismatchError, match="was measured on h200"):
         fit_interleaving(synthetic_profile("h200"), traces(TRUTH), "")
+
+
+def test_step_factor_is_the_ninetieth_score_of_steps_over_what_their_ops_carry() -> None:
+    """Twice the width for every op, half the factor: steps scatter as they do."""
+    scales = [
+        replace(TRUTH, fits={
+            kind: replace(fit, error_scale=ErrorScale.constant(width))
+            for kind, fit in TRUTH.fits.items()
+        })
+        for width in (0.02, 0.04)
+    ]  # fmt: skip
+    found = traces(TRUTH, noise=0.01)
+    narrow, wide = (fit_step_factor(scale, found) for scale in scales)
+
+    assert narrow > 0
+    assert narrow == pytest.approx(2 * wide, rel=1e-3)

@@ -177,7 +177,7 @@ def test_another_gpu_than_its_scenario_says(
     ("environment", "reason"),
     [
         ({"throttled": "software thermal"}, "throttled in the timed repeats: software thermal"),
-        ({"throttled_after": "software power cap"}, "at the end of the run: software power cap"),
+        ({"throttled_after": "hardware slowdown"}, "at the end of the run: hardware slowdown"),
         ({"ended_early": "rank 1 died"}, "the run ended early: rank 1 died"),
         ({"device": "cpu"}, "it was measured on a CPU"),
     ],

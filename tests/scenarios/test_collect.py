@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from calibration.selection import fit_layers, validation_layers
+from calibration.selection import engine_layers, fit_layers, two_gpu_runs, validation_layers
 from scenarios.collect import (
     DEFAULT_TASKS,
     FIT_SCENARIOS,
@@ -41,6 +43,7 @@ class Pretended:
         return Instruments(
             environment=lambda: {"gpu": "pretended"}, curve=self._curve, stage=self._trace,
             layer=self._trace, programs=self._programs,
+            pairs=lambda: nullcontext(self._trace),
         )  # fmt: skip
 
     def _curve(self, task: str) -> list[tuple[int, float]]:
@@ -68,7 +71,8 @@ def test_by_default_all_that_a_fit_needs_is_collected(tmp_path: Path) -> None:
     stages = sorted(path.stem for path in FIT_SCENARIOS.glob("*.toml"))
 
     assert Collected() == run(pretended, tmp_path)
-    assert ["read-curve", *stages, "3117 points to sweep.jsonl"] == pretended.asked
+    own = ["1091 points to split-kv.jsonl", "950 points to skinny.jsonl"]
+    assert ["read-curve", *stages, "3117 points to sweep.jsonl", *own] == pretended.asked
     assert {"gpu": "pretended"} == json.loads((tmp_path / "environment.json").read_text())
     assert "fit" == read_trace(tmp_path / "h2048-decode.jsonl").purpose
 
@@ -95,6 +99,23 @@ def test_layers_are_traces_with_their_purpose(
     assert [layer.name for layer in layers] == pretended.asked
     assert {GPU_KERNELS} == pretended.kernels
     assert {purpose} == {read_trace(path).purpose for path in (tmp_path / "layers").iterdir()}
+
+
+def test_layers_whose_context_grows_take_the_kernel_that_can(tmp_path: Path) -> None:
+    pretended = Pretended()
+    growing = [layer for layer in engine_layers() if layer.run.context_growth_tokens]
+
+    assert Collected() == run(pretended, tmp_path, "engine-layers")
+    assert [layer.name for layer in engine_layers()] == pretended.asked
+    assert {GPU_KERNELS, replace(GPU_KERNELS, decode_attention="split_kv")} == pretended.kernels
+    assert growing
+
+
+def test_runs_on_two_gpus_are_kept_apart_from_layers(tmp_path: Path) -> None:
+    run(Pretended(), tmp_path, "two-gpus")
+    names = {f"{each.name}.jsonl.gz" for each in two_gpu_runs("h100-sxm")}
+
+    assert names == {path.name for path in (tmp_path / "pairs").iterdir()}
 
 
 def test_scored_curve_has_the_form_of_the_fitted_one(tmp_path: Path) -> None:

@@ -1,0 +1,189 @@
+"""The ops of one scenario, measured as they are: points that a profile is given beside its own.
+
+A point repeats one op in a row of its kind, cold or warm, as a sweep does; what the scenario's own
+state of the L2 makes of it stays the simulator's to say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+import numpy as np
+
+from calibration.dataset import Table
+from calibration.fit import form_for, places_of
+from calibration.points import (
+    SweepPoint,
+    activation_point,
+    attention_point,
+    matmul_point,
+    norm_point,
+    point,
+    residual_point,
+    rotary_point,
+)
+from sim.cost.shapes import features_of, kind_of
+from sim.plan import ops
+from sim.plan.hardware import GpuSpec
+from sim.plan.ops import LocalOp
+from sim.plan.scenario import Scenario, compile_run, place
+from sim.profile import OpFit, Profile
+from sim.residuals import NEIGHBOURS, ResidualPoint
+
+# A place is believed to be what was measured at it when the profile says it this exactly.
+BELIEVED = 0.003
+# A measured shape is known to within the spread from run to run.
+RUN_TO_RUN = 0.01
+HEAD_DIM = 128
+MEETINGS = (ops.Send, ops.Recv, ops.AllReduce, ops.AllGather)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The points of a scenario, and the ops that no point can stand for, with the reason."""
+
+    points: tuple[SweepPoint, ...]
+    left_out: tuple[str, ...]
+
+
+def points_of(scenario: Scenario) -> Wanted:
+    """Every distinct local op of every rank, at each number of microbatches that may be chosen.
+
+    Cold, and warm where its weights or KV may stay in the L2. Collectives are left to the profile.
+    """
+    points: dict[str, SweepPoint] = {}
+    left_out: dict[str, None] = {}
+    seen: set[tuple[str, tuple[float, ...]]] = set()
+    for op in ops_of(scenario):
+        key = (kind_of(op), features_of(op))
+        if key in seen:
+            continue
+        seen.add(key)
+        if getattr(op, "head_dim", HEAD_DIM) != HEAD_DIM:
+            left_out[f"{key[0]} {op.name}: heads of {getattr(op, 'head_dim', 0)} dimensions"] = None
+            continue
+        for is_warm in (False, True):
+            made = point_of(op, warm=is_warm)
+            rotating_bytes = _own_bytes(made.op)
+            if not is_warm or 0 < rotating_bytes <= scenario.cluster.gpu.l2_bytes:
+                points.setdefault(made.name, made)
+    return Wanted(tuple(points.values()), tuple(left_out))
+
+
+def ops_of(scenario: Scenario) -> Iterable[LocalOp]:
+    """The local ops of all ranks, under each number of microbatches that a search may try."""
+    numbers = [scenario.workload.num_microbatches]
+    if not numbers[0]:
+        limit = scenario.workload.batch_size // place(scenario).data_parallel
+        stages = min(place(scenario).num_stages, limit)
+        numbers = sorted({max(1, min(limit, round(stages * 2.0**n))) for n in range(-16, 17)})
+    for number in numbers:
+        run = compile_run(scenario.with_microbatches(number))
+        for step in run:
+            for program in step.programs:
+                for segment in {id(part.segment): part.segment for part in program.parts}.values():
+                    for op in segment.ops:
+                        if not isinstance(op, MEETINGS):
+                            yield op
+
+
+def point_of(op: LocalOp, *, warm: bool) -> SweepPoint:
+    """The point that measures an op of this shape, under the name that a sweep gives it."""
+    match op:
+        case ops.Matmul():
+            return matmul_point(op.rows, op.columns, op.inner, warm=warm, kernel=op.kernel)
+        case ops.Attention():
+            return attention_point(
+                op.sequences, op.num_heads, op.num_key_value_heads, op.query_tokens,
+                op.context_tokens, op.kernel, warm=warm,
+            )  # fmt: skip
+        case ops.Norm():
+            tokens = int(features_of(op)[0])
+            return norm_point(tokens, op.hidden_size, fused=op.delta is not None)
+        case ops.ResidualAdd():
+            return residual_point(int(features_of(op)[0]), op.hidden_size)
+        case ops.GatedActivation():
+            return activation_point(op.tokens, op.intermediate_size)
+        case ops.RotaryWrite():
+            tokens = op.sequences * op.query_tokens
+            return rotary_point(tokens, op.num_heads, op.num_key_value_heads)
+        case ops.Embed():
+            return point("embed", f"t{op.tokens}.h{op.hidden_size}", op, 0)
+        case ops.Sample():
+            return point("sample", f"s{op.sequences}.v{op.vocab_size}", op, 0)
+        case _:
+            assert_never(op)
+
+
+def _own_bytes(op: LocalOp) -> int:
+    """Weights or KV that a cold point rotates; 0 of an op that has neither."""
+    match op:
+        case ops.Matmul():
+            return op.weight.num_bytes
+        case ops.Attention():
+            return op.kv.num_bytes
+        case _:
+            return 0
+
+
+def with_points(
+    profile: Profile, by_kind: Mapping[str, Table], gpu: GpuSpec, provenance: Mapping[str, str],
+    hashes: Mapping[str, str],
+) -> Profile:  # fmt: skip
+    """The profile with what was measured at these shapes as points of its own.
+
+    The form stays; each place says what was measured there, and ranges reach as far as the shapes.
+    A kind that the profile does not have is left out: no form is known to correct.
+    """
+    fits = {
+        kind: _with_table(fit, by_kind[kind], gpu) if kind in by_kind else fit
+        for kind, fit in profile.fits.items()
+    }
+    return replace(
+        profile, fits=fits, provenance={**profile.provenance, **provenance},
+        data_hashes={**profile.data_hashes, **hashes},
+    )  # fmt: skip
+
+
+def _with_table(fit: OpFit, table: Table, gpu: GpuSpec) -> OpFit:
+    ratios = np.log(table.seconds / form_for(table.kind, gpu)(fit.values, table))
+    places = places_of(table)
+    new = [
+        ResidualPoint(
+            place=tuple(round(value, 4) for value in where),
+            log_ratio=round(float(ratio), 4),
+            held_out_error=RUN_TO_RUN,
+        )
+        for where, ratio in zip(places, ratios, strict=True)
+    ]
+    own = {point.place for point in new}
+    old = [point for point in fit.residuals if point.place not in own]
+    features = table.features
+    reach = zip(fit.valid, features.min(axis=0), features.max(axis=0), strict=True)
+    valid = tuple((min(low, float(a)), max(high, float(b))) for (low, high), a, b in reach)
+    return replace(
+        fit, residuals=(*old, *_believed(old, new)), valid=valid,
+        num_points=fit.num_points + len(table),
+    )  # fmt: skip
+
+
+def _believed(old: Sequence[ResidualPoint], new: Sequence[ResidualPoint]) -> list[ResidualPoint]:
+    """Each new point as often as it takes for the middle of its neighbours to be what it says.
+
+    A correction is the middle of sixteen neighbours by weight: among many that are near, one exact
+    point has no say. Each copy counts as a neighbour.
+    """
+    copies = dict.fromkeys(range(len(new)), 1)
+    for _ in range(int(math.log2(NEIGHBOURS))):
+        made = [point for row, point in enumerate(new) for _ in range(copies[row])]
+        table = OpFit(constants={}, residuals=(*old, *made))
+        wrong = [row for row, point in enumerate(new)
+                 if abs(table.nearby(point.place).log_ratio - point.log_ratio) > BELIEVED]  # fmt: skip
+        if not wrong:
+            break
+        for row in wrong:
+            copies[row] *= 2
+    return [point for row, point in enumerate(new) for _ in range(copies[row])]
