@@ -1,0 +1,64 @@
+"""The two commands: a report written, the explorer served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scenarios.report.answers import Explorer
+from scenarios.report.library import plotly_js
+from scenarios.report.page import check_out, write_page
+from scenarios.report.results import Found, Profiles, committed, found_in
+from scenarios.report.server import ExplorerServer
+from sim.plan.errors import SpecError
+from sim.plan.files import load_model_config
+from sim.plan.model import MODELS
+from sim.profile import Profile
+
+MAX_RESULTS = 100
+
+
+def make_report(
+    results: Sequence[Path], out: Path, profiles: Profiles, needed: Callable[[str], Profile]
+) -> dict[str, Any]:
+    """Write the page; returns what is in it.
+
+    Raises SpecError where nothing can be shown, MissingPackageError without plotly.
+    """
+    check_out(out)
+    plotly_js()
+    if len(results) > MAX_RESULTS:
+        raise SpecError("RESULT", len(results), "files are more than a page holds",
+                        f"give {MAX_RESULTS} or fewer")  # fmt: skip
+    found = found_in(results, profiles, needed) if results else committed(profiles, needed)
+    return write_page(found, _made_by(results, found), out)
+
+
+def _made_by(results: Sequence[Path], found: Found) -> str:
+    from scenarios.predicted import provenance_of
+
+    version = str(provenance_of(None)["package_version"]).replace("not installed", "")
+    of = f"{len(results)} results" if results else "the paper and every committed validation run"
+    return f"Made by {f'layerwise {version}'.strip()} of {of}, in {len(found.sections)} parts."
+
+
+def serve(
+    profiles: Profiles, models: Sequence[Path], port: int, tell: Callable[[str], None]
+) -> None:
+    """Serve the explorer until Ctrl-C; `tell` is given its address once it listens.
+
+    Raises FileFormatError or SpecError for a model's file, SpecError for a port that is taken.
+    """
+    known = dict(MODELS)
+    for path in models:
+        model = load_model_config(path)
+        known[model.name] = model
+    server = ExplorerServer(Explorer(profiles, known), port)
+    tell(server.url)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
