@@ -9,7 +9,7 @@ from statistics import median
 
 from calibration.bootstrap import intercept_error, resampled_constant
 from calibration.checks import check_apart, check_trace, read_curve, without_throttled
-from calibration.data import file_hash, overlap_path, read_json, windows_path
+from calibration.data import file_hash, overlap_path, windows_path
 from calibration.dataset import (
     Measurement,
     Quarantine,
@@ -35,6 +35,7 @@ from sim.cost.shapes import FEATURES, OPTIONAL_KINDS
 from sim.plan.compile import KernelChoice
 from sim.plan.errors import FileFormatError
 from sim.plan.hardware import GPUS, GpuSpec
+from sim.plan.reading import read_json
 from sim.profile import Constant, OpFit, Profile, TransferFit, no_interleaving
 from sim.trace import Trace, as_data, read_trace
 

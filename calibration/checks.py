@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from calibration.data import read_json
 from calibration.dataset import Quarantine
 from calibration.points import SweepPoint
 from calibration.unseen import shapes_of, unseen
 from sim.plan.compile import KernelChoice
 from sim.plan.errors import FileFormatError, LayerwiseError
 from sim.plan.files import scenario_from_data
+from sim.plan.reading import read_json
 from sim.plan.scenario import compile_run
 from sim.trace import Trace
 

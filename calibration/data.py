@@ -9,9 +9,6 @@ import hashlib
 import re
 from pathlib import Path
 
-from sim.plan.reading import read_json as read_json
-from sim.plan.reading import read_text as read_text
-
 FOLDER = Path(__file__).resolve().parent
 TRACE_SUFFIXES = (".jsonl", ".jsonl.gz")
 

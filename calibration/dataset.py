@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.bootstrap import intercept
-from calibration.data import read_text
 from calibration.sweeps import SweepPoint
 from sim.cost.forms import ramp
 from sim.cost.model import SpeedOfLight, Traffic
@@ -22,6 +21,7 @@ from sim.plan import ops
 from sim.plan.demand import attention_flops
 from sim.plan.errors import FileFormatError
 from sim.plan.hardware import GPUS, dgx_cluster
+from sim.plan.reading import read_text
 
 GPU_BOUND_REPEATS = 32
 Column = npt.NDArray[np.float64]
@@ -102,7 +102,7 @@ def read_sweep(
                 continue
             name, one = row["name"], Measurement(float(row["step_s"]), int(row["num_ops"]))
             throttled = row.get("throttled", "no")
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise FileFormatError(f"{path}: line {number} is not a sweep point: {error}") from error
         if not (math.isfinite(one.step_s) and one.step_s > 0):
             raise FileFormatError(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import least_squares
 
 from sim.plan.errors import LayerwiseError
 from sim.profile import Constant
@@ -73,6 +72,9 @@ def fit_positive(
     `soft`: the relative error above which a point counts as an outlier. Raises FitError, naming
     `what`, with fewer than two points a parameter or when the fit does not converge.
     """
+    # Scoring reads tables from beside the fits: it needs no scipy.
+    from scipy.optimize import least_squares
+
     if len(measured) < 2 * len(parameters):
         raise FitError(
             f"{what}: {len(measured)} points for {len(parameters)} parameters; measure more"

@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from calibration.data import read_json
 from calibration.transfers import BREAKS, KIB, MIB, ONE_SHOT_BREAKS, fit_transfer
 from sim.plan.demand import ONE_SHOT_MAX_BYTES
 from sim.plan.errors import FileFormatError
+from sim.plan.reading import read_json
 from sim.profile import TransferFit
 
 FORMAT, VERSION = "layerwise-links", 1

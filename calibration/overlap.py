@@ -7,13 +7,12 @@ gets its SMs when the running kernel ends: on average it waits for half of one.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from calibration.data import read_text
 from sim.plan.errors import FileFormatError
+from sim.plan.reading import read_json
 from sim.profile import Constant
 
 # Kernels of the measurement that HBM bounds.
@@ -60,8 +59,8 @@ def _constant(value: float, spread: list[float], source: str) -> Constant:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(read_text(path))["rank0"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        data = read_json(path)["rank0"]
+    except (KeyError, TypeError) as error:
         raise FileFormatError(f"{path}: is no overlap measurement: {error}") from error
     if not isinstance(data, dict):
         raise FileFormatError(f"{path}: rank0 is not a table of measurements")

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from calibration.data import read_text
 from calibration.least_squares import FitError, significant
 from sim.plan.errors import FileFormatError
+from sim.plan.reading import read_json
 from sim.profile import Regime, TransferFit
 from sim.trace import write_atomically
 
@@ -133,12 +133,11 @@ def read_transfers(path: Path) -> dict[str, TransferFit]:
     """Fitted transfers by name. Raises FileFormatError, or SpecError for a wrong record."""
     from sim.plan.files import validate  # pydantic is needed only where files are read
 
-    try:
-        data = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise FileFormatError(f"{path}: is not JSON: {error}") from error
+    data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
         raise FileFormatError(f"{path}: does not say format={FORMAT!r}, version={VERSION}")
+    if not isinstance(data.get("transfers", {}), dict):
+        raise FileFormatError(f"{path}: its transfers are no table of names")
     return {
         name: validate(TransferFit, record, f"{path}: {name}")
         for name, record in data.get("transfers", {}).items()

@@ -6,15 +6,14 @@ Rows of windows.json: ["mm", rows, columns, inner, {configuration: us}] and ["re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, stdev
 from typing import Any
 
-from calibration.data import read_text
 from calibration.least_squares import Estimate
 from sim.plan.errors import FileFormatError
+from sim.plan.reading import read_json
 from sim.profile import Constant
 
 # Weights and reads this many times the L2 leave nothing in it.
@@ -32,7 +31,7 @@ def fit_set_aside(path: Path, l2_bytes: int, source: str) -> Constant:
     if not path.exists():
         return NOT_MEASURED
     try:
-        slower = list(_slowdowns(json.loads(read_text(path)), HBM_BOUND * l2_bytes))
+        slower = list(_slowdowns(read_json(path), HBM_BOUND * l2_bytes))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise FileFormatError(f"{path}: has a row that is none of windows.json: {error}") from error
     if len(slower) < 2:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from scenarios import tables
@@ -21,6 +20,7 @@ from scenarios.accuracy_scored import (
     coverage_of,
     summary_of,
 )
+from scenarios.tables import escape
 from sim.profile import Profile
 
 NUM_WORST = 10

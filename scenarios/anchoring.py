@@ -30,7 +30,7 @@ from calibration.selection import fit_layers
 from scenarios.calibrate_here import Progress, check_same_machine, instruments_here, work_folder
 from scenarios.collect import FIT_SCENARIOS, on_gpu
 from scenarios.fit_report import diagnostics_folder
-from scenarios.tables import percent, signed, table
+from scenarios.tables import escape, percent, signed, table
 from sim.plan.files import load_scenario
 from sim.plan.hardware import GPUS
 from sim.profile import Constant, Profile, load_profile, write_profile
@@ -208,7 +208,7 @@ def print_anchored(
         console.print(made)
         console.print(f"Median |error| of {len(checks)} whole layers: {layers_sentence(checks)}.")
     for line in aside:
-        console.print(f"Set aside: {line}")
+        console.print(f"Set aside: {escape(line)}")
 
 
 def layers_sentence(checks: list[LayerCheck]) -> str:

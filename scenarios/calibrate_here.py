@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from calibration.data import read_json
 from calibration.least_squares import FitError
 from sim.plan.errors import SpecError
 from sim.plan.hardware import GPUS
+from sim.plan.reading import read_json
 
 if TYPE_CHECKING:
     from scenarios.collect import Instruments, Task

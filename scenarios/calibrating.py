@@ -111,7 +111,7 @@ def require_scipy() -> None:
     """Raise MissingPackageError, saying what works without it, when scipy is not installed."""
     if find_spec("scipy") is None:
         raise MissingPackageError(
-            "scipy", "fit a profile", "pip install 'layerwise[calibration]'",
+            "scipy", "fit a profile", "pip install '.[calibration]'",
             "all that predicts with a shipped profile (layerwise paper, predict, compare)",
         )  # fmt: skip
 

@@ -22,10 +22,41 @@ if TYPE_CHECKING:
     from sim.profile import Profile
 
 app = typer.Typer(
-    name="layerwise", add_completion=False, no_args_is_help=True, rich_markup_mode=None,
-    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    name="layerwise", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Where to place a model: predicted by simulation, measured on GPUs, side by side.",
+    epilog="Exit codes: 0 an answer (also: it does not fit), 1 a gate failed, 2 bad input. "
+    "Quantities are in SI units, or as people write them: 20ms, 450GB/s, 11GiB. "
+    "Begin with: layerwise paper",
 )  # fmt: skip
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"layerwise {version('layerwise')}")
+        except PackageNotFoundError:
+            print("layerwise, not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def layerwise(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True,
+                           help="Print the version and exit.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Options of the command itself."""
+
+
+def _parse_seconds(written: str | float) -> float:
+    """`20ms`, `10min`, or plain seconds. Raises SpecError."""
+    from sim.plan.units import parse_real
+
+    return parse_real("time_s", str(written))
 
 
 class ModelName(StrEnum):
@@ -95,7 +126,7 @@ SetOption = Annotated[
 ScenarioArgument = Annotated[Path, typer.Argument(metavar="SCENARIO.toml")]
 
 
-@app.command()
+@app.command(short_help="The paper's claims beside predictions and measurements.")
 def paper(
     model: Annotated[ModelName, typer.Option(help="16 layers, or the 112 of 30 B.")]
     = ModelName.PAPER_16,
@@ -137,7 +168,7 @@ def paper(
     print_report(report, console())
 
 
-@app.command()
+@app.command(short_help="Predict a scenario: rates, times, memory, bottlenecks.")
 def predict(
     scenario: ScenarioArgument,
     as_json: JsonOption = False,
@@ -185,7 +216,7 @@ def predict(
         print_generated(generated, BELIEF_NAMES, out)
 
 
-@app.command()
+@app.command(short_help="Run a scenario for real and write its trace.")
 def measure(
     scenario: ScenarioArgument,
     out: Annotated[Path, typer.Option(metavar="TRACE", help="The trace to write (.jsonl[.gz]).")],
@@ -201,7 +232,9 @@ def measure(
         bool, typer.Option("--power/--no-power", help="Sample power and clocks beside.")
     ] = True,
     energy_s: Annotated[
-        float, typer.Option(help="Repeat so long afterwards, for energy alone (0.5 s or more).")
+        float,
+        typer.Option(parser=_parse_seconds, metavar="TIME",
+                     help="Repeat so long afterwards, for energy alone (0.5 s or more)."),
     ] = 0.0,
     imported: Annotated[
         list[Path] | None,
@@ -215,31 +248,47 @@ def measure(
     untraced: Annotated[
         Path | None, typer.Option(metavar="TRACE", help="Step times for an import: the same work.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Run a scenario for real, on GPUs or on the CPU, and write its trace. Needs torch.
 
     Example: layerwise measure scenario.toml --out trace.jsonl.gz
     """
-    from scenarios.measuring import ImportedFiles, import_to, measure_to
+    from scenarios.measuring import (
+        ImportedFiles,
+        best_microbatches,
+        import_to,
+        measure_to,
+        require_torch,
+    )
     from sim.plan.files import load_scenario
 
     asked = load_scenario(scenario)
     constants = _profile(None, asked.cluster.gpu.name) if device is DeviceName.CUDA else None
     if constants:
         asked = asked.with_kernels(constants.kernels)
+    if not asked.workload.num_microbatches:
+        require_torch()
+        asked = asked.with_microbatches(best_microbatches(asked))
+        _note(f"workload.num_microbatches: {asked.workload.num_microbatches}, the best predicted")
     files = ImportedFiles(tuple(imported or ()), tuple(rank_of or ()), untraced)
     if files.are_asked_for:
         own = {"--timing": timing, "--bandwidth": bandwidth, "--energy-s": energy_s}
-        _note(import_to(asked, out, files, purpose.value, [key for key in own if own[key]]))
-        return
-    said = measure_to(
-        asked, out, device.value, timing.value if timing else None, bandwidth, purpose.value,
-        sample_power=power, energy_s=energy_s,
-    )  # fmt: skip
-    _note(said)
+        said = import_to(asked, out, files, purpose.value, [key for key in own if own[key]])
+    else:
+        said = measure_to(
+            asked, out, device.value, timing.value if timing else None, bandwidth, purpose.value,
+            sample_power=power, energy_s=energy_s,
+        )  # fmt: skip
+    if as_json and said.startswith(f"{out}: "):  # no rank but the first writes one
+        from scenarios.written_json import trace_as_data
+
+        _print_json(trace_as_data(out, said))
+    else:
+        _note(said)
 
 
-@app.command()
+@app.command(short_help="Predicted beside measured, op by op; a gate.")
 def compare(
     scenario: Annotated[Path | None, typer.Argument(metavar="[SCENARIO.toml]")] = None,
     measured: Annotated[
@@ -287,7 +336,7 @@ def compare(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="What no fit has seen, predicted again; a gate.")
 def accuracy(
     folder: Annotated[
         Path | None,
@@ -326,17 +375,22 @@ def accuracy(
     from scenarios.accuracy_tables import accuracy_as_data, print_accuracy
     from scenarios.tables import console
 
+    if ledger is not None:  # a broken one is told before minutes of scoring
+        from scenarios.ledger import read_ledger
+
+        held_to = read_ledger(ledger)
+    else:
+        held_to = None
     scored = score_unseen(constants, folder)
     if update_ledger is not None:
         from scenarios.ledger_update import update_and_print
 
         _note(update_and_print(update_ledger, scored, constants, reason, console()))
         return
-    if ledger is not None:
-        from scenarios.ledger import check, problems_as_data, read_ledger
+    if held_to is not None:
+        from scenarios.ledger import check, problems_as_data
         from scenarios.ledger_tables import print_gate
 
-        held_to = read_ledger(ledger)
         problems = check(held_to, scored)
         if as_json:
             _print_json(problems_as_data(held_to, problems))
@@ -353,7 +407,7 @@ def accuracy(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Measure this machine's GPU, fit, score, write a profile.")
 def calibrate(
     collect: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Only measure this machine's GPU, here.")
@@ -376,12 +430,15 @@ def calibrate(
         typer.Option(metavar="TASK,...", help="What to collect; all that a fit needs by default."),
     ] = None,
     budget_s: Annotated[
-        float, typer.Option(help="Seconds of measuring; 600, to anchor 300, for a scenario 120.")
+        float,
+        typer.Option(parser=_parse_seconds, metavar="TIME",
+                     help="Time to measure; 10min, to anchor 5min, for a scenario 2min."),
     ] = 0.0,
     gpu: Annotated[str, typer.Option(help="The GPU; found out where it is measured.")] = "",
     name: Annotated[str, typer.Option(help="The profile's name; the GPU's by default.")] = "",
     profile: ProfileOption = None,
-) -> None:
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
     """Measure this machine's GPU, fit, score on points kept apart, write a profile and its faults.
 
     With --collect or --fit one half of that; --anchor moves a shipped profile here in minutes;
@@ -397,10 +454,16 @@ def calibrate(
         collect=collect, fit=fit, anchor=anchor, scenario=scenario, out=out, what=tuple(what or ()),
         budget_s=budget_s, gpu=gpu, name=name, profile=profile,
     )  # fmt: skip
-    _note(run(asked, console(), _note))
+    said = run(asked, console(stderr=as_json), _note)
+    if as_json:
+        from scenarios.written_json import calibrated_as_data
+
+        _print_json(calibrated_as_data(out, said))
+    else:
+        _note(said)
 
 
-@app.command()
+@app.command(short_help="Every placement of a model, best first, and what flips it.")
 def rank(
     model: Annotated[str, typer.Option(metavar="MODEL", help="paper-16, paper-30b, or a config.json.")],
     gpus: Annotated[int, typer.Option(metavar="N", help="How many GPUs; all are used.")] = 16,
@@ -460,7 +523,7 @@ def rank(
     print_ranking(ranking, console(), everything=everything)
 
 
-@app.command()
+@app.command(short_help="What this machine has for measuring.")
 def doctor(
     as_json: JsonOption = False,
     device: Annotated[
@@ -486,7 +549,7 @@ def doctor(
     print_machine(machine, console())
 
 
-@app.command("what-if")
+@app.command("what-if", short_help="Questions people ask, each a short script.")
 def what_if(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Which; all are listed.")] = "",
     axes: Annotated[
@@ -512,7 +575,7 @@ def what_if(
     answer_to(name, axes or (), changes or (), profile, as_json=as_json, plot=plot)
 
 
-@app.command()
+@app.command(short_help="Predict every combination of a file's axes.")
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="SWEEP.toml")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The rows: .csv or .parquet.")],
@@ -558,7 +621,7 @@ def sweep(
         raise typer.Exit(130)
 
 
-@app.command()
+@app.command(short_help="Results as one page that works from disk.")
 def report(
     results: Annotated[
         list[Path] | None,
@@ -587,7 +650,7 @@ def report(
         _note(f"{out}: {made['num_bytes'] / 1e6:.1f} MB, {made['num_charts']} charts; open it")
 
 
-@app.command()
+@app.command(short_help="A page on this machine whose controls simulate again.")
 def explore(
     models: Annotated[
         list[Path] | None,
@@ -609,8 +672,10 @@ def explore(
     ))  # fmt: skip
 
 
-@app.command()
-def schema() -> None:
+@app.command(short_help="The JSON schema of a scenario file, for an editor.")
+def schema(
+    _as_json: Annotated[bool, typer.Option("--json", help="It is JSON in any case.")] = False,
+) -> None:
     """The JSON schema of a scenario file, for an editor's completion and checks.
 
     Example: layerwise schema > scenario.schema.json
@@ -629,16 +694,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(args=None if arguments is None else list(arguments))
+        app(args=None if arguments is None else list(arguments), prog_name="layerwise")
     except LayerwiseError as error:
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-        print(f"layerwise: {' '.join(str(error).split())}{notes}", file=sys.stderr)
+        _note(f"layerwise: {' '.join(f'{error}{notes}'.split())}")
         sys.exit(getattr(error, "exit_code", 2))
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             os._exit(0)  # the reader has seen enough
         where = f"{error.filename}: " if error.filename else ""
-        print(f"layerwise: {where}{error.strerror}; name another place", file=sys.stderr)
+        _note(f"layerwise: {where}{error.strerror}; name another place")
         os._exit(2)  # a normal exit would flush, and fail once more
 
 
@@ -675,7 +740,9 @@ def _note_changes(changes: Sequence[str] | None) -> None:
 
 def _note(text: str) -> None:
     """What a command did beside its answer: on stderr, so that stdout stays parseable."""
-    print(text, file=sys.stderr)
+    from sim.plan.errors import visible
+
+    print(visible(text, keep="\n"), file=sys.stderr)
 
 
 if __name__ == "__main__":

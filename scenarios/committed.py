@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from calibration.data import read_json
 from sim.plan.errors import FileFormatError
+from sim.plan.reading import read_json
 from sim.trace import write_atomically
 
 T = TypeVar("T")

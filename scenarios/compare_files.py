@@ -75,19 +75,21 @@ def write_plot(compared: tuple[Compared, ...], path: Path) -> str:
                         "compare a trace with rows")  # fmt: skip
     if find_spec("matplotlib") is None:
         raise MissingPackageError(
-            "matplotlib", "draw", "pip install 'layerwise[plots]'",
+            "matplotlib", "draw", "pip install '.[plots]'",
             "the same as text, --json and --csv",
         )  # fmt: skip
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 0.22 * min(len(drawn), MOST_OPS) + 2.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _draw_pairs(left, drawn)
-    _draw_errors(right, drawn)
-    names = ", ".join(each.comparison.stage.name for each in compared)
-    figure.suptitle(f"Predicted and measured: {names}")
     picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:], dpi=150)
+    with rc_context({"text.parse_math": False}):  # a $ in a name is a $
+        figure = Figure(figsize=(12, 0.22 * min(len(drawn), MOST_OPS) + 2.5), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _draw_pairs(left, drawn)
+        _draw_errors(right, drawn)
+        names = ", ".join(each.comparison.stage.name for each in compared)
+        figure.suptitle(f"Predicted and measured: {names}")
+        figure.savefig(picture, format=path.suffix[1:], dpi=150)
     _write_bytes(path, picture.getvalue())
     return f"{path}: {len(drawn)} ops of {len(compared)} runs"
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from scenarios import tables
 from scenarios.compare_scores import LEVELS, STAGE_TOLERANCE, Comparison, Level, Score, StageScore
 from scenarios.comparing import Compared, median_absolute_op_error, median_op_error
+from scenarios.tables import escape
 
 # Of one trace the finest level with so many lines is shown where none was asked for.
 MOST_LINES = 40

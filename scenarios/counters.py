@@ -21,12 +21,12 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
-from calibration.data import profile_path, read_json
+from calibration.data import profile_path
 from hw.counters.op_counters import FORMAT, VERSION, Counters, OpCounters, add_counters
 from scenarios import tables
 from scenarios.collect import on_gpu
+from scenarios.tables import escape
 from sim.cost.model import Traffic
 from sim.plan.errors import (
     FileFormatError,
@@ -36,6 +36,7 @@ from sim.plan.errors import (
 )
 from sim.plan.files import scenario_from_data, validate
 from sim.plan.hardware import GPUS
+from sim.plan.reading import read_json
 from sim.profile import Profile, load_profile
 from sim.traffic import add_up, read_traffic, traffic_of
 
@@ -118,7 +119,9 @@ def read_counters(path: Path) -> Counters:
     """What `hw.counters` wrote. Raises FileFormatError, or SpecError for fields that are wrong."""
     data = read_json(path)
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-        raise FileFormatError(f"{path}: does not say format={FORMAT!r}; is it from hw.counters.__main__?")
+        raise FileFormatError(
+            f"{path}: does not say format={FORMAT!r}; is it from hw.counters.__main__?"
+        )
     found = data.pop("version", None)
     if found != VERSION:
         raise FileFormatError(

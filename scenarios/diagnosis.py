@@ -31,8 +31,7 @@ OWN_BYTES = 4 * 10**9
 LEAST_CAPABILITY = (8, 0)
 
 COSTS = {
-    "torch": "nothing can be measured, on CPU or GPU; predicting works. "
-    "pip install 'layerwise[hw]'",
+    "torch": "nothing can be measured, on CPU or GPU; predicting works. pip install '.[hw]'",
     "triton": "nothing runs in bf16 on a GPU (norms, rotary, activation, attention are Triton's); "
     "the CPU needs none",
     "nvtx": "eager runs cannot be timed by CUPTI or read in Nsight Systems, for lack of op names; "

@@ -8,11 +8,10 @@ from itertools import groupby
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from hw.host.doctor import Machine
 from scenarios.diagnosis import Finding, findings_of, has_torch
-from scenarios.tables import table
+from scenarios.tables import escape, table
 
 STYLES = {"ok": "green", "missing": "red", "slow": "yellow"}
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from calibration.design import Spread
 from calibration.review import Box, Reviewed, worst
 from scenarios.residual_plots import WITHOUT, draw_residuals, have_matplotlib
-from scenarios.tables import percent, seconds, signed, table
+from scenarios.tables import escape, percent, seconds, signed, table
 from sim.trace import write_atomically
 
 FORMAT, VERSION = "layerwise-diagnostics", 1
@@ -41,7 +41,7 @@ def print_report(report: FitReport, console: Console) -> None:
     """Boxes first, then the worst points with the likely reason, then what was set aside."""
     made = table("Yes or no", "question", "answer", "because", wide="because")
     for box in report.boxes:
-        made.add_row(box.question, box.answer, box.detail)
+        made.add_row(box.question, box.answer, escape(box.detail))
     console.print(made)
     if report.reviewed:
         _print_worst(report.reviewed, console)
@@ -49,7 +49,7 @@ def print_report(report: FitReport, console: Console) -> None:
     if report.quarantined:
         console.print(f"Set aside, in no fit ({len(report.quarantined)}):")
         for line in report.quarantined:
-            console.print(f"  {line}")
+            console.print(f"  {escape(line)}")
 
 
 def _print_worst(reviewed: Sequence[Reviewed], console: Console) -> None:
@@ -58,7 +58,7 @@ def _print_worst(reviewed: Sequence[Reviewed], console: Console) -> None:
         "point", "measured", "error", "likely reason", wide="likely reason",
     )  # fmt: skip
     for one, reason in worst(reviewed):
-        made.add_row(one.name, seconds(one.measured_s), signed(one.ratio - 1), reason)
+        made.add_row(escape(one.name), seconds(one.measured_s), signed(one.ratio - 1), reason)
     console.print(made)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from calibration.data import read_json
 from scenarios.accuracy_bars import BARS, groups_of
 from scenarios.accuracy_ranking import asked_of, rank
 from scenarios.accuracy_scored import (
@@ -27,6 +26,7 @@ from scenarios.accuracy_scored import (
     summary_of,
 )
 from sim.plan.errors import FileFormatError
+from sim.plan.reading import read_json
 from sim.trace import write_atomically
 
 FORMAT, VERSION = "layerwise-ledger", 1

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.markup import escape
 
 from scenarios import tables
 from scenarios.accuracy_scored import Scored
 from scenarios.ledger import SAME, Aggregate, Ledger, Problem, aggregates_of
+from scenarios.tables import escape
 
 NUM_MOVED = 25
 
@@ -59,7 +59,9 @@ def print_moves(ledger: Ledger, scored: Sequence[Scored], out: Console) -> None:
     """Old and new predictions side by side; a sentence where nothing moved."""
     moves = moves_of(ledger, scored)
     if not moves:
-        out.print(f"No prediction moved since the ledger's profile {ledger.profile_digest}.")
+        out.print(
+            f"No prediction moved since the ledger's profile {escape(ledger.profile_digest)}."
+        )
         return
     num_worse = sum(move.worsening > 0 for move in moves)
     title = (

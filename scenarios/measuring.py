@@ -155,6 +155,17 @@ def require_torch() -> None:
     """Raise MissingPackageError, saying what works without it, when torch is not installed."""
     if find_spec("torch") is None:
         raise MissingPackageError(
-            "torch", "measure", "pip install 'layerwise[hw]'",
+            "torch", "measure", "pip install '.[hw]'",
             "all that predicts (layerwise paper, predict, compare)",
         )  # fmt: skip
+
+
+def best_microbatches(scenario: Scenario) -> int:
+    """The number of microbatches that is predicted to give the most tokens a second."""
+    from calibration.data import profile_path
+    from sim.predict import predict
+    from sim.profile import load_profile
+
+    path = profile_path(scenario.cluster.gpu.name)
+    profile = load_profile(path) if path.exists() else None
+    return predict(scenario, profile).num_microbatches

@@ -19,7 +19,7 @@ from calibration.particular import points_of, with_points
 from calibration.points import SweepPoint
 from scenarios.accuracy_predictions import price_point
 from scenarios.calibrate_here import Progress, check_same_machine, instruments_here, work_folder
-from scenarios.tables import seconds, signed, table
+from scenarios.tables import escape, seconds, signed, table
 from sim.plan.errors import FileFormatError
 from sim.plan.files import load_scenario
 from sim.plan.hardware import GPUS
@@ -146,9 +146,9 @@ def print_asked(
     if len(rows) > MOST_PRINTED:
         console.print(f"and {len(rows) - MOST_PRINTED} shapes that were nearer.")
     rates = [predict(scenario, each).tokens_per_s for each in (old, new)]
-    console.print(f"{scenario.name}: {rates[0]:,.0f} -> {rates[1]:,.0f} tokens/s.")
+    console.print(f"{escape(scenario.name)}: {rates[0]:,.0f} -> {rates[1]:,.0f} tokens/s.")
     missing = sorted({p.kind for p in asked.points} - new.fits.keys())
     for line in (*(f"kind {kind} is not in the profile" for kind in missing), *asked.left_out):
-        console.print(f"Left to the profile: {line}.")
+        console.print(f"Left to the profile: {escape(line)}.")
     for note in asked.notes:
-        console.print(f"Note: {note}.")
+        console.print(f"Note: {escape(note)}.")

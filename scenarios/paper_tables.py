@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from scenarios import tables
@@ -13,6 +12,7 @@ from scenarios.paper import Report
 from scenarios.paper_placements import print_placement, print_rates
 from scenarios.paper_verdicts import Verdict
 from scenarios.predicted_tables import print_budget, print_remedies
+from scenarios.tables import escape
 from sim.plan.model import ModelSpec
 from sim.predict import Prediction
 
@@ -40,15 +40,15 @@ def _print_heading(report: Report, out: Console) -> None:
     scenario = report.layer_wise.scenario
     work, cluster = scenario.workload, scenario.cluster
     out.print(
-        f"[bold]The paper's experiment[/bold]: {describe_model(scenario.model)}, {work.phase}, "
+        f"[bold]The paper's experiment[/bold]: {escape(describe_model(scenario.model))}, {work.phase}, "
         f"batch {work.batch_size}, {work.context_tokens:,} tokens,"
     )
     out.print(
-        f"on {cluster.num_nodes} nodes of {cluster.gpus_per_node} {cluster.gpu.name}: "
+        f"on {cluster.num_nodes} nodes of {cluster.gpus_per_node} {escape(cluster.gpu.name)}: "
         f"NVLink inside, one {cluster.nic.bytes_per_s * 8 / 1e9:.0f} Gb/s NIC per GPU between. "
         f"Launch: {scenario.run.launch}."
     )
-    out.print(describe_profile(report), style="dim")
+    out.print(escape(describe_profile(report)), style="dim")
     out.print()
 
 
@@ -65,7 +65,7 @@ def describe_profile(report: Report) -> str:
     origin = profile.provenance
     parts = [origin.get(key, "") for key in ("gpu", "driver", "date_utc", "date", "source")]
     known = ", ".join(part for part in parts if part)
-    return f"Profile {escape(profile.name)} {profile.digest} ({known})."
+    return f"Profile {profile.name} {profile.digest} ({known})."
 
 
 def _print_budget(report: Report, out: Console) -> None:

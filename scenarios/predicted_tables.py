@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.markup import escape
 
 from scenarios import tables
 from scenarios.predicted import ThreeBeliefs, on_chip_line, warnings_of
+from scenarios.tables import escape
 from sim.cost.model import Belief
 from sim.memory import MemoryBudget, Remedy, remedies
 from sim.plan.scenario import Scenario
@@ -42,7 +42,7 @@ def print_predicted(
         f"[bold]{escape(scenario.name)}[/bold]: {escape(scenario.model.name)} "
         f"({scenario.model.parameters / 1e9:.3g} B parameters), {beliefs.best.placement}, "
         f"{work.phase}, batch {work.batch_size}, {work.context_tokens:,} tokens, "
-        f"{scenario.cluster.name}."
+        f"{escape(scenario.cluster.name)}."
     )
     out.print(_describe_beliefs(scenario, profile), style="dim")
     made = tables.table("", "", *(BELIEF_NAMES[each.belief] for each in beliefs.shown))

@@ -10,7 +10,7 @@ from sim.plan.errors import SpecError
 from sim.plan.files import load_gpu, load_model_config
 from sim.plan.hardware import GPUS, ClusterSpec, GpuSpec, dgx_cluster
 from sim.plan.model import MODELS, ModelSpec, divisors
-from sim.plan.overrides import nearest, parse_settings, with_values
+from sim.plan.overrides import parse_settings, with_values
 from sim.plan.scenario import Launch, RunSpec, Scenario
 from sim.plan.units import parse_real
 from sim.plan.workload import Workload
@@ -81,7 +81,9 @@ def gpu_named(text: str) -> GpuSpec:
     if text.endswith(".toml"):
         return load_gpu(Path(text))
     if text not in GPUS:
-        raise SpecError("--gpu", text, "is not known", nearest(text, GPUS))
+        raise SpecError(
+            "--gpu", text, "is not known", f"use one of {', '.join(GPUS)}, or a .toml file"
+        )
     return GPUS[text]
 
 
@@ -91,5 +93,9 @@ def tpot_s_of(text: str | None) -> float | None:
         return None
     value_s = parse_real("tpot_below_s", text)
     if value_s <= 0:
-        raise SpecError("tpot_below_s", text, "is not positive", "write it like 20ms")
+        raise SpecError("--tpot-below", text, "is not positive", "write it like 20ms")
+    if value_s >= 1 and text.strip().replace(".", "", 1).isdecimal():
+        raise SpecError(
+            "--tpot-below", text, "would be so many seconds", f"write {text}ms or {text}s"
+        )
     return value_s

@@ -24,7 +24,7 @@ def check_plot_path(path: Path) -> None:
         )
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingPackageError(
-            "matplotlib", "draw the Pareto front", "pip install 'layerwise[plots]'", "the table"
+            "matplotlib", "draw the Pareto front", "pip install '.[plots]'", "the table"
         )
 
 

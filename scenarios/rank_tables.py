@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 
 from scenarios import tables
 from scenarios.predicted_tables import BOUND_NAMES, UNCALIBRATED_NOTE
 from scenarios.rank_asked import Candidate
-from scenarios.rank_words import flip_sentence, short_reason, verdict
+from scenarios.rank_words import flip_sentence, seconds, short_reason, verdict
 from scenarios.ranking import Ranking
+from scenarios.tables import escape
 
 TOP = 12
 BAR = 24
+# Placements were compared with measurements on so many GPUs at most.
+VALIDATED_GPUS = 2
 NUM_REASONS = 5
 
 
@@ -43,7 +46,8 @@ def _print_heading(ranking: Ranking, out: Console) -> None:
     out.print(
         f"[bold]{escape(plain(model.name))}[/bold] ({model.parameters / 1e9:.3g} B parameters), "
         f"decode, batch {work.batch_size}, {work.context_tokens:,} tokens of context, "
-        f"{escape(plain(cluster.name))} ({nodes} of {cluster.gpus_per_node}), {asked.run.launch} launch."
+        f"{escape(plain(cluster.name))} ({nodes} of {cluster.gpus_per_node}), {asked.run.launch} launch"
+        + (f", TPOT below {seconds(ranking.tpot_below_s)}." if ranking.tpot_below_s else ".")
     )
     if asked.profile:
         out.print(f"Profile {escape(asked.profile.name)} {asked.profile.digest}.", style="dim")
@@ -62,21 +66,39 @@ def _print_table(ranking: Ranking, out: Console, *, everything: bool) -> None:
     )
     for each in rows:
         made.add_row(*_cells(ranking, each))
+    if own := _first_layer_wise(ranking, rows):
+        place, each = own
+        made.add_row(*_cells(ranking, each, f"#{place} "))
     out.print(made)
     if left := len(ranking.candidates) - len(rows):
         out.print(f"… and {left} more (--all)", style="dim")
     out.print(
         "* winner  = tied with it  ! misses memory or TPOT  ~ outside what was calibrated  mb "
         "microbatches\nTTFT: one prompt of this context, alone. layer-wise: one GPU a stage, "
-        "layers in as many groups.",
+        "layers in as many groups. 1-shot: all-reduce by a one-/two-shot kernel over peer memory, as "
+        "serving engines have it; without it, NCCL's.",
         style="dim",
     )  # fmt: skip
+    if ranking.asked.cluster.num_gpus > VALIDATED_GPUS:
+        out.print(
+            "Validated by measurement on one GPU and on two H200s; of placements on more GPUs nothing "
+            "was measured by this project, and no interval here knows of it.",
+            style="dim",
+        )  # fmt: skip
 
 
-def _cells(ranking: Ranking, each: Candidate) -> tuple[str, ...]:
+def _first_layer_wise(ranking: Ranking, shown: Sequence[Candidate]) -> tuple[int, Candidate] | None:
+    """The best layer-wise placement with its place, where the table would leave it out."""
+    for place, each in enumerate(ranking.candidates, 1):
+        if each.layout.name.startswith("layer-wise"):
+            return None if each in shown else (place, each)
+    return None
+
+
+def _cells(ranking: Ranking, each: Candidate, place: str = "") -> tuple[str, ...]:
     name, share = each.bottleneck
     return (
-        f"{_mark(ranking, each)} {each.layout.name}",
+        f"{_mark(ranking, each)} {place}{each.layout.name}",
         str(each.num_microbatches),
         f"{each.memory.total_bytes / 1e9:,.1f}{'' if each.fits else '!'}",
         tables.number(each.tokens_per_s), _interval(each),

@@ -126,4 +126,4 @@ def _sureness(winner: Candidate, rival: Candidate) -> str:
     if winner.uncertainty is None or rival.uncertainty is None:
         return ""
     width = math.expm1(half_width_of_ratio(winner.uncertainty, rival.uncertainty))
-    return f" (±{width:.1%} at 90 %, errors of shapes that both have cancelled)"
+    return f" (±{width:.1%} at 90 %, from the costs of ops that the two do not share, alone)"

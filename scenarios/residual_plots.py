@@ -11,7 +11,7 @@ from calibration.review import HELD_OUT_BAR, Reviewed
 from sim.cost.shapes import FEATURES
 
 WITHOUT = (
-    "no pictures: matplotlib is not installed (pip install 'layerwise[plots]'); points.csv has the "
+    "no pictures: matplotlib is not installed (pip install '.[plots]'); points.csv has the "
     "same numbers"
 )
 COLOURS = {True: "tab:blue", False: "tab:red"}

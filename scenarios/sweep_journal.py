@@ -18,9 +18,12 @@ from typing import Any, BinaryIO
 
 from scenarios.sweep_points import FAILED
 from sim.plan.errors import FileFormatError, MissingPackageError
+from sim.plan.reading import read_bytes
 from sim.trace import write_atomically
 
 FORMATS = (".csv", ".parquet")
+# A million rows of a thousand bytes.
+MAX_RESULT_BYTES = 2**30
 LAST_COLUMNS = ("status", "reason", "key")
 
 Row = tuple[str, ...]
@@ -123,13 +126,16 @@ def _check_header(path: Path, found: Row, wanted: Row) -> None:
 
 def _rows_of_csv(path: Path, header: Row) -> dict[str, Row]:
     try:
-        text = path.read_bytes().decode()
+        text = read_bytes(path, MAX_RESULT_BYTES).decode()
     except UnicodeDecodeError as error:
         raise FileFormatError(f"{path}: is not a CSV file: {error}") from error
     if not text:
         return {}
     whole = text[: text.rfind("\n") + 1]
-    lines = [tuple(row) for row in csv.reader(io.StringIO(whole, newline=""))]
+    try:
+        lines = [tuple(row) for row in csv.reader(io.StringIO(whole, newline=""))]
+    except csv.Error as error:
+        raise FileFormatError(f"{path}: is not a CSV file: {error}") from error
     if not lines:
         # A header that a kill cut short, unless it is somebody's file.
         if header and _csv_text([header]).startswith(text):
@@ -181,7 +187,7 @@ def _parquet_package() -> Any:
         raise MissingPackageError(
             "pyarrow",
             "read and write Parquet",
-            "pip install 'layerwise[parquet]'",
+            "pip install '.[parquet]'",
             "--out FILE.csv",
         ) from error
     return pyarrow.parquet

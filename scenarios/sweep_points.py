@@ -17,7 +17,7 @@ from sim.cost.model import Belief, CostModel
 from sim.plan.errors import LayerwiseError, SpecError
 from sim.plan.hardware import ClusterSpec
 from sim.plan.scenario import Scenario
-from sim.predict import BOUNDS, Prediction, reserved_bytes, cost_model, predict_with
+from sim.predict import BOUNDS, Prediction, cost_model, predict_with, reserved_bytes
 from sim.profile import Profile
 
 # Rows of another layout are not taken over.

@@ -122,7 +122,7 @@ def dask_workers(address: str, num_jobs: int = 0) -> Generator[DaskWorkers]:
         from distributed import Client
     except ImportError as error:
         raise MissingPackageError(
-            "distributed", "sweep on a Dask cluster", "pip install 'layerwise[cluster]'",
+            "distributed", "sweep on a Dask cluster", "pip install '.[cluster]'",
             "sweeping on this machine's cores",
         ) from error  # fmt: skip
     if address == SLURM:

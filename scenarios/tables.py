@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from sim.plan.errors import visible
 
 WIDTH = 100
 
 
-def console() -> Console:
-    """Standard output: coloured on a terminal only, WIDTH columns wide.
+class PlainConsole(Console):
+    """A console on which no text that is printed can move the cursor or change a colour."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich does, with control characters spelled out."""
+        return super().render_str(visible(text, keep="\n"), **options)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Standard output (or error): coloured on a terminal only, WIDTH columns wide.
 
     Also on a narrower terminal: a wrapped line is ugly, a number that lost digits is wrong.
     """
-    return Console(highlight=False, emoji=False, width=WIDTH)
+    return PlainConsole(highlight=False, emoji=False, width=WIDTH, stderr=stderr)
+
+
+def escape(text: str) -> str:
+    """A name from a file as text: no markup of rich, no line of its own, nothing a terminal obeys."""
+    return markup.escape(visible(text))
 
 
 def table(title: str, *columns: str, wide: str | None = None, gap: int = 2) -> Table:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sim.plan.compile import KernelChoice
-from sim.plan.errors import FileFormatError, ProfileMismatchError
-from sim.plan.hardware import ClusterSpec
+from sim.plan.errors import FileFormatError, ProfileMismatchError, SpecError
+from sim.plan.hardware import MAX_QUANTITY, ClusterSpec
 from sim.plan.reading import read_json
 from sim.residuals import ErrorScale, Nearby, ResidualPoint, ResidualTable
 from sim.trace import write_atomically
@@ -46,6 +46,13 @@ class Constant:
     valid: str = ""
 
 
+class _Values(dict[str, float]):
+    """Constants by name; a file may lack one that the form of its kind needs."""
+
+    def __missing__(self, name: str) -> float:
+        raise SpecError(f"constants.{name}", None, "is missing from the profile", "calibrate again")
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpFit:
     """How one kind of op is timed: a physics form's constants and what remains around it.
@@ -69,8 +76,8 @@ class OpFit:
 
     @cached_property
     def values(self) -> dict[str, float]:
-        """The bare constants."""
-        return {name: constant.value for name, constant in self.constants.items()}
+        """The bare constants. Looking up one that is not there raises SpecError."""
+        return _Values({name: constant.value for name, constant in self.constants.items()})
 
     @cached_property
     def _table(self) -> ResidualTable:
@@ -213,13 +220,37 @@ def load_profile(path: Path) -> Profile:
         raise FileFormatError(f"{path}: does not say format={PROFILE_FORMAT!r}; is it a profile?")
     version = data.pop("version", None)
     if version == 2:
-        return _with_intervals(validate(Profile, data, str(path)))
+        return _with_intervals(_checked(validate(Profile, data, str(path)), str(path)))
     if version != PROFILE_VERSION:
         raise FileFormatError(
             f"{path}: profile version {version!r}, this program reads {PROFILE_VERSION}, and 2 with "
             "wider intervals; calibrate again"
         )
-    return validate(Profile, data, str(path))
+    return _checked(validate(Profile, data, str(path)), str(path))
+
+
+def _checked(profile: Profile, source: str) -> Profile:
+    """Raise SpecError for what no fit writes: rates that are not positive, ranges of no feature."""
+    for kind, fit in profile.fits.items():
+        if len(fit.valid) != len(fit.features):
+            raise SpecError(f"fits.{kind}.valid", fit.valid, f"is not of features={fit.features}",
+                            "give (lowest, highest) of each", source)  # fmt: skip
+        for name, constant in fit.constants.items():
+            _require_usable(f"fits.{kind}.constants.{name}", constant, source)
+    for name, constant in profile.machine.items():
+        _require_usable(f"machine.{name}", constant, source)
+    for name, fit in profile.transfers.items():
+        if not fit.regimes or not all(r.bytes_per_s > 0 <= r.latency_s for r in fit.regimes):
+            raise SpecError(f"transfers.{name}.regimes", fit.regimes, "are no regimes",
+                            "give latencies from 0 and rates above 0", source)  # fmt: skip
+    return profile
+
+
+def _require_usable(key: str, constant: Constant, source: str) -> None:
+    is_rate = key.endswith(("_per_s", ".efficiency"))
+    if abs(constant.value) > MAX_QUANTITY or (is_rate and not constant.value > 0):
+        raise SpecError(f"{key}.value", constant.value, "is no constant of a machine",
+                        "calibrate again", source)  # fmt: skip
 
 
 def _with_intervals(profile: Profile) -> Profile:

@@ -34,7 +34,7 @@ THROTTLE_NOTES = (
 # Beyond any run: seconds, readings in SI units, numbers of a repeat, step or rank.
 MAX_TIME_S, MAX_READING, MAX_COUNT = 1e9, 1e30, 10**9
 # Characters; a header carries every step time of its run.
-MAX_LINE, MAX_BLANK_LINES = 2**26, 100
+MAX_LINE, MAX_BLANK_LINES = 2**25, 100
 FORMAT = "layerwise-trace"
 VERSION = 1
 
@@ -243,8 +243,10 @@ def _lines(path: Path) -> Iterator[str]:
     blank = 0
     try:
         require_regular(path)
-        opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-        with opened as packed, io.TextIOWrapper(packed, encoding="utf-8-sig") as file:
+        with (
+            gzip.open(path) if path.suffix == ".gz" else path.open("rb") as packed,
+            io.TextIOWrapper(packed, encoding="utf-8-sig") as file,
+        ):
             while line := file.readline(MAX_LINE):
                 if len(line) == MAX_LINE:
                     raise FileFormatError(f"{path}: cannot be read as a trace: a line has no end")
@@ -257,7 +259,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _header(path: Path, line: str) -> dict[str, Any]:
-    header = parse_json(line, f"{path}: line 1 is not a trace header")
+    header = parse_json(line, f"{path}: line 1 is not a trace header: it")
     if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
         raise FileFormatError(f"{path}: line 1 does not say format={FORMAT!r}; is this a trace?")
     version = header.pop("version", None)
@@ -269,30 +271,36 @@ def _header(path: Path, line: str) -> dict[str, Any]:
     missing = {"source", "name", "scenario", "kernel_set", "columns", "num_rows"} - header.keys()
     if missing:
         raise FileFormatError(f"{path}: the header lacks {sorted(missing)}")
+    try:
+        check_header(header)
+    except ValueError as error:
+        raise FileFormatError(f"{path}: line 1: {error}; measure again") from error
+    return header
+
+
+def check_header(header: dict[str, Any]) -> None:
+    """Raises ValueError for a key whose value is not what a trace has there."""
     for key, kind in HEADER_KINDS.items():
         if key in header and type(header[key]) is not kind:
-            raise FileFormatError(
-                f"{path}: line 1: {key}={shown(header[key])} is not a {kind.__name__}; measure again"
-            )
+            raise ValueError(f"{key}={shown(header[key])} is not a {kind.__name__}")
     for key, allowed in (("source", SOURCES), ("purpose", PURPOSES)):
         if header.get(key, allowed[-1]) not in allowed:
-            raise FileFormatError(
-                f"{path}: line 1: {key}={shown(header[key])} is none of {allowed}"
-            )
-    for seconds in (*header.get("untraced_step_s", ()), *header.get("traced_step_s", ())):
-        if not _is_number(seconds) or not 0 < seconds <= MAX_TIME_S:
-            raise FileFormatError(f"{path}: line 1: a step took {shown(seconds)} s; measure again")
+            raise ValueError(f"{key}={shown(header[key])} is none of {allowed}")
+    for value in (*header.get("untraced_step_s", ()), *header.get("traced_step_s", ())):
+        step_time(value)
     for key, value in header.get("measured", {}).items():
         if not _is_number(value) or not abs(value) <= MAX_READING:
-            raise FileFormatError(
-                f"{path}: line 1: measured.{key} is {shown(value)}; measure again"
-            )
+            raise ValueError(f"measured.{key} is {shown(value)}")
     for key, value in header.get("environment", {}).items():
-        if not isinstance(value, str):
-            raise FileFormatError(
-                f"{path}: line 1: environment.{key} is {shown(value)} and no text; measure again"
-            )
-    return header
+        if type(value) is not str:
+            raise ValueError(f"environment.{key} is {shown(value)} and no text")
+
+
+def step_time(value: Any) -> float:
+    """Seconds that a step may have taken. Raises ValueError for what is none."""
+    if not _is_number(value) or not 0 < value <= MAX_TIME_S:
+        raise ValueError(f"a step took {shown(value)} s")
+    return value
 
 
 def _is_number(value: object) -> bool:

@@ -41,7 +41,9 @@ from sim.plan.workload import Workload
 
 # What the committed profiles of the H100 and the H200 choose; hw reads no profile.
 KERNELS = KernelChoice(
-    decode_attention="cudnn", prefill_attention="cudnn", chunked_prefill_attention="flash",
+    decode_attention="cudnn",
+    prefill_attention="cudnn",
+    chunked_prefill_attention="flash",
     small_matmul="skinny",
 )
 # One rank in the middle of the paper's sixteen: it receives and sends, neither first nor last.

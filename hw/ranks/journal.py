@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from sim.plan.errors import FileFormatError, LayerwiseError
-from sim.trace import COLUMNS, Row, Trace, write_trace
+from sim.plan.errors import FileFormatError, LayerwiseError, shown
+from sim.plan.reading import parse_json, read_text
+from sim.trace import COLUMNS, Row, Trace, check_header, row_of, step_time, write_trace
 
 SUFFIX = ".partial"
 REASON_FILE = "ended"
@@ -230,7 +231,7 @@ def assemble(folder: Path) -> Trace | None:
     timed = [parts[rank] for rank in first.timed_ranks if rank in parts]
     blank = Trace(source="measured", **first.header)
     reason = folder / REASON_FILE
-    why = reason.read_text(encoding="utf-8") if reason.exists() else ""
+    why = read_text(reason) if reason.exists() else ""
     ranks = ", ".join(map(str, sorted(parts)))
     return replace(
         blank,
@@ -258,25 +259,41 @@ def _files(folder: Path) -> list[tuple[int, Path]]:
     if not folder.is_dir():
         raise FileFormatError(f"{folder}: is no folder of a run's lines; name TRACE{SUFFIX}")
     paths = folder.glob("rank-*.jsonl")
-    return sorted((int(path.stem.removeprefix("rank-")), path) for path in paths)
+    named = ((path.stem.removeprefix("rank-"), path) for path in paths)
+    return sorted((int(rank), path) for rank, path in named if rank.isdecimal())
 
 
 def _read(path: Path) -> _Part:
     """A rank's lines. The last one may have been cut short: it is left out."""
     part = _Part()
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    whole, _, _ = read_text(path).rpartition("\n")
     for number, text in enumerate(whole.splitlines(), 1):
+        where = f"{path}: line {number}"
+        line = parse_json(text, where)
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise FileFormatError(f"{path}: line {number} is not JSON: {error}") from error
-        part.header |= line.get("header", {})
-        part.num_ranks = line.get("num_ranks", part.num_ranks)
-        part.timed_ranks = line.get("timed_ranks", part.timed_ranks)
-        part.untraced_step_s += line.get("untraced_step_s", [])
-        part.traced_step_s += line.get("traced_step_s", [])
-        part.rows += [Row(**dict(zip(COLUMNS, row, strict=True))) for row in line.get("rows", [])]
+            _add(part, line)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{where} is not what a rank writes: {error}") from error
     return part
+
+
+def _add(part: _Part, line: dict[str, Any]) -> None:
+    """Raises AttributeError, KeyError, TypeError or ValueError for what no rank has written."""
+    if "header" in line:
+        header = {key: line["header"][key] for key in HEADER_FIELDS}
+        check_header(header)
+        part.header |= header
+        part.num_ranks = _rank(line["num_ranks"])
+        part.timed_ranks = [_rank(rank) for rank in line["timed_ranks"]]
+    part.untraced_step_s += [step_time(value) for value in line.get("untraced_step_s", [])]
+    part.traced_step_s += [step_time(value) for value in line.get("traced_step_s", [])]
+    part.rows += [row_of(values) for values in line.get("rows", [])]
+
+
+def _rank(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{shown(value)} is no number of ranks")
+    return value
 
 
 def _slowest(per_rank: Sequence[Sequence[float]]) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ def plotly_js() -> str:
     """Its source. Raises MissingPackageError without the package."""
     if find_spec("plotly") is None:
         raise MissingPackageError(
-            "plotly", "draw charts on a page", "pip install 'layerwise[report]'",
+            "plotly", "draw charts on a page", "pip install '.[report]'",
             "the same as text and --json",
         )  # fmt: skip
     from plotly.offline import get_plotlyjs

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from calibration.data import read_json, read_text
 from scenarios import tables
 from scenarios.report.charts import LIGHT, PREDICTED, axis, bottlenecks, layout
 from scenarios.report.markup import Cell, Chart, bullets, in_chart, span, table
 from scenarios.report.sections import Section
 from sim.plan.errors import FileFormatError
+from sim.plan.reading import read_json, read_text
 from sim.uncertainty import Interval
 
 MAX_ROWS = 500

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from math import floor, isfinite, log10
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from scenarios.tables import WIDTH
+from scenarios.tables import WIDTH, escape
 from scenarios.what_if.runner import Answered, Cell, Map, Row
 from sim.uncertainty import Interval
 

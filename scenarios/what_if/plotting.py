@@ -27,10 +27,17 @@ def draw(answered: Answered, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingPackageError(
-            "matplotlib", "draw", "pip install 'layerwise[plots]'", "the table"
+            "matplotlib", "draw", "pip install '.[plots]'", "the table"
         ) from error
     # Text stays text, and equal figures make equal files.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "layerwise", "font.size": 9}):
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "layerwise",
+            "font.size": 9,
+            "text.parse_math": False,
+        }
+    ):
         sheet = Figure(figsize=(6.4, 4), layout="constrained")
         axes = sheet.add_subplot()
         match answered.what_if.picture:

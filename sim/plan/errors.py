@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 MAX_SHOWN = 200
 
 
@@ -54,6 +53,19 @@ def shown(value: Any) -> str:
         # Python writes no number of more than 4,300 digits.
         return f"<{type(value).__name__}>"
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Text as it is, but every sign that a terminal would obey, or that shows nothing, spelled out.
+
+    `keep`: such signs that are meant.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() or sign in keep else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
 
 
 class UnknownKeyError(SpecError):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from sim.plan.errors import SpecError
 
-MAX_QUANTITY = 10**30
+# Of bytes/s or FLOP/s: at less a step would take longer than the clock of picoseconds counts.
+MIN_RATE, MAX_QUANTITY = 10**6, 10**30
 # What is gone through in a minute or so.
 MAX_GPUS = 65_536
 
@@ -15,7 +16,8 @@ def _require_positive(spec: object, *keys: str) -> None:
     for key in keys:
         if not getattr(spec, key) > 0:
             raise SpecError(key, getattr(spec, key), "is not positive", "use a value above 0")
-        if not 1 <= getattr(spec, key) <= MAX_QUANTITY:
+        least = MIN_RATE if key.endswith("_per_s") else 1
+        if not least <= getattr(spec, key) <= MAX_QUANTITY:
             raise SpecError(key, getattr(spec, key), "is beyond any machine", "use one nearer to 1")
 
 

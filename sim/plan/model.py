@@ -59,7 +59,9 @@ class ModelSpec:
                 raise SpecError(key, getattr(self, key), "is not positive", "use 1 or more")
         for key, most in MOST.items():
             if getattr(self, key) > most:
-                raise SpecError(key, getattr(self, key), "is beyond any model", f"use at most {most}")
+                raise SpecError(
+                    key, getattr(self, key), "is beyond any model", f"use at most {most}"
+                )
         if self.vocab_size < 0:
             raise SpecError("vocab_size", self.vocab_size, "is negative", "use 0 for no LM head")
         if self.num_attention_heads % self.num_key_value_heads:

@@ -6,6 +6,7 @@ Files are data: nothing here evaluates, unpickles or imports what it reads.
 from __future__ import annotations
 
 import json
+import re
 import stat
 import tomllib
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 from sim.plan.errors import FileFormatError
 
 MIB = 2**20
-# What people write by hand; the TOML parser goes through it in a second or so.
-MAX_TOML_BYTES = MIB
+# What people write by hand. The parser's time grows with the square of a dotted key's parts: this
+# much of such keys it goes through in a second.
+MAX_TOML_BYTES, MAX_DOTS = MIB // 4, 200
+FLOAT = re.compile(r"(?<![\w.])\d+\.\d+(?:[eE][+-]?\d+)?(?![\w.])")
 # A hundred times the largest profile.
 MAX_BYTES = 256 * MIB
 
@@ -35,7 +38,7 @@ def read_bytes(path: Path, most_bytes: int = MAX_BYTES) -> bytes:
         raise FileFormatError(f"{str(path)!r}: cannot be read: {error}") from error
     if len(data) > most_bytes:
         raise FileFormatError(
-            f"{path}: cannot be read: it is larger than {most_bytes / MIB:,.0f} MiB; is it the file "
+            f"{path}: cannot be read: it is larger than {most_bytes / MIB:g} MiB; is it the file "
             "you meant?"
         )
     return data
@@ -58,7 +61,9 @@ def read_text(path: Path, most_bytes: int = MAX_BYTES) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's tables. Raises FileFormatError naming the file when it is none."""
     try:
-        return tomllib.loads(read_text(path, MAX_TOML_BYTES))
+        text = read_text(path, MAX_TOML_BYTES)
+        _refuse_endless_keys(text, path)
+        return tomllib.loads(text)
     except FileFormatError as error:
         if isinstance(error.__cause__, UnicodeDecodeError):
             raise FileFormatError(f"{path}: is not a TOML file: {error.__cause__}") from error
@@ -67,9 +72,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise FileFormatError(f"{path}: is not a TOML file: {_what_is_wrong(error)}") from error
 
 
+def _refuse_endless_keys(text: str, path: Path) -> None:
+    if text.count(".") <= MAX_DOTS:
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MAX_DOTS and FLOAT.sub("", line).count(".") > MAX_DOTS:
+            raise FileFormatError(
+                f"{path}: line {number} has more than {MAX_DOTS} dots; no key has so many parts"
+            )
+
+
 def read_json(path: Path) -> Any:
     """A JSON document. Raises FileFormatError naming the file when it is none."""
-    return parse_json(read_text(path), str(path))
+    return parse_json(read_text(path), f"{path}:")
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -80,7 +95,7 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{where}: is not JSON: {_what_is_wrong(error)}") from error
+        raise FileFormatError(f"{where} is not JSON: {_what_is_wrong(error)}") from error
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

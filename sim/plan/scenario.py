@@ -208,7 +208,10 @@ def steps_of(scenario: Scenario) -> list[Step]:
     workload, run = scenario.workload, scenario.run
     if not workload.num_microbatches:
         raise SpecError(
-            "workload.num_microbatches", 0, "is still open", "search for the best number first"
+            "workload.num_microbatches",
+            0,
+            "is not decided",
+            "`layerwise predict FILE` prints the best number found; write it under [workload]",
         )
     limit = workload.batch_size // scenario.placement.data_parallel
     if workload.num_microbatches > limit:

@@ -21,10 +21,11 @@ def in_si_units(kind: type, data: dict[str, Any], source: str, prefix: str = "")
     for key, value in data.items():
         inner, dotted = types.get(key), f"{prefix}{key}"
         if inner is not None and is_dataclass(inner) and isinstance(value, dict):
-            value = in_si_units(inner, value, source, f"{dotted}.")
+            found[key] = in_si_units(inner, value, source, f"{dotted}.")
         elif isinstance(value, str) and inner in (int, float) and pattern_of(key):
-            value = _number(dotted, value, inner, source)
-        found[key] = value
+            found[key] = _number(dotted, value, inner, source)
+        else:
+            found[key] = value
     return found
 
 

@@ -80,7 +80,9 @@ def test_trace_of_another_machine_than_its_folder_is_refused() -> None:
         ({}, True),
     ],
 )
-def test_hot_run_is_set_aside_and_named_and_one_at_the_power_cap_is_not(environment: dict[str, str], kept: bool) -> None:
+def test_hot_run_is_set_aside_and_named_and_one_at_the_power_cap_is_not(
+    environment: dict[str, str], kept: bool
+) -> None:
     told: list[str] = []
     found = without_throttled(
         [(HERE, replace(good(), environment=environment))],

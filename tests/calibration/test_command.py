@@ -59,6 +59,7 @@ def main_quietly(*arguments: object) -> None:
     assert end.value.code in (None, 0)
 
 
+@pytest.mark.slow
 def test_fit_of_the_shipped_data_gives_the_shipped_constants(
     printed: tuple[str, Path], shipped: Profile
 ) -> None:
@@ -81,6 +82,7 @@ def test_fit_of_the_shipped_data_gives_the_shipped_constants(
     )
 
 
+@pytest.mark.slow
 def test_table_has_a_row_for_each_kind_within_100_columns(
     printed: tuple[str, Path], shipped: Profile
 ) -> None:
@@ -92,6 +94,7 @@ def test_table_has_a_row_for_each_kind_within_100_columns(
     assert ["3,943", "yes", "yes", "yes"] == [rows["matmul"][i] for i in (1, -3, -2, -1)]
 
 
+@pytest.mark.slow
 def test_no_parameter_of_the_shipped_fits_is_at_a_bound(printed: tuple[str, Path]) -> None:
     assert "At a bound" not in printed[0]
 

@@ -96,7 +96,7 @@ def test_two_h200s_are_fitted_where_the_public_table_is_far_off() -> None:
 
     assert mean_error(own, links) < 0.03
     # The public table was taken with in-switch reduction.
-    assert mean_error(public, links) > 0.2
+    assert mean_error(public, links) > 0.15
 
 
 @pytest.mark.parametrize(

@@ -86,5 +86,5 @@ def test_text_that_is_no_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "overlap.json"
     path.write_text("rank0")
 
-    with pytest.raises(FileFormatError, match="overlap.json: is no overlap measurement"):
+    with pytest.raises(FileFormatError, match="overlap.json: is not JSON"):
         fit_overlap(path, "")

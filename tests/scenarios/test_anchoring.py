@@ -17,7 +17,7 @@ from sim.plan.errors import FileFormatError, SpecError
 from sim.profile import Profile, load_profile, write_profile
 from tests.calibration.pretend_gpu import MEASURED_HERE, PretendGpu, shipped_truth, slowed
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 OLD = shipped_truth()
 HERE = slowed(OLD, matmuls=1.07, hbm=1.04)
 Outcome = tuple[Anchored, list[LayerCheck], tuple[str, ...]]

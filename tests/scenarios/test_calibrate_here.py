@@ -21,7 +21,7 @@ from tests.calibration.fabricated import ENVIRONMENT
 from tests.calibration.pretend_gpu import PretendGpu, shipped_truth
 
 # A whole calibration, on whatever else the machine does meanwhile.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 TRUTH = replace(shipped_truth(), kernels=GPU_KERNELS)
 MOST = {"designed": 420, "unseen": 25, "repeats": 12}
 

@@ -213,7 +213,7 @@ def test_more_microbatches_than_a_replica_has_sequences_is_refused() -> None:
 
 
 def test_open_number_of_microbatches_is_refused() -> None:
-    with pytest.raises(LayerwiseError, match="workload.num_microbatches=0 is still open"):
+    with pytest.raises(LayerwiseError, match="workload.num_microbatches=0 is not decided"):
         compile_run(scenario_of(PlacementSpec(num_gpus=2), microbatches=0))
 
 
