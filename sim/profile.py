@@ -248,7 +248,7 @@ def _checked(profile: Profile, source: str) -> Profile:
 
 def _require_usable(key: str, constant: Constant, source: str) -> None:
     is_rate = key.endswith(("_per_s", ".efficiency"))
-    if abs(constant.value) > MAX_QUANTITY or (is_rate and not constant.value > 0):
+    if abs(constant.value) > MAX_QUANTITY or (is_rate and not constant.value >= 1e-6):
         raise SpecError(f"{key}.value", constant.value, "is no constant of a machine",
                         "calibrate again", source)  # fmt: skip
 

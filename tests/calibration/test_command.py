@@ -180,8 +180,8 @@ def test_bad_input_is_one_line(
 @pytest.mark.parametrize(
     ("package", "arguments", "says"),
     [
-        ("scipy", ("--fit", "x", "--out", "p"), "pip install 'layerwise[calibration]'"),
-        ("torch", ("--collect", "x"), "pip install 'layerwise[hw]'"),
+        ("scipy", ("--fit", "x", "--out", "p"), "pip install '.[calibration]'"),
+        ("torch", ("--collect", "x"), "pip install '.[hw]'"),
     ],
 )
 def test_missing_package_names_its_extra(

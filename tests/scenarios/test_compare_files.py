@@ -58,7 +58,7 @@ def test_picture_needs_matplotlib(
     monkeypatch.setattr("scenarios.compare_files.find_spec", lambda name: None)
     ran = layerwise(*asked, "--plot", tmp_path / "out.png")
     assert 2 == ran.code
-    assert "pip install 'layerwise[plots]'" in ran.err
+    assert "pip install '.[plots]'" in ran.err
     assert "--csv still works" in ran.err
 
 

@@ -539,7 +539,7 @@ def test_dask_without_the_package(
     ran = layerwise("sweep", sweep_file, "--out", out, "--dask", "tcp://127.0.0.1:1")
 
     assert 2 == ran.code
-    assert "pip install 'layerwise[cluster]'" in ran.err
+    assert "pip install '.[cluster]'" in ran.err
 
 
 def test_slurm_without_the_package(
