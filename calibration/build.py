@@ -22,14 +22,13 @@ from calibration.dataset import (
     tables,
 )
 from calibration.denser import denser
-from calibration.design import every_point
+from calibration.design import FIT_POINTS, every_point
 from calibration.fit import fit_kind
 from calibration.interleaving import fit_interleaving, fit_step_factor
 from calibration.l2_curve import fit_l2_curve
 from calibration.least_squares import FitError, significant
 from calibration.overlap import fit_overlap
 from calibration.points import SweepPoint
-from calibration.sweeps import skinny_matmuls, split_decodes, supplement, sweep
 from calibration.windows import fit_set_aside
 from sim.cost.shapes import FEATURES, OPTIONAL_KINDS
 from sim.plan.compile import KernelChoice
@@ -45,8 +44,7 @@ RESERVED_BYTES = 2 * 10**9
 # Files of points that are fitted, and which; one of them at least must be there. `designed` holds
 # points of all, in the order in which a budget buys most.
 FITTED: dict[str, Callable[[KernelChoice], Sequence[SweepPoint]]] = {
-    "sweep.jsonl": sweep, "supplement.jsonl": supplement, "denser.jsonl": denser,
-    "split-kv.jsonl": split_decodes, "skinny.jsonl": skinny_matmuls, "designed.jsonl": every_point,
+    **{f"{task}.jsonl": made for task, made in FIT_POINTS.items()}, "designed.jsonl": every_point,
 }  # fmt: skip
 # Every other .jsonl is a trace.
 POINTS = (*FITTED, "repeats.jsonl", "unseen.jsonl", "anchor.jsonl", "failed.jsonl")

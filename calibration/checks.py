@@ -20,7 +20,7 @@ from sim.plan.errors import FileFormatError, LayerwiseError
 from sim.plan.files import scenario_from_data
 from sim.plan.reading import read_json
 from sim.plan.scenario import compile_run
-from sim.trace import Trace
+from sim.trace import Trace, is_held_down
 
 # The first key that a trace has says whether its timed repeats were slowed down.
 THROTTLED = ("throttled", "throttled_after")
@@ -58,17 +58,14 @@ def _size_and_seconds(path: Path, number: int, row: Any) -> tuple[int, float]:
 def without_throttled(
     traces: Iterable[tuple[Path, Trace]], quarantine: Quarantine
 ) -> list[tuple[Path, Trace]]:
-    """The traces whose GPU was neither hot nor held down by its hardware.
-
-    The power cap is no fault: large layers and prefills always run there, and so do predictions.
-    """
+    """The traces whose GPU was not held down."""
     kept: list[tuple[Path, Trace]] = []
     for path, trace in traces:
         reason = next((trace.environment[k] for k in THROTTLED if k in trace.environment), "no")
-        if "thermal" not in reason and "hardware" not in reason:
-            kept.append((path, trace))
-        else:
+        if is_held_down(reason):
             quarantine(f"{path.name}, {trace.name}", f"the GPU throttled: {reason}")
+        else:
+            kept.append((path, trace))
     return kept
 
 

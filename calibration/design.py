@@ -44,12 +44,16 @@ MIN_REPEATED, MAX_REPEATED = 8, 100
 ANCHOR_POINTS, ANCHOR_POINTS_ELSE = {"matmul": 32, "decode_attention": 16}, 7
 
 
+# What a fit may see, a list a task.
+FIT_POINTS: dict[str, Callable[[KernelChoice], list[SweepPoint]]] = {
+    "sweep": sweep, "supplement": supplement, "denser": denser, "split-kv": split_decodes,
+    "skinny": skinny_matmuls,
+}  # fmt: skip
+
+
 def every_point(kernels: KernelChoice) -> list[SweepPoint]:
     """All points that a fit may see, each once."""
-    lists: tuple[Callable[[KernelChoice], list[SweepPoint]], ...] = (
-        sweep, supplement, denser, split_decodes, skinny_matmuls,
-    )  # fmt: skip
-    return list({p.name: p for points in lists for p in points(kernels)}.values())
+    return list({p.name: p for made in FIT_POINTS.values() for p in made(kernels)}.values())
 
 
 def designed(

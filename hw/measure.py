@@ -71,8 +71,7 @@ def measure(
     journal, progress = journal or Journal(), session.progress
     with naming_out_of_memory(session.rank, progress):
         rank = RankRun(scenario, session, run, plan, weights, free_bytes, meter, journal)
-        rank.timing = timing or rank.timing
-        rank.begin_journal(scenario, before)
+        rank.begin_journal(scenario, before, timing)
         with rank.windows() as windows:
             untraced_s = rank.untraced(scenario.run.repeats)
             rows, traced_s = rank.traced(timing, traced_repeats)

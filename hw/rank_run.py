@@ -99,13 +99,15 @@ class RankRun:
             yield self._windows
         self._windows = None
 
-    def begin_journal(self, scenario: Scenario, environment: dict[str, str]) -> None:
+    def begin_journal(
+        self, scenario: Scenario, environment: dict[str, str], timing: Timing | None
+    ) -> None:
         """What a trace of this run will say, should the run not come to its end."""
         if self.journal.path is None:
             return
         header = Trace(
             source="measured", name=scenario.name, scenario=as_data(scenario),
-            kernel_set=kernel_set_of(self.plan, self.session), timing=self.timing,
+            kernel_set=kernel_set_of(self.plan, self.session), timing=timing or self.timing,
             environment=environment_of(self.session.device) | environment,
         )  # fmt: skip
         num_ranks = self.plan.body[0][1].placement.num_ranks

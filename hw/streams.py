@@ -12,7 +12,13 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from sim.plan.program import Program, StepPrograms, kernel_set_hash
+from sim.plan.program import (
+    Program,
+    StepPrograms,
+    context_grows,
+    kernel_set_hash,
+    repeated_steps,
+)
 
 if TYPE_CHECKING:
     from hw.ranks.session import Session
@@ -48,14 +54,10 @@ class StreamPlan:
 
 def plan_stream(run: Sequence[StepPrograms], *, alone: bool) -> StreamPlan:
     """Split a run. A rank alone needs neither priming nor draining: nobody waits for it."""
-    middle = len(run) // 2
-    if not (run[middle].step.takes_feedback and run[middle].step.gives_feedback):
-        return StreamPlan((), tuple(enumerate(run)), ())
-    body = ((middle, run[middle]),)
-    if run[0].step.context_tokens < run[-1].step.context_tokens and len(run) > 3:
-        body = tuple(enumerate(run))[1:-1]
-        return StreamPlan(() if alone else (run[0],), body, () if alone else (run[-1],), grows=True)
-    return StreamPlan((), body, ()) if alone else StreamPlan((run[0],), body, (run[-1],))
+    body = tuple((index, run[index]) for index in repeated_steps(run))
+    if alone or len(body) == len(run):
+        return StreamPlan((), body, (), context_grows(run))
+    return StreamPlan((run[0],), body, (run[-1],), context_grows(run))
 
 
 def kernel_set_of(plan: StreamPlan, session: Session) -> str:

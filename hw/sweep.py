@@ -32,14 +32,13 @@ from hw.engine.memory import (
 from hw.engine.schedule import Action, actions_of
 from hw.engine.weights import WEIGHT_STD
 from hw.errors import DoesNotFitError, ExecutionError
+from hw.instrument.timing import MAX_REPLAYS, MIN_REPLAYS, time_by_events
 from hw.ranks.session import usable_device
 from hw.rows import is_message
 from sim.plan import ops
 from sim.plan.errors import FileFormatError, ProgramError
 from sim.plan.program import Program
 
-MIN_REPLAYS = 5
-MAX_REPLAYS = 2000
 MIN_MEASURED_S = 0.015
 ALIGNMENT_BYTES = 256
 POOL_CHUNK_ELEMENTS = 2**28
@@ -178,21 +177,11 @@ def _time_steps(engine: Engine, actions: tuple[Action, ...]) -> list[float]:
     if engine.memory.device.type == "cpu":
         return _time_by_clock(lambda: engine.run(actions))
     graph = capture(engine, [actions])
-    (first_s,) = _time_by_events(graph.replay, 1)
+    (first_s,) = time_by_events(graph.replay, 1)
     count = math.ceil(MIN_MEASURED_S / max(first_s, 1e-6))
-    seconds = _time_by_events(graph.replay, min(MAX_REPLAYS, max(MIN_REPLAYS, count)))
+    seconds = time_by_events(graph.replay, min(MAX_REPLAYS, max(MIN_REPLAYS, count)))
     graph.reset()
     return seconds
-
-
-def _time_by_events(replay: Callable[[], None], count: int) -> list[float]:
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        replay()
-        mark.record()
-    marks[-1].synchronize()
-    return [a.elapsed_time(b) / 1e3 for a, b in zip(marks[:-1], marks[1:], strict=True)]
 
 
 def _time_by_clock(step: Callable[[], None]) -> list[float]:

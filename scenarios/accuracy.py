@@ -45,10 +45,11 @@ from scenarios.accuracy_predictions import (
     read_seconds,
 )
 from scenarios.accuracy_ranking import placement_of, work_of
-from scenarios.accuracy_scored import MOVED, READS, WINDOWS, Scored, spread_of
-from scenarios.alone import PredictedRun, predict_run
+from scenarios.accuracy_scored import MOVED, READS, WINDOWS, Scored
+from scenarios.alone import predict_run
 from scenarios.collect import GPU_KERNELS
 from scenarios.compare import require_unseen
+from scenarios.compare_scores import spread_of
 from scenarios.predicted import read_prediction
 from sim.cost.transfer import profile_for
 from sim.plan import ops
@@ -228,7 +229,7 @@ def _score_trace(
     if not trace.untraced_step_s:
         raise TraceMismatchError(f"{path}: has no untraced_step_s; measure again")
     run = predict_run(scenario, profile)
-    _check_kernels(path, trace, scenario, run)
+    run.require_kernels(trace, scenario.run.only_rank, run.repeated_steps)
     return Scored(
         group=group, part=part, name=trace.name, measured_s=median(trace.untraced_step_s),
         predicted_s=run.step_s, blind_s=blind_s,
@@ -236,12 +237,3 @@ def _score_trace(
         spread=spread_of(trace.untraced_step_s), kernel_set=trace.kernel_set,
         uncertainty=run.uncertainty,
     )  # fmt: skip
-
-
-def _check_kernels(path: Path, trace: Trace, scenario: Scenario, run: PredictedRun) -> None:
-    expected = run.kernel_set(scenario.run.only_rank, run.repeated_steps)
-    if expected != trace.kernel_set:
-        raise TraceMismatchError(
-            f"{path}: trace {trace.name!r} ran kernel set {trace.kernel_set!r} and this version's "
-            f"engine has {expected!r} for its scenario; measure it again with these kernels"
-        )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from statistics import fmean, median, quantiles
+from statistics import fmean, median
 
 from sim.uncertainty import Uncertainty
 
@@ -116,11 +116,3 @@ def coverage_of(scored: Iterable[Scored]) -> Coverage | None:
         median_half_width=median(one.half_width for one in found),
         median_error=median(abs(one.log_error) for one in found),
     )  # fmt: skip
-
-
-def spread_of(seconds: Sequence[float]) -> float:
-    """Interquartile range over median of repeats; 0 with fewer than four of them."""
-    if len(seconds) < 4:
-        return 0.0
-    low, middle, high = quantiles(seconds, n=4)
-    return (high - low) / middle

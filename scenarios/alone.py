@@ -9,7 +9,8 @@ from itertools import chain, pairwise
 from statistics import median
 
 from sim.cost.model import Belief
-from sim.plan.program import StepPrograms, kernel_set_hash
+from sim.plan.errors import TraceMismatchError
+from sim.plan.program import StepPrograms, context_grows, kernel_set_hash, repeated_steps
 from sim.plan.scenario import RunSpec, Scenario, compile_run
 from sim.predict import cost_model
 from sim.profile import Profile
@@ -41,7 +42,7 @@ class PredictedRun:
         steps = range(len(self.run))
         if self.run[0].step.phase == "decode":
             # A steady step is the last but one; of a growing context the middle one.
-            middle = len(self.run) // 2 if _grows(self.run) else max(0, len(self.run) - 2)
+            middle = len(self.run) // 2 if context_grows(self.run) else max(0, len(self.run) - 2)
             steps = range(middle, middle + 1)
         return uncertainty_of(self.simulation, steps, self.step_s)
 
@@ -54,10 +55,20 @@ class PredictedRun:
         parts = tuple(chain.from_iterable(program.parts for program in programs))
         return kernel_set_hash(replace(programs[0], parts=parts))
 
+    def require_kernels(self, trace: Trace, only_rank: int, steps: Iterable[int]) -> None:
+        """Raises TraceMismatchError for a trace of these steps that ran other kernels."""
+        expected = self.kernel_set(only_rank, steps)
+        if expected != trace.kernel_set:
+            raise TraceMismatchError(
+                f"trace {trace.name!r} ran kernel set {trace.kernel_set!r} and this version's engine "
+                f"has {expected!r} for its scenario; measure it again with these kernels, or give a "
+                "profile for the trace's"
+            )
+
     @property
     def grows(self) -> bool:
         """Does the context grow from step to step?"""
-        return _grows(self.run)
+        return context_grows(self.run)
 
     def duration_s(self, step: int) -> float:
         """From the end of the step before to its own, on the rank that ends last."""
@@ -66,15 +77,8 @@ class PredictedRun:
 
     @property
     def repeated_steps(self) -> tuple[int, ...]:
-        """What a measurement repeats: a stream's middle step, or every step of another run.
-
-        Of a stream whose context grows, every step but the first and the last.
-        """
-        middle = len(self.run) // 2
-        step = self.run[middle].step
-        if not (step.takes_feedback and step.gives_feedback):
-            return tuple(range(len(self.run)))
-        return tuple(range(1, len(self.run) - 1)) if _grows(self.run) else (middle,)
+        """What a measurement repeats, as `sim.plan.program.repeated_steps` has it."""
+        return repeated_steps(self.run)
 
 
 def predict_run(
@@ -97,14 +101,9 @@ def _step_s(run: Sequence[StepPrograms], simulation: Simulation) -> float:
     if run[0].step.phase != "decode":
         return simulation.step_end_s[-1]
     ends = simulation.step_end_s
-    if _grows(run):
+    if context_grows(run):
         return median(later - earlier for earlier, later in pairwise(ends[:-1]))
     return simulation.steady_step_s
-
-
-def _grows(run: Sequence[StepPrograms]) -> bool:
-    first, last = run[0].step, run[-1].step
-    return first.phase == "decode" and first.context_tokens < last.context_tokens and len(run) > 3
 
 
 def measured_stage_s(scenario: Scenario, traces: Iterable[Trace]) -> float | None:

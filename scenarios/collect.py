@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from calibration.build import FITTED
 from calibration.data import profile_path
-from calibration.denser import denser
-from calibration.design import designed, every_point, to_repeat
+from calibration.design import FIT_POINTS, designed, every_point, to_repeat
 from calibration.selection import (
     FIT_SIZES_BYTES,
     SCORED_SIZES_BYTES,
@@ -28,7 +27,6 @@ from calibration.selection import (
     two_gpu_runs,
     validation_layers,
 )
-from calibration.sweeps import skinny_matmuls, split_decodes, supplement, sweep
 from calibration.unseen import unseen
 from sim.plan.compile import KernelChoice
 from sim.plan.errors import SpecError
@@ -58,10 +56,7 @@ Task = Literal[
 ]  # fmt: skip
 TASKS: tuple[Task, ...] = get_args(Task)
 DEFAULT_TASKS: tuple[Task, ...] = ("read-curve", "stages", "sweep", "split-kv", "skinny")
-POINTS: dict[str, Callable[[KernelChoice], list[SweepPoint]]] = {
-    "sweep": sweep, "supplement": supplement, "denser": denser, "split-kv": split_decodes,
-    "skinny": skinny_matmuls, "unseen": unseen,
-}  # fmt: skip
+POINTS = FIT_POINTS | {"unseen": unseen}
 LAYERS: dict[str, tuple[Literal["fit", "validation"], Callable[[], list[Scenario]]]] = {
     "fit-layers": ("fit", fit_layers), "validation-layers": ("validation", validation_layers),
     "engine-layers": ("validation", engine_layers),

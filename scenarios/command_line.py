@@ -264,12 +264,12 @@ def measure(
     from sim.plan.files import load_scenario
 
     asked = load_scenario(scenario)
-    constants = _profile(None, asked.cluster.gpu.name) if device is DeviceName.CUDA else None
-    if constants:
+    constants = _profile(None, asked.cluster.gpu.name)
+    if constants and device is DeviceName.CUDA:
         asked = asked.with_kernels(constants.kernels)
     if not asked.workload.num_microbatches:
         require_torch()
-        asked = asked.with_microbatches(best_microbatches(asked))
+        asked = asked.with_microbatches(best_microbatches(asked, constants))
         _note(f"workload.num_microbatches: {asked.workload.num_microbatches}, the best predicted")
     files = ImportedFiles(tuple(imported or ()), tuple(rank_of or ()), untraced)
     if files.are_asked_for:

@@ -121,13 +121,7 @@ class _Asked:
                 f"trace {trace.name!r} has rows of step {max(steps)} and its scenario has "
                 f"{len(run.run)} steps; measure again"
             )
-        expected = run.kernel_set(self.scenario.run.only_rank, steps)
-        if expected != trace.kernel_set:
-            raise TraceMismatchError(
-                f"trace {trace.name!r} ran kernel set {trace.kernel_set!r} and the prediction "
-                f"assumes {expected!r}; measure with the profile's kernels, or give a profile for "
-                "the trace's"
-            )
+        run.require_kernels(trace, self.scenario.run.only_rank, steps)
         return run
 
     @cached_property

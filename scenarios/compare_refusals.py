@@ -11,7 +11,7 @@ from scenarios.fitted import FittedShapes
 from sim.plan.errors import ProfileMismatchError, TraceMismatchError
 from sim.plan.hardware import GpuSpec
 from sim.profile import Profile
-from sim.trace import THROTTLE_NOTES, Row, Trace
+from sim.trace import THROTTLE_NOTES, Row, Trace, is_held_down
 
 NAMED = 3  # of what is wrong, so many are named in a message
 FIRST_ROW_LINE = 2  # of a trace file: the header comes first
@@ -106,8 +106,7 @@ def quarantine_of(trace: Trace, fitted: FittedShapes) -> tuple[str, ...]:
         found.append(f"the run ended early: {environment['ended_early']}")
     for key, when in THROTTLE_NOTES[0 if "throttled" in environment else 1].items():
         reasons = environment.get(key, "no")
-        # The power cap is said, and counts: large runs always meet it, as the fitted ones did.
-        if "thermal" in reasons or "hardware" in reasons:
+        if is_held_down(reasons):
             found.append(f"the GPU throttled {when}: {reasons}")
     if environment.get("device") == "cpu":
         found.append("it was measured on a CPU")

@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sim.plan.errors import MissingPackageError, SpecError
 from sim.plan.scenario import Scenario
 from sim.trace import Trace
+
+if TYPE_CHECKING:
+    from sim.profile import Profile
 
 Purpose = Literal["fit", "validation", "other"]
 TimingName = Literal["cupti", "events", "clock", "none"]
@@ -160,12 +163,8 @@ def require_torch() -> None:
         )  # fmt: skip
 
 
-def best_microbatches(scenario: Scenario) -> int:
+def best_microbatches(scenario: Scenario, profile: Profile | None) -> int:
     """The number of microbatches that is predicted to give the most tokens a second."""
-    from calibration.data import profile_path
     from sim.predict import predict
-    from sim.profile import load_profile
 
-    path = profile_path(scenario.cluster.gpu.name)
-    profile = load_profile(path) if path.exists() else None
     return predict(scenario, profile).num_microbatches

@@ -120,6 +120,11 @@ class Trace:
         return tuple(notes)
 
 
+def is_held_down(reasons: str) -> bool:
+    """Was the GPU hot, or slowed by its hardware? The power cap alone is how large runs always run."""
+    return "thermal" in reasons or "hardware" in reasons
+
+
 COLUMNS = tuple(f.name for f in fields(Row))
 SOURCES = ("predicted", "measured")
 PURPOSES = ("fit", "validation", "other")

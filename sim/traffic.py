@@ -16,7 +16,7 @@ from sim.machine.cluster import SimulatedCluster
 from sim.machine.l2 import L2State
 from sim.machine.work import Work
 from sim.plan.errors import ProfileMismatchError
-from sim.plan.program import StepPrograms
+from sim.plan.program import repeated_steps
 from sim.plan.scenario import Scenario, compile_run
 from sim.predict import cost_model
 from sim.profile import Profile
@@ -44,7 +44,7 @@ def walk_steady(scenario: Scenario, cost: CostModel) -> dict[str, Traffic]:
         run, cost, scenario.cluster, blocks=BlockCache(cost), alone=rank,
         persisting_weights=scenario.run.persisting_weights,
     )  # fmt: skip
-    steps = [machine.work_of(step.programs[rank]) for step in repeated(run)]
+    steps = [machine.work_of(run[index].programs[rank]) for index in repeated_steps(run)]
     state = machine.l2_of(rank)
     found: dict[str, Traffic] = {}
     for _ in range(MAX_REPEATS):
@@ -52,13 +52,6 @@ def walk_steady(scenario: Scenario, cost: CostModel) -> dict[str, Traffic]:
         if state.entries == before:
             break
     return found
-
-
-def repeated(run: Sequence[StepPrograms]) -> list[StepPrograms]:
-    """What a measurement repeats: a stream's middle step, or every step of another run."""
-    middle = run[len(run) // 2]
-    is_stream = middle.step.takes_feedback and middle.step.gives_feedback
-    return [middle] if is_stream else list(run)
 
 
 def add_up(each: Iterable[Traffic]) -> Traffic:

@@ -12,7 +12,7 @@ from hw.engine.execute import Engine
 from hw.engine.memory import allocate, model_fill, slots_of
 from hw.engine.schedule import actions_of
 from hw.engine.weights import RandomWeights
-from hw.host.bandwidth import PROGRAMS_PER_SM
+from hw.host.bandwidth import read_sink
 from hw.instrument.observe import DOMAIN, Lane, NvtxRanges, Observer
 from hw.kernels import dispatch as kernels
 from hw.streams import plan_stream
@@ -80,10 +80,7 @@ def read_buffers(
     """Read each buffer over and over with one kernel; the last pass is under its range."""
     import nvtx
 
-    num_sms = 1
-    if device.type == "cuda":
-        num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-    sink = torch.empty(PROGRAMS_PER_SM * num_sms, dtype=torch.int32, device=device)
+    sink = read_sink(device)
     for name, size in sizes_bytes.items():
         buffer = torch.empty(size // 2, dtype=torch.bfloat16, device=device).normal_()
         for _ in range(warm_ups):

@@ -106,8 +106,12 @@ class Engine:
                 count, growth_tokens = self.contexts.growing_after(placed)
                 source, output = self._tensor(placed, op.source), self._tensor(placed, op.output)
                 kernels.gated_activation(source, output, count, growth_tokens)
+            case ops.Matmul() if op.kernel == "skinny":
+                source, weight = self._tensor(placed, op.source), self._tensor(placed, op.weight)
+                counters = self.memory.counters(op.columns)
+                kernels.skinny_matmul(source, weight, self._tensor(placed, op.output), counters)
             case _:
-                run_local(op, lambda buffer: self._tensor(placed, buffer), self._counters_of(op))
+                run_local(op, lambda buffer: self._tensor(placed, buffer))
 
     def _attention(self, placed: PlacedOp, op: ops.Attention) -> None:
         qkv, kv = self._tensor(placed, op.qkv), self._tensor(placed, op.kv)
@@ -125,19 +129,15 @@ class Engine:
             op.num_heads, op.num_key_value_heads,
         )  # fmt: skip
 
-    def _counters_of(self, op: ops.Op) -> Tensor | None:
-        is_skinny = isinstance(op, ops.Matmul) and op.kernel == "skinny"
-        return self.memory.counters(op.columns) if is_skinny else None
-
     def _tensor(self, placed: PlacedOp, buffer: Buffer) -> Tensor:
         return self.memory.tensor(buffer, placed.layer, placed.microbatch)
 
 
-def run_local(op: ops.Op, tensor: Callable[[Buffer], Tensor], counters: Tensor | None) -> None:
-    """Run an op that needs neither another rank nor the context; `tensor` resolves its buffers."""
+def run_local(op: ops.Op, tensor: Callable[[Buffer], Tensor]) -> None:
+    """Run an op that needs nothing but its buffers, which `tensor` resolves."""
     match op:
         case ops.Matmul():
-            _matmul(op, tensor(op.source), tensor(op.weight), tensor(op.output), counters)
+            torch.mm(tensor(op.source), tensor(op.weight).t(), out=tensor(op.output))
         case ops.Norm():
             delta = _rows(op, tensor(op.delta)) if op.delta else None
             source, weight = _rows(op, tensor(op.source)), tensor(op.weight)
@@ -157,15 +157,6 @@ def run_local(op: ops.Op, tensor: Callable[[Buffer], Tensor], counters: Tensor |
             raise TypeError(f"{op.name} is not run here")
         case _:
             assert_never(op)
-
-
-def _matmul(
-    op: ops.Matmul, source: Tensor, weight: Tensor, output: Tensor, counters: Tensor | None
-) -> None:
-    if counters is None:
-        torch.mm(source, weight.t(), out=output)
-    else:
-        kernels.skinny_matmul(source, weight, output, counters)
 
 
 def _rows(op: ops.Norm | ops.ResidualAdd, whole: Tensor) -> Tensor:

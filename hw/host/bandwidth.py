@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import cycle
+from statistics import median
 
 import torch
+from torch import Tensor
 
+from hw.instrument.timing import time_by_events
 from hw.kernels import dispatch as kernels
+from hw.kernels.device import num_sms_of
 from sim.plan.demand import demand_of
 from sim.plan.program import Program
 
@@ -21,21 +26,22 @@ def read_bandwidth(device: torch.device) -> float:
 
     Rotates over 2 GiB, so that no byte is left in the L2 from the pass before.
     """
-    num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-    sink = torch.empty(PROGRAMS_PER_SM * num_sms, dtype=torch.int32, device=device)
+    sink = read_sink(device)
     buffers = [
         torch.empty(BUFFER_BYTES // 2, dtype=torch.bfloat16, device=device).normal_()
         for _ in range(NUM_BUFFERS)
     ]
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(PASSES * NUM_BUFFERS + 1)]
     kernels.read_bandwidth_kernel(buffers[0], sink)
-    marks[0].record()
-    for index, mark in enumerate(marks[1:]):
-        kernels.read_bandwidth_kernel(buffers[index % NUM_BUFFERS], sink)
-        mark.record()
-    torch.cuda.synchronize(device)
-    times_ms = [a.elapsed_time(b) for a, b in zip(marks[:-1], marks[1:], strict=True)]
-    return BUFFER_BYTES / (min(times_ms) / 1e3)
+    turn = cycle(buffers)
+    read_s = time_by_events(
+        lambda: kernels.read_bandwidth_kernel(next(turn), sink), PASSES * NUM_BUFFERS
+    )
+    return BUFFER_BYTES / min(read_s)
+
+
+def read_sink(device: torch.device) -> Tensor:
+    """Where the read kernel leaves its sums: one int32 for each of its programs."""
+    return torch.empty(PROGRAMS_PER_SM * num_sms_of(device), dtype=torch.int32, device=device)
 
 
 def weight_and_kv_read_bytes(programs: Iterable[Program]) -> int:
@@ -59,8 +65,7 @@ def read_curve(device: torch.device, sizes_bytes: Sequence[int]) -> list[tuple[i
     Small sets are served by the L2, large ones by HBM; the step between is the L2's edge. Each
     pass is one kernel, so its launch is in the time.
     """
-    num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-    sink = torch.empty(PROGRAMS_PER_SM * num_sms, dtype=torch.int32, device=device)
+    sink = read_sink(device)
     pool = torch.empty(max(sizes_bytes) // 2, dtype=torch.bfloat16, device=device).normal_()
     return [(size, _pass_seconds(pool[: size // 2], sink)) for size in sizes_bytes]
 
@@ -75,11 +80,4 @@ def _pass_seconds(buffer: torch.Tensor, sink: torch.Tensor) -> float:
         for _ in range(passes):
             kernels.read_bandwidth_kernel(buffer, sink)
     graph.replay()
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(CURVE_REPLAYS + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        graph.replay()
-        mark.record()
-    torch.cuda.synchronize()
-    times = sorted(a.elapsed_time(b) / 1e3 for a, b in zip(marks[:-1], marks[1:], strict=True))
-    return times[len(times) // 2] / passes
+    return median(time_by_events(graph.replay, CURVE_REPLAYS)) / passes

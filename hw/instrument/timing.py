@@ -14,14 +14,13 @@ from statistics import median
 
 import torch
 
-from hw.sweep import MAX_REPLAYS, MIN_REPLAYS, _time_by_events
-
 Body = Callable[[], object]
 """Launches something; what it returns is not looked at."""
 Replay = Callable[[], None]
 Timer = Callable[[Replay, int], list[float]]
 """(what to repeat, how often) -> the seconds of each repeat."""
 
+MIN_REPLAYS, MAX_REPLAYS = 5, 2000
 WARM_UPS = 3
 # Eager launches that fit a GPU's queue of 1024 by far: issuing them waits for nothing.
 ISSUES_PER_SAMPLE = 4
@@ -44,7 +43,18 @@ def spread_of(readings: Sequence[float], divisor: float = 1.0) -> Spread:
 
 def timer_of(device: torch.device) -> Timer:
     """CUDA events around each repeat; the host's clock on the CPU."""
-    return _time_by_events if device.type == "cuda" else _time_by_clock
+    return time_by_events if device.type == "cuda" else _time_by_clock
+
+
+def time_by_events(replay: Replay, count: int) -> list[float]:
+    """Seconds of each of `count` repeats, one after another, by CUDA events between them."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        replay()
+        mark.record()
+    marks[-1].synchronize()
+    return [a.elapsed_time(b) / 1e3 for a, b in zip(marks[:-1], marks[1:], strict=True)]
 
 
 def graphed(body: Body, device: torch.device) -> Replay:

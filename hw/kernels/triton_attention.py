@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hw.kernels.device import num_sms_of
+
 LOG2_E = 1.4426950408889634
 # Finite, so that a row that has seen no token yet gives exp2(0) and never inf - inf.
 LOWEST = tl.constexpr(-1.0e30)
@@ -224,7 +226,7 @@ def split_kv_attention(
     is_short = group > 1 and longest_tokens <= SHORT_CONTEXT
     block = block or (SHORT_GROUP_BLOCK if is_short else BLOCK)
     pairs, num_tiles = sequences * num_key_value_heads, triton.cdiv(longest_tokens, block)
-    splits = num_splits or choose_num_splits(pairs, num_tiles, _num_sms(query))
+    splits = num_splits or choose_num_splits(pairs, num_tiles, num_sms_of(query.device))
     splits = min(splits, num_tiles)
     rows = sequences * num_heads * (splits if splits > 1 else 0)
     partial = torch.empty(rows, head_dim, dtype=torch.float32, device=query.device)
@@ -242,10 +244,3 @@ def split_kv_attention(
         _combine_kernel[(sequences * num_heads,)](
             partial, highs, totals, out, splits, HEAD_DIM=head_dim, SPLITS=padded, num_warps=4
         )
-
-
-def _num_sms(tensor: Tensor) -> int:
-    # On a CPU only Triton's interpreter runs: any figure will do.
-    if not tensor.is_cuda:
-        return 132
-    return torch.cuda.get_device_properties(tensor.device).multi_processor_count

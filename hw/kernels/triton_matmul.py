@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hw.kernels.device import num_sms_of
 from sim.plan.ops import SKINNY_COLUMNS, SKINNY_INNER, SKINNY_ROWS, skinny_splits
 
 # Of 13 to 17 launches tried at each of 23 shapes on an H100 (1, 8, 16 rows; 1024 to 32,768 columns).
@@ -57,7 +58,7 @@ def _skinny_kernel(
 def skinny_matmul(source: Tensor, weight: Tensor, out: Tensor, counters: Tensor) -> None:
     """See `hw.kernels.dispatch.skinny_matmul`; programs of 64 columns, up to four for the same ones."""
     (num_rows, inner), columns = source.shape, weight.shape[0]
-    splits = skinny_splits(columns, inner, _num_sms(source))
+    splits = skinny_splits(columns, inner, num_sms_of(source.device))
     size = splits * columns * SKINNY_ROWS if splits > 1 else 0
     partial = torch.empty(size, dtype=torch.float32, device=source.device)
     _skinny_kernel[(columns // SKINNY_COLUMNS, splits)](
@@ -65,7 +66,3 @@ def skinny_matmul(source: Tensor, weight: Tensor, out: Tensor, counters: Tensor)
         ROWS=SKINNY_ROWS, BLOCK=SKINNY_COLUMNS, INNER_BLOCK=SKINNY_INNER, SPLITS=splits,
         STAGES=NUM_STAGES, num_warps=NUM_WARPS,
     )  # fmt: skip
-
-
-def _num_sms(tensor: Tensor) -> int:
-    return torch.cuda.get_device_properties(tensor.device).multi_processor_count

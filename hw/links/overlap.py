@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from hw.errors import NotAvailableError
 from hw.host.affinity import communication_settings
-from hw.host.bandwidth import PROGRAMS_PER_SM
+from hw.host.bandwidth import read_sink
 from hw.host.environment import environment_of, sample_clocks
 from hw.kernels import dispatch as kernels
 from hw.ranks.agreement import agree
@@ -111,8 +111,7 @@ def _works(device: torch.device) -> tuple[Work, ...]:
     def values(*shape: int, scale: float = 1.0) -> torch.Tensor:
         return torch.randn(*shape, device=device, dtype=torch.bfloat16) * scale
 
-    num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-    sink = torch.empty(PROGRAMS_PER_SM * num_sms, dtype=torch.int32, device=device)
+    sink = read_sink(device)
     read, copied = values(512 * MIB), values(512 * MIB)
     square, other, product = (values(8192, 8192, scale=0.02) for _ in range(3))
     rows, weight, result = values(2048, 4096), values(4096, 4096, scale=0.02), values(2048, 4096)

@@ -204,6 +204,26 @@ class StepPrograms:
         )
 
 
+def context_grows(run: Sequence[StepPrograms]) -> bool:
+    """Does a decoding stream attend to more tokens at its end than at its start?
+
+    One of three steps or fewer has none between the first and the last to show it.
+    """
+    first, last = run[0].step, run[-1].step
+    return first.phase == "decode" and first.context_tokens < last.context_tokens and len(run) > 3
+
+
+def repeated_steps(run: Sequence[StepPrograms]) -> tuple[int, ...]:
+    """What a measurement repeats: a stream's middle step, or every step of another run.
+
+    Of a stream whose context grows, every step but the first and the last.
+    """
+    middle = len(run) // 2
+    if not (run[middle].step.takes_feedback and run[middle].step.gives_feedback):
+        return tuple(range(len(run)))
+    return tuple(range(1, len(run) - 1)) if context_grows(run) else (middle,)
+
+
 def buffers_of(op: Op) -> tuple[Buffer, ...]:
     """Every buffer an op names, each once, in field order."""
     found: dict[Buffer, None] = {}

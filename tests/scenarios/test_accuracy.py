@@ -38,9 +38,10 @@ from scenarios.accuracy_predictions import (
     read_seconds,
 )
 from scenarios.accuracy_ranking import Ranked, asked_of, rank
-from scenarios.accuracy_scored import READS, WINDOWS, Scored, coverage_of, spread_of, summary_of
+from scenarios.accuracy_scored import READS, WINDOWS, Scored, coverage_of, summary_of
 from scenarios.alone import predict_run
 from scenarios.collect import GPU_KERNELS
+from scenarios.compare_scores import spread_of
 from sim.plan.errors import FileFormatError, LayerwiseError, TraceMismatchError
 from sim.plan.hardware import GPUS, dgx_cluster
 from sim.plan.ops import Matmul
