@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
-from scipy.optimize import lsq_linear
 
 from calibration.held_out import conformal_quantile
 from calibration.least_squares import Column, Estimate, FitError, standard_errors
@@ -53,6 +52,9 @@ class Steps:
 
         Constants are in microseconds and a fraction.
         """
+        # Only fitting needs scipy: reading what was fitted does not.
+        from scipy.optimize import lsq_linear
+
         rows = np.arange(len(self.names)) if kept is None else np.flatnonzero(kept)
         weight = 1 / self.measured_s[rows]
         design = self.slopes[rows] / SCALES * weight[:, None]

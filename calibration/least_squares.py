@@ -72,7 +72,7 @@ def fit_positive(
     `soft`: the relative error above which a point counts as an outlier. Raises FitError, naming
     `what`, with fewer than two points a parameter or when the fit does not converge.
     """
-    # Scoring reads tables from beside the fits: it needs no scipy.
+    # Only fitting needs scipy: reading what was fitted does not.
     from scipy.optimize import least_squares
 
     if len(measured) < 2 * len(parameters):

@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import nnls
 
 from calibration.least_squares import FitError, significant
 from sim.plan.errors import FileFormatError
@@ -146,6 +145,9 @@ def read_transfers(path: Path) -> dict[str, TransferFit]:
 
 def _regime(low: int, data: np.ndarray) -> Regime:
     """Non-negative least squares on relative errors: latency and seconds per byte."""
+    # Only fitting needs scipy: reading what was fitted does not.
+    from scipy.optimize import nnls
+
     sizes, seconds = data.T
     design = np.column_stack([1 / seconds, sizes / seconds])
     scale = np.array([1.0, 1e-9])

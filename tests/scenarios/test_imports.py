@@ -1,0 +1,22 @@
+"""Commands that neither fit, measure nor draw import without the packages for that."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.test_imports import run_without
+
+EXTRAS = ("torch", "scipy", "matplotlib", "plotly", "distributed", "pyarrow")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "paper", "predicted", "generated", "ranking", "comparing", "accuracy", "ledger_update",
+        "sweep_command", "what_if.runner", "doctoring", "calibrate_here", "report.making",
+    ],
+)  # fmt: skip
+def test_command_imports_without_extras(module: str) -> None:
+    result = run_without(EXTRAS, f"import scenarios.{module}")
+
+    assert (0, "") == (result.returncode, result.stderr)
