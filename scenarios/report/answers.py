@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from scenarios import tables
-from scenarios.predicted import on_chip_line
+from scenarios.predict.beliefs import on_chip_line
 from scenarios.report.charts import BOUND_NAMES, bottlenecks
 from scenarios.report.markup import visible
 from scenarios.report.of_scenario import memory_chart, step_timeline

@@ -36,7 +36,7 @@ def make_report(
 
 
 def _made_by(results: Sequence[Path], found: Found) -> str:
-    from scenarios.predicted import provenance_of
+    from scenarios.predict.beliefs import provenance_of
 
     version = str(provenance_of(None)["package_version"]).replace("not installed", "")
     of = f"{len(results)} results" if results else "the paper and every committed validation run"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from calibration.data import FOLDER, unseen_folder
 from scenarios import tables
-from scenarios.accuracy_measured import measured_curve
-from scenarios.accuracy_predictions import read_seconds
-from scenarios.paper import Entry, Report
-from scenarios.paper_tables import describe_model, describe_profile
-from scenarios.paper_verdicts import GAIN, Verdict
-from scenarios.predicted import on_chip_line, warnings_of
+from scenarios.accuracy.measured import measured_curve
+from scenarios.accuracy.predictions import read_seconds
+from scenarios.paper.experiment import Entry, Report
+from scenarios.paper.tables import describe_model, describe_profile
+from scenarios.paper.verdicts import GAIN, Verdict
+from scenarios.predict.beliefs import on_chip_line, warnings_of
 from scenarios.report.charts import bottlenecks, l2_curve, rates, who_wins
 from scenarios.report.markup import Cell, bullets, span, table
 from scenarios.report.sections import Section, shares_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scenarios import tables
-from scenarios.alone import predict_run
-from scenarios.compare_scores import STAGE_TOLERANCE, Comparison, Score
-from scenarios.comparing import Compared, median_absolute_op_error
+from scenarios.compare.choosing import Compared, median_absolute_op_error
+from scenarios.compare.scores import STAGE_TOLERANCE, Comparison, Score
+from scenarios.predict.alone import predict_run
 from scenarios.report.charts import Point, error_plot, residual_plot
 from scenarios.report.markup import Cell, Chart, Html, bullets, details, span, table
 from scenarios.report.sections import Section

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from scenarios import tables
-from scenarios.predicted import ThreeBeliefs, on_chip_line, warnings_of
-from scenarios.predicted_tables import BELIEF_NAMES
+from scenarios.predict.beliefs import ThreeBeliefs, on_chip_line, warnings_of
+from scenarios.predict.tables import BELIEF_NAMES
 from scenarios.report.charts import bottlenecks, stacked_bars
 from scenarios.report.markup import Cell, Chart, bullets, span, table
 from scenarios.report.sections import Section, shares_of

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scenarios.comparing import Compared, choose_traces, compare_all
-from scenarios.predicted import predict_all
+from scenarios.compare.choosing import Compared, choose_traces, compare_all
+from scenarios.predict.beliefs import predict_all
 from scenarios.report.of_files import json_section, sweep_section
 from scenarios.report.of_paper import l2_section, map_section, paper_sections
 from scenarios.report.of_runs import runs_section
@@ -76,7 +76,7 @@ def _section(path: Path, key: str, profiles: Profiles) -> Section:
 
 def committed(profiles: Profiles, needed: Callable[[str], Profile]) -> Found:
     """The paper's report, who wins, the L2 and every committed validation run."""
-    from scenarios.paper import Question, ask
+    from scenarios.paper.experiment import Question, ask
 
     question = Question()
     profile = profiles(question.scenario("layer-wise").cluster.gpu.name)

@@ -1,6 +1,6 @@
 """Which of the paper's numbers hold, and what would make the others true?"""
 
-from scenarios.paper_numbers import NAMES, Numbered, numbers
+from scenarios.paper.numbers import NAMES, Numbered, numbers
 from scenarios.what_if.figures import figure
 from scenarios.what_if.runner import Asked, Bars, Row, WhatIf, run
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from calibration.data import profile_path
-from scenarios.accuracy import score_unseen
-from scenarios.accuracy_scored import Scored
+from scenarios.accuracy.scored import Scored
+from scenarios.accuracy.scoring import score_unseen
 from sim.profile import load_profile
 
 

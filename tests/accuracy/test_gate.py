@@ -9,8 +9,8 @@ from statistics import median
 import pytest
 
 from calibration.data import prediction_path, profile_path, validation_trace_paths
-from scenarios.compare import STAGE_TOLERANCE, compare, score_stage
-from scenarios.predicted import read_prediction
+from scenarios.compare.joined import STAGE_TOLERANCE, compare, score_stage
+from scenarios.predict.beliefs import read_prediction
 from sim.plan.ops import AllReduceAlgorithm
 from sim.plan.scenario import RunSpec, Strategy, paper_scenario
 from sim.plan.workload import Workload

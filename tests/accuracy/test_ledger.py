@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from calibration.data import profile_path
-from scenarios.accuracy import score_unseen
-from scenarios.accuracy_scored import Scored
-from scenarios.ledger import check, read_ledger
-from scenarios.ledger_tables import print_gate
+from scenarios.accuracy.ledger import check, read_ledger
+from scenarios.accuracy.ledger_tables import print_gate
+from scenarios.accuracy.scored import Scored
+from scenarios.accuracy.scoring import score_unseen
 from scenarios.tables import console
 from sim.profile import Profile, load_profile
 

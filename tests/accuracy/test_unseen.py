@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from calibration.data import unseen_prediction_path
-from scenarios.accuracy_bars import BARS, LAYERS, groups_of
-from scenarios.accuracy_predictions import read_blind
-from scenarios.accuracy_scored import (
+from scenarios.accuracy.bars import BARS, LAYERS, groups_of
+from scenarios.accuracy.predictions import read_blind
+from scenarios.accuracy.scored import (
     MAX_COVERAGE,
     MIN_COVERAGE,
     MIN_INTERVALS,

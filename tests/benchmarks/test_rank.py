@@ -6,7 +6,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from calibration.data import profile_path
-from scenarios.ranking import rank
+from scenarios.rank.ranking import rank
 from sim.plan.hardware import GPUS, dgx_cluster
 from sim.plan.model import ModelSpec
 from sim.plan.workload import Workload

@@ -13,8 +13,8 @@ import numpy as np
 from calibration.l2_curve import pass_seconds
 from calibration.points import SweepPoint
 from calibration.selection import FIT_SIZES_BYTES
-from scenarios.alone import predict_run
-from scenarios.collect import Instruments
+from scenarios.calibrate.collect import Instruments
+from scenarios.predict.alone import predict_run
 from sim.cost.shapes import kind_of
 from sim.plan.program import Program
 from sim.plan.scenario import Scenario

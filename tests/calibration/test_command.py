@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from calibration.data import FOLDER, profile_path
-from scenarios.calibrating import print_fits
-from scenarios.collect import Collected
+from scenarios.calibrate.calibrating import print_fits
+from scenarios.calibrate.collect import Collected
 from scenarios.command_line import main
 from scenarios.tables import console
 from sim.profile import OpFit, Profile, load_profile
@@ -189,7 +189,7 @@ def test_missing_package_names_its_extra(
     arguments: tuple[str, ...], says: str,
 ) -> None:  # fmt: skip
     found = importlib.util.find_spec
-    for module in ("scenarios.calibrating", "scenarios.measuring"):
+    for module in ("scenarios.calibrate.calibrating", "scenarios.measure.measuring"):
         monkeypatch.setattr(
             f"{module}.find_spec", lambda name: None if name == package else found(name)
         )
@@ -230,7 +230,7 @@ def test_collect_says_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, found: Collected, says: str
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("scenarios.collect.collect", lambda *_, gpu: found)
+    monkeypatch.setattr("scenarios.calibrate.collect.collect", lambda *_, gpu: found)
     main_quietly("calibrate", "--collect", "here", "--budget-s", 60)
 
     assert says in capsys.readouterr().err
@@ -240,7 +240,7 @@ def test_collect_is_told_what_and_how_long(monkeypatch: pytest.MonkeyPatch) -> N
     asked: list[object] = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(
-        "scenarios.collect.collect",
+        "scenarios.calibrate.collect.collect",
         lambda *given, gpu: asked.append((*given, gpu)) or Collected(),
     )
     main_quietly("calibrate", "--collect", "d", "--what", "unseen,supplement", "--budget-s", "9",

@@ -17,7 +17,7 @@ from hw.imported.trace import import_trace
 from hw.rows import is_message
 from hw.streams import plan_stream
 from scenarios.command_line import main
-from scenarios.compare import compare
+from scenarios.compare.joined import compare
 from sim.plan.errors import FileFormatError, SpecError, TraceMismatchError
 from sim.plan.program import PlacedOp, Program
 from sim.plan.scenario import Scenario, compile_run

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.alone import predict_run
 from scenarios.command_line import main
+from scenarios.predict.alone import predict_run
 from sim.plan.scenario import Scenario, paper_scenario
 from sim.plan.workload import Workload
 from sim.profile import Profile, write_profile

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scenarios.alone import PredictedRun, predict_run
-from scenarios.compare_accounts import COLLECTIVES, members_of
+from scenarios.compare.accounts import COLLECTIVES, members_of
+from scenarios.predict.alone import PredictedRun, predict_run
 from sim.plan.hardware import GPUS, dgx_cluster
 from sim.plan.model import MODELS
 from sim.plan.scenario import PlacementSpec, RunSpec, Scenario

@@ -91,7 +91,7 @@ def test_missing_torch_says_what_still_works(
 ) -> None:
     path = tmp_path / "scenario.toml"
     path.write_text(PRESET)
-    monkeypatch.setattr("scenarios.measuring.find_spec", lambda name: None)
+    monkeypatch.setattr("scenarios.measure.measuring.find_spec", lambda name: None)
     message = refused(layerwise, "measure", path, "--out", tmp_path / "trace.jsonl")
     assert "torch is not installed" in message
     assert "still works" in message

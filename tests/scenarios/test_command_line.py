@@ -163,7 +163,7 @@ def test_a_budget_in_minutes_is_understood(
         asked.append(given)
         return "done"
 
-    monkeypatch.setattr("scenarios.calibrating.calibrate", calibrate)
+    monkeypatch.setattr("scenarios.calibrate.calibrating.calibrate", calibrate)
     assert 0 == layerwise("calibrate", "--collect", tmp_path, "--budget-s", "10min").code
     assert 600.0 == asked[0].budget_s
 
@@ -175,7 +175,7 @@ def test_calibrate_as_json_says_what_was_fitted(
         write_profile(profile, given.out)
         return "done"
 
-    monkeypatch.setattr("scenarios.calibrating.calibrate", calibrate)
+    monkeypatch.setattr("scenarios.calibrate.calibrating.calibrate", calibrate)
     ran = layerwise("calibrate", "--fit", tmp_path, "--out", tmp_path / "p.json", "--json")
     data = json.loads(ran.out)
     assert profile.digest == data["profile"]["digest"]
@@ -192,7 +192,7 @@ def test_measure_as_json_says_what_was_written(
         write_trace(trace, to)
         return f"{to}: written"
 
-    monkeypatch.setattr("scenarios.measuring.measure_to", measure_to)
+    monkeypatch.setattr("scenarios.measure.measuring.measure_to", measure_to)
     data = json.loads(layerwise("measure", path, "--out", out, "--json").out)
     assert len(trace.rows) == data["num_rows"]
     assert trace.kernel_set == data["kernel_set"]

@@ -19,10 +19,10 @@ import pytest
 from calibration.links import read_links
 from calibration.transfers import read_transfers
 from hw.ranks.journal import assemble, folder_of, journal_of
-from scenarios.ledger import read_ledger
-from scenarios.predicted import read_prediction
-from scenarios.sweep_journal import read_rows
-from scenarios.sweep_spec import load_sweep
+from scenarios.accuracy.ledger import read_ledger
+from scenarios.predict.beliefs import read_prediction
+from scenarios.sweep.journal import read_rows
+from scenarios.sweep.spec import load_sweep
 from sim.plan.errors import LayerwiseError
 from sim.plan.files import load_gpu, load_model_config, load_scenario, scenario_from_data
 from sim.plan.hardware import GPUS

@@ -12,8 +12,9 @@ EXTRAS = ("torch", "scipy", "matplotlib", "plotly", "distributed", "pyarrow")
 @pytest.mark.parametrize(
     "module",
     [
-        "paper", "predicted", "generated", "ranking", "comparing", "accuracy", "ledger_update",
-        "sweep_command", "what_if.runner", "doctoring", "calibrate_here", "report.making",
+        "command_line", "paper.experiment", "predict.beliefs", "predict.generated", "rank.ranking",
+        "compare.choosing", "accuracy.scoring", "accuracy.ledger_update", "sweep.command",
+        "what_if.runner", "measure.doctoring", "calibrate.here", "report.making",
     ],
 )  # fmt: skip
 def test_command_imports_without_extras(module: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.paper import Question
+from scenarios.paper.experiment import Question
 from tests.scenarios.conftest import Run
 
 SCENARIO = """

@@ -1,0 +1,140 @@
+"""What each group of unseen measurements must reach, and whether it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from scenarios.accuracy.ranking import asked_of, rank
+from scenarios.accuracy.scored import (
+    MAX_COVERAGE,
+    MAX_WIDTH_RATIO,
+    MIN_COVERAGE,
+    MIN_INTERVALS,
+    MOVED,
+    READS,
+    WINDOWS,
+    Scored,
+    Summary,
+    coverage_of,
+    summary_of,
+)
+
+SMALL_MATMULS, LARGE_MATMULS = "matmul, M <= 1024", "matmul, M > 1024"
+DECODES, PREFILLS = "attention, decode", "attention, prefill"
+SENDS, ALL_REDUCES, ALL_GATHERS = "send/recv", "all-reduce", "all-gather"
+LAYERS, PAIRS = "whole layers and stages", "two-GPU steps"
+MAX_SMALL_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """What a group must reach: its median error, mean and worst; None where nothing was set.
+
+    `each`: how far off any one of it may be without a word (the ledger's starting tolerance).
+    `is_optional`: not every machine can measure it.
+    """
+
+    each: float
+    median: float | None = None
+    mean: float | None = None
+    worst: float | None = None
+    is_optional: bool = False
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The figures of a Summary that have a limit."""
+        given = {"median": self.median, "mean": self.mean, "worst": self.worst}
+        return {figure: limit for figure, limit in given.items() if limit is not None}
+
+    def passes(self, summary: Summary) -> bool:
+        """Is every figure low enough?"""
+        return all(getattr(summary, figure) <= limit for figure, limit in self.limits.items())
+
+
+# `each` is the limit of the worst, or else twice that of the mean. No bar was ever set for layers
+# with windows, nor for gathers: they are told, and do not fail.
+BARS: dict[str, Bar] = {
+    READS: Bar(median=0.03, worst=0.10, each=0.10),
+    SMALL_MATMULS: Bar(median=0.03, mean=0.05, each=0.10),
+    LARGE_MATMULS: Bar(mean=0.07, each=0.14),
+    DECODES: Bar(median=0.03, mean=0.05, each=0.10),
+    PREFILLS: Bar(median=0.03, mean=0.05, each=0.10),
+    SENDS: Bar(mean=0.05, each=0.10, is_optional=True),
+    ALL_REDUCES: Bar(mean=0.05, each=0.10, is_optional=True),
+    ALL_GATHERS: Bar(each=0.10, is_optional=True),
+    LAYERS: Bar(median=0.02, worst=0.06, each=0.06),
+    WINDOWS: Bar(each=0.08, is_optional=True),
+    PAIRS: Bar(median=0.03, worst=0.08, each=0.08, is_optional=True),
+    MOVED: Bar(median=0.08, each=0.16, is_optional=True),
+}
+Verdict = Literal["PASS", "FAIL", "MISSING", ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One bar, what was seen, and the verdict (empty: nothing was asked, or not enough of it)."""
+
+    what: str
+    bar: str
+    num: int
+    seen: str
+    verdict: Verdict
+
+
+def groups_of(scored: Sequence[Scored]) -> dict[str, list[Scored]]:
+    """The measurements by group, in the order of the bars."""
+    return {
+        group: found for group in BARS if (found := [one for one in scored if one.group == group])
+    }
+
+
+def rows_of(scored: Sequence[Scored]) -> list[Row]:
+    """Every bar with what was seen."""
+    groups = groups_of(scored)
+    rows = [_group_row(group, bar, groups.get(group, ())) for group, bar in BARS.items()]
+    return [*rows, _ranking_row(scored), _coverage_row(scored)]
+
+
+def passes(scored: Sequence[Scored]) -> bool:
+    """Does every bar hold, and is nothing missing that every machine can measure?"""
+    return all(row.verdict not in ("FAIL", "MISSING") for row in rows_of(scored))
+
+
+def _group_row(group: str, bar: Bar, found: Sequence[Scored]) -> Row:
+    text = ", ".join(f"{figure} {limit:.0%}" for figure, limit in bar.limits.items()) or "none"
+    if not found:
+        missing: Verdict = "" if bar.is_optional else "MISSING"
+        return Row(what=group, bar=text, num=0, seen="not measured", verdict=missing)
+    summary = summary_of(one.error for one in found)
+    shown = bar.limits or {"median": 0.0, "worst": 0.0}
+    seen = ", ".join(f"{figure} {getattr(summary, figure):.1%}" for figure in shown)
+    verdict: Verdict = "" if not bar.limits else "PASS" if bar.passes(summary) else "FAIL"
+    return Row(what=group, bar=text, num=len(found), seen=seen, verdict=verdict)
+
+
+def _ranking_row(scored: Sequence[Scored]) -> Row:
+    ranked = rank(scored)
+    asked = asked_of(ranked)
+    num_right = sum(pair.is_right for pair in asked)
+    seen = f"{num_right} of {len(asked)} pairs" if asked else "not measured"
+    verdict: Verdict = "" if not asked else "PASS" if num_right == len(asked) else "FAIL"
+    return Row(
+        what="ranking of placements", bar="all pairs told apart", num=len(ranked), seen=seen,
+        verdict=verdict,
+    )  # fmt: skip
+
+
+def _coverage_row(scored: Sequence[Scored]) -> Row:
+    bar = f"{MIN_COVERAGE:.0%} to {MAX_COVERAGE:.0%}, ratio {MAX_WIDTH_RATIO:g}"
+    found = coverage_of(scored)
+    if not found or found.num < MIN_INTERVALS:
+        num = found.num if found else 0
+        few = f"fewer than {MIN_INTERVALS}"
+        return Row(what="90 % intervals", bar=bar, num=num, seen=few, verdict="")
+    return Row(
+        what="90 % intervals", bar=bar, num=found.num,
+        seen=f"{found.covered:.1%}, ratio {found.width_ratio:.2f}",
+        verdict="PASS" if found.passes else "FAIL",
+    )  # fmt: skip

@@ -1,0 +1,115 @@
+"""Predictions of what is measured and never fitted, as it is measured; committed ahead of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from calibration.points import SweepPoint
+from calibration.selection import engine_layers, two_gpu_runs, validation_layers
+from calibration.unseen import unseen
+from scenarios.calibrate.collect import GPU_KERNELS, on_gpu
+from scenarios.predict.alone import predict_run
+from scenarios.predict.committed import read_committed, write_committed
+from sim.cost.forms import pass_seconds
+from sim.cost.model import Calibrated
+from sim.machine.blocks import time_ops, walk
+from sim.machine.l2 import L2State
+from sim.plan.errors import ProfileMismatchError
+from sim.plan.hardware import GPUS, dgx_cluster
+from sim.plan.scenario import Scenario
+from sim.profile import Profile
+
+FORMAT, VERSION = "layerwise-unseen", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Committed:
+    """Predictions of everything unseen, made at one time with one profile; seconds by name.
+
+    `layers`: stages and runs of several GPUs too.
+    """
+
+    profile_digest: str
+    created: str
+    points: dict[str, float] = field(default_factory=dict[str, float])
+    layers: dict[str, float] = field(default_factory=dict[str, float])
+    read_curve: dict[str, float] = field(default_factory=dict[str, float])
+
+
+def predict_unseen(profile: Profile, curve_sizes_bytes: Iterable[int]) -> Committed:
+    """Predict every unseen point, layer, run of two GPUs and size of the read curve."""
+    layers = [*validation_layers(), *engine_layers(), *two_gpu_runs(profile.gpu)]
+    return Committed(
+        profile_digest=profile.digest, created=datetime.now(UTC).isoformat(timespec="seconds"),
+        points={p.name: point_seconds(profile, p) for p in unseen(GPU_KERNELS)},
+        layers={one.name: layer_seconds(profile, one) for one in layers},
+        read_curve={str(b): read_seconds(profile, b) for b in curve_sizes_bytes},
+    )  # fmt: skip
+
+
+def commit_unseen(profile: Profile, path: Path, curve_sizes_bytes: Iterable[int]) -> str:
+    """Write predictions ahead of a run; returns a sentence.
+
+    Raises FileFormatError when the file exists: what was predicted before a run is not predicted
+    again after it.
+    """
+    made = write_committed(
+        path, lambda: predict_unseen(profile, curve_sizes_bytes), FORMAT, VERSION
+    )
+    num = len(made.points) + len(made.layers) + len(made.read_curve)
+    return f"{path}: {num} predictions with profile {profile.digest}"
+
+
+def read_blind(path: Path) -> Committed | None:
+    """What was predicted before a run was made; raises what `read_committed` does."""
+    return read_committed(path, Committed, FORMAT, VERSION)
+
+
+def read_all_blind(paths: Iterable[Path]) -> Committed:
+    """Of several files together; of two predictions of one thing the first file's counts."""
+    found = Committed(profile_digest="", created="")
+    for path in paths:
+        if one := read_blind(path):
+            found = replace(
+                one, points=one.points | found.points, layers=one.layers | found.layers,
+                read_curve=one.read_curve | found.read_curve,
+            )  # fmt: skip
+    return found
+
+
+def point_seconds(profile: Profile, point: SweepPoint) -> float:
+    """One replay of a point's graph, once it has run before."""
+    return price_point(profile, point)[0]
+
+
+def price_point(profile: Profile, point: SweepPoint) -> tuple[float, float]:
+    """Its seconds and half-width: every repeat is the same shape, so widths add up."""
+    cost = Calibrated(dgx_cluster(GPUS[profile.gpu], 1), profile.in_a_row)
+    state = L2State(cost)
+    walk(point.program.parts, state)
+    timed = time_ops(cost, walk(point.program.parts, state))
+    seconds = cost.graph_launch_s + timed[-1].end_ps * 1e-12
+    widths = sum(one.cost.half_width * (one.cost.launch_s + one.cost.kernel_s) for one in timed)
+    return seconds, widths / seconds
+
+
+def layer_seconds(profile: Profile, layer: Scenario) -> float:
+    """One steady decode step, or a whole prefill, in the kernels that the profile chooses."""
+    return predict_run(on_gpu(layer, profile.gpu).with_kernels(profile.kernels), profile).step_s
+
+
+def read_seconds(profile: Profile, working_set_bytes: int) -> float:
+    """One pass of the read kernel over a working set that it has passed over before."""
+    values = {name: constant.value for name, constant in profile.machine.items()}
+    if "read_l2_bytes_per_s" not in values:
+        raise ProfileMismatchError(
+            f"profile {profile.name!r} has no machine constant 'read_l2_bytes_per_s'; it is from "
+            "another version: calibrate again"
+        )
+    size = np.array([working_set_bytes], dtype=np.float64)
+    return float(pass_seconds(values, size, GPUS[profile.gpu].l2_bytes)[0])

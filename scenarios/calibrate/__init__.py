@@ -1,0 +1,1 @@
+"""Measure a GPU, fit a profile, or move one."""

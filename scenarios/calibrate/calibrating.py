@@ -1,0 +1,263 @@
+"""Calibrate: measure what a fit needs, or fit it, write the profile and print how well it fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from calibration.data import profile_path, transfers_path
+from scenarios.tables import percent, table
+from sim.plan.errors import MissingPackageError, SpecError
+from sim.plan.hardware import GPUS
+
+if TYPE_CHECKING:
+    from calibration.dataset import Table
+    from calibration.least_squares import FitError
+    from scenarios.calibrate.fit_report import FitReport
+    from sim.profile import OpFit, Profile
+
+
+BUDGETS_S = {"": 600.0, "--collect": 600.0, "--fit": 0.0, "--anchor": 300.0, "--for": 120.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What `layerwise calibrate` was given. `budget_s` 0 and empty texts: the task's own default."""
+
+    collect: Path | None = None
+    fit: Path | None = None
+    anchor: Path | None = None
+    scenario: Path | None = None
+    out: Path | None = None
+    what: tuple[str, ...] = ()
+    budget_s: float = 0.0
+    gpu: str = ""
+    name: str = ""
+    profile: Path | None = None
+
+    @property
+    def tasks(self) -> list[str]:
+        """The options given that each are a task of their own."""
+        given = {"--collect": self.collect, "--fit": self.fit, "--anchor": self.anchor,
+                 "--for": self.scenario}  # fmt: skip
+        return [option for option, value in given.items() if value is not None]
+
+
+def calibrate(asked: Asked, console: Console, progress: Callable[[str], None]) -> str:
+    """Do the one task that was asked for, or all of it; returns what to say at the end.
+
+    Raises SpecError for options that do not go together, and what each task raises.
+    """
+    _check(asked)
+    budget_s = asked.budget_s or BUDGETS_S[asked.tasks[0] if asked.tasks else ""]
+    if asked.collect is not None:
+        return collect_to(asked.collect, budget_s, asked.what, asked.gpu or "h100-sxm")
+    if asked.fit is not None:
+        gpu = asked.gpu or "h100-sxm"
+        return fit_to(asked.fit, _named(asked.out), asked.name or gpu, gpu, console)
+    if asked.anchor is not None:
+        from scenarios.calibrate.anchoring import anchor_to
+
+        return anchor_to(asked.anchor, _named(asked.out), budget_s, console, progress)
+    if asked.scenario is not None:
+        from scenarios.calibrate.for_scenario import measure_for
+
+        base = asked.profile or _shipped(asked.scenario)
+        return measure_for(asked.scenario, base, _named(asked.out), budget_s, console, progress)
+    from scenarios.calibrate.here import calibrate_here
+
+    return calibrate_here(asked.out, budget_s, asked.gpu, asked.name, console, progress)
+
+
+def _check(asked: Asked) -> None:
+    if len(asked.tasks) > 1:
+        raise SpecError(
+            "/".join(asked.tasks), "together", "is not one task",
+            "give one of --collect, --fit, --anchor and --for, or none to do it all here",
+        )  # fmt: skip
+    if asked.budget_s < 0 or not math.isfinite(asked.budget_s):
+        raise SpecError("--budget-s", asked.budget_s, "is no time", "give seconds above 0")
+    for option, value, only in (
+        ("--what", asked.what, "--collect"), ("--profile", asked.profile, "--for"),
+    ):  # fmt: skip
+        if value and only not in asked.tasks:
+            raise SpecError(option, str(value), f"has no meaning without {only}", "remove it")
+
+
+def _named(out: Path | None) -> Path:
+    if out is None:
+        raise SpecError("--out", None, "is missing", "add --out PROFILE.json")
+    return out
+
+
+def _shipped(scenario: Path) -> Path:
+    from sim.plan.files import load_scenario
+
+    gpu = load_scenario(scenario).cluster.gpu.name
+    path = profile_path(gpu)
+    if not path.exists():
+        raise SpecError("--profile", None, f"is missing, and none is shipped for {gpu}",
+                        "give the profile to add to with --profile FILE")  # fmt: skip
+    return path
+
+
+def require_scipy() -> None:
+    """Raise MissingPackageError, saying what works without it, when scipy is not installed."""
+    if find_spec("scipy") is None:
+        raise MissingPackageError(
+            "scipy", "fit a profile", "pip install '.[calibration]'",
+            "all that predicts with a shipped profile (layerwise paper, predict, compare)",
+        )  # fmt: skip
+
+
+def collect_to(
+    folder: Path, budget_s: float, what: Sequence[str] = (), gpu: str = "h100-sxm"
+) -> str:
+    """Measure on this machine's GPU; returns a sentence. `what` names tasks of scenarios.calibrate.collect.
+
+    Raises MissingPackageError without torch, NotAvailableError without a GPU, SpecError for an
+    unknown task.
+    """
+    from scenarios.measure.measuring import require_torch
+
+    require_torch()
+    import torch
+
+    from hw.errors import NotAvailableError
+
+    if not torch.cuda.is_available():
+        raise NotAvailableError(
+            f"--collect measures on a CUDA GPU and torch {torch.__version__} sees none; collect on "
+            "a machine that has one, and fit its folder here with --fit"
+        )
+    from scenarios.calibrate.collect import collect, tasks_of
+
+    found = collect(folder, budget_s, tasks_of(what), gpu=gpu)
+    if not found.num_missing:
+        return f"{folder}: complete"
+    failed = f"; {found.num_failed} failed, see failed.jsonl" if found.num_failed else ""
+    return f"{folder}: {found.num_missing} measurements are missing: run it again{failed}"
+
+
+def fit_to(folder: Path, out: Path, name: str, gpu: str, console: Console) -> str:
+    """Fit the measurements in a folder, print the fits, write the profile; returns a sentence.
+
+    Diagnostics are stored beside the profile. Raises MissingPackageError without scipy, SpecError
+    for an unknown GPU, FitError or FileFormatError; then nothing is written, and the table names
+    the kinds that failed.
+    """
+    require_scipy()
+    if gpu not in GPUS:
+        raise SpecError("gpu", gpu, "is not a known GPU", f"use one of {', '.join(GPUS)}")
+    from calibration.build import build_profile
+    from calibration.least_squares import FitError
+    from calibration.transfers import read_transfers
+    from scenarios.calibrate.collect import GPU_KERNELS
+    from scenarios.calibrate.fit_report import print_report, store_report
+    from sim.profile import write_profile
+
+    outcomes: dict[str, OpFit | FitError] = {}
+    aside: list[str] = []
+    by_kind: dict[str, Table] = {}
+    try:
+        profile = build_profile(
+            folder, name=name, gpu=gpu, kernels=GPU_KERNELS,
+            transfers=read_transfers(transfers_path(gpu)), progress=outcomes.__setitem__,
+            quarantine=lambda where, why: aside.append(f"{where}: {why}"), joined=by_kind.update,
+        )  # fmt: skip
+    except FitError:
+        if outcomes:
+            print_fits(outcomes, console)
+        raise
+    print_fits(outcomes, console)
+    report = report_of(folder, profile, by_kind, aside)
+    print_report(report, console)
+    write_profile(profile, out)
+    stored = store_report(report, out)
+    partial = profile.provenance.get("partial")
+    note = f"\npartial: {partial}; run it again to measure the rest" if partial else ""
+    return f"{out}: profile {name} of {gpu}, digest {profile.digest}\n{stored}{note}"
+
+
+def report_of(
+    folder: Path, profile: Profile, by_kind: Mapping[str, Table], quarantined: Sequence[str]
+) -> FitReport:
+    """What a person looks at, of a profile and the tables and folder that it was fitted to."""
+    from calibration.build import read_points
+    from calibration.dataset import read_sweep
+    from calibration.design import run_to_run
+    from calibration.review import boxes, review
+    from scenarios.calibrate.fit_report import FitReport
+
+    again = folder / "repeats.jsonl"
+    _, measured = read_points(folder, profile.kernels)
+    return FitReport(
+        profile_name=profile.name, profile_digest=profile.digest,
+        reviewed=tuple(review(profile.fits, by_kind, GPUS[profile.gpu])),
+        boxes=tuple(boxes(profile.fits, (), kept_apart(folder, profile))),
+        quarantined=tuple(quarantined),
+        spread=run_to_run(measured, read_sweep(again)) if again.exists() else None,
+    )  # fmt: skip
+
+
+def kept_apart(folder: Path, profile: Profile) -> tuple[int, float] | None:
+    """Of points that no fit has seen: how many, and the share inside their intervals.
+
+    Raises FileFormatError when one of them is no such point.
+    """
+    from calibration.dataset import check_sweep, read_sweep
+    from calibration.unseen import unseen
+    from scenarios.accuracy.predictions import price_point
+
+    path = folder / "unseen.jsonl"
+    measured = read_sweep(path) if path.exists() else {}
+    if not measured:
+        return None
+    points = {point.name: point for point in unseen(profile.kernels)}
+    check_sweep(points.values(), measured)
+    inside = 0
+    for name, one in measured.items():
+        predicted_s, half_width = price_point(profile, points[name])
+        inside += abs(math.log(one.step_s / predicted_s)) <= half_width
+    return len(measured), inside / len(measured)
+
+
+def print_fits(outcomes: dict[str, OpFit | FitError], console: Console) -> None:
+    """One row per kind of op with three yes/no boxes, then the parameters that met a bound."""
+    from calibration.fit import parameters_at_bound
+    from calibration.review import HELD_OUT_BAR
+    from sim.profile import OpFit
+
+    made = table(
+        "Fits by kind of op: |predicted / measured - 1|", "kind", "points", "form", "held out",
+        "p90", "converged", "off bounds", f"held out < {HELD_OUT_BAR:.0%}",
+    )  # fmt: skip
+    bound: list[str] = []
+    for kind, fit in outcomes.items():
+        if not isinstance(fit, OpFit):
+            made.add_row(kind, "-", "-", "-", "-", "no", "-", "-")
+            continue
+        stopped = parameters_at_bound(kind, fit)
+        bound += [f"{kind}.{name} = {fit.values[name]:.4g}" for name in stopped]
+        made.add_row(
+            kind, f"{fit.num_points:,}", percent(fit.form_median_error),
+            percent(fit.held_out_median_error), percent(fit.held_out_p90_error), "yes",
+            _box(not stopped), _box(fit.held_out_median_error < HELD_OUT_BAR),
+        )  # fmt: skip
+    console.print(made)
+    console.print(
+        "form: median of the physics form alone; held out: median, and p90, of points that the "
+        "fit had not seen (matmuls: whole weight shapes)."
+    )
+    if bound:
+        console.print("At a bound, so not told by the data: " + ", ".join(bound) + ".")
+
+
+def _box(holds: bool) -> str:
+    return "yes" if holds else "no"

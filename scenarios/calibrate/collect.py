@@ -1,0 +1,278 @@
+"""Collect what a fit, or its validation, needs from one GPU: points, curves, layers and stages.
+
+`layerwise calibrate --collect OUT [--what TASK,...] [--budget-s N]`. Interrupted, or out of budget,
+it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Literal, get_args
+
+from calibration.build import FITTED
+from calibration.data import profile_path
+from calibration.design import FIT_POINTS, designed, every_point, to_repeat
+from calibration.selection import (
+    FIT_SIZES_BYTES,
+    SCORED_SIZES_BYTES,
+    engine_layers,
+    fit_layers,
+    two_gpu_runs,
+    validation_layers,
+)
+from calibration.unseen import unseen
+from sim.plan.compile import KernelChoice
+from sim.plan.errors import SpecError
+from sim.plan.files import load_scenario
+from sim.plan.hardware import GPUS, dgx_cluster
+from sim.plan.scenario import Scenario
+from sim.trace import Trace, write_atomically, write_trace
+
+if TYPE_CHECKING:
+    from calibration.points import SweepPoint
+    from sim.plan.program import Program
+
+# Fastest of the candidates timed on H100 and H200: cuDNN for whole prompts and decode; its causal
+# mask is top-left aligned, so later chunks of a prompt need the flash kernel. Skinny matmuls took a
+# hidden-1024 layer from 35.98 to 34.65 us, the paper's stage of 8 from 93.5 to 94.3 % of its floor.
+GPU_KERNELS = KernelChoice(
+    decode_attention="cudnn",
+    prefill_attention="cudnn",
+    chunked_prefill_attention="flash",
+    small_matmul="skinny",
+)
+FIT_SCENARIOS = Path(__file__).parents[1] / "fit"
+Task = Literal[
+    "read-curve", "stages", "sweep", "supplement", "denser", "split-kv", "skinny", "fit-layers",
+    "unseen", "validation-layers", "engine-layers", "two-gpus", "read-curve-scored", "designed",
+    "repeats",
+]  # fmt: skip
+TASKS: tuple[Task, ...] = get_args(Task)
+DEFAULT_TASKS: tuple[Task, ...] = ("read-curve", "stages", "sweep", "split-kv", "skinny")
+POINTS = FIT_POINTS | {"unseen": unseen}
+LAYERS: dict[str, tuple[Literal["fit", "validation"], Callable[[], list[Scenario]]]] = {
+    "fit-layers": ("fit", fit_layers), "validation-layers": ("validation", validation_layers),
+    "engine-layers": ("validation", engine_layers),
+}  # fmt: skip
+CURVES = {"read-curve": "read_curve.json", "read-curve-scored": "read_curve_scored.json"}
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What measures, as functions, so that a test can stand in for a GPU.
+
+    `curve` is asked for one of CURVES. `programs` takes points, a file and a budget in seconds, and
+    returns how many points are left. `layers` is `hw.series.measure_scenarios` but for its
+    `measure`, which is `layer`; `pairs` starts two ranks and gives their `measure`.
+    """
+
+    environment: Callable[[], dict[str, str]]
+    curve: Callable[[str], list[tuple[int, float]]]
+    stage: Callable[[Scenario], Trace]
+    layer: Callable[[Scenario], Trace]
+    programs: Callable[[Iterable[tuple[str, Program]], Path, float], int]
+    pairs: Callable[[], AbstractContextManager[Callable[[Scenario], Trace]]]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Measurements still missing, and how many of them were tried and failed."""
+
+    num_missing: int = 0
+    num_failed: int = 0
+
+
+def tasks_of(asked: Sequence[str]) -> tuple[Task, ...]:
+    """The tasks named, one by one or with commas between; DEFAULT_TASKS when none is.
+
+    Raises SpecError for a name that is no task.
+    """
+    names = [name.strip() for part in asked for name in part.split(",")]
+    by_name: dict[str, Task] = {task: task for task in TASKS}
+    found: list[Task] = []
+    for name in names:
+        if name not in by_name:
+            raise SpecError("--what", name, "is no task", f"use one or more of {', '.join(TASKS)}")
+        found.append(by_name[name])
+    return tuple(dict.fromkeys(found)) or DEFAULT_TASKS
+
+
+def collect(
+    out: Path,
+    budget_s: float,
+    tasks: Sequence[Task] = DEFAULT_TASKS,
+    progress: Callable[[str], None] = print,
+    instruments: Instruments | None = None,
+    gpu: str = "h100-sxm",
+) -> Collected:
+    """Measure into the folder `out`, task by task, until the budget is used up.
+
+    `gpu` names what is measured: stages and layers are put on it.
+    """
+    chosen = instruments or gpu_instruments(progress)
+    deadline_s = time.monotonic() + budget_s
+    _write_json(out / "environment.json", chosen.environment())
+    missing = failed = 0
+    for task in tasks:
+        left_s = deadline_s - time.monotonic()
+        progress(f"{task}: {max(left_s, 0):.0f} s left")
+        done = _collect_one(task, out, left_s, progress, chosen, gpu)
+        missing, failed = missing + done.num_missing, failed + done.num_failed
+    return Collected(missing, failed)
+
+
+def on_gpu(scenario: Scenario, gpu: str) -> Scenario:
+    """The scenario on as many GPUs of this name. Raises SpecError for one that is not known."""
+    if gpu not in GPUS:
+        raise SpecError("--gpu", gpu, "is not known", f"use one of {', '.join(GPUS)}")
+    return replace(scenario, cluster=dgx_cluster(GPUS[gpu], scenario.cluster.num_gpus))
+
+
+def _collect_one(
+    task: Task, out: Path, left_s: float, progress: Callable[[str], None], chosen: Instruments,
+    gpu: str,
+) -> Collected:  # fmt: skip
+    match task:
+        case "read-curve" | "read-curve-scored":
+            target = out / CURVES[task]
+            if not target.exists():
+                if left_s <= 0:
+                    return Collected(num_missing=1)
+                _write_json(target, chosen.curve(task))
+            return Collected()
+        case "stages":
+            return _collect_stages(out, left_s, progress, lambda s: chosen.stage(on_gpu(s, gpu)))
+        case "sweep" | "supplement" | "denser" | "split-kv" | "skinny" | "unseen":
+            points = [(point.name, point.program) for point in POINTS[task](GPU_KERNELS)]
+            return Collected(chosen.programs(points, out / f"{task}.jsonl", left_s))
+        case "designed":
+            done = _measured_in(out) - set(_names_in(out / "designed.jsonl"))
+            points = [(p.name, p.program) for p in designed_points(gpu) if p.name not in done]
+            return Collected(chosen.programs(points, out / "designed.jsonl", left_s))
+        case "repeats":
+            return Collected(chosen.programs(_points_again(out), out / "repeats.jsonl", left_s))
+        case "two-gpus":
+            return _collect_pairs(out, left_s, progress, chosen, gpu)
+        case "fit-layers" | "validation-layers" | "engine-layers":
+            from hw.series import measure_scenarios
+
+            purpose, layers = LAYERS[task]
+            outcome = measure_scenarios(
+                [on_gpu(layer, gpu).with_kernels(GPU_KERNELS) for layer in layers()],
+                measure=chosen.layer,
+                folder=out / "layers", purpose=purpose, budget_s=left_s,
+                failed=out / "failed.jsonl", progress=progress,
+            )  # fmt: skip
+            return Collected(outcome.num_missing, outcome.num_failed)
+
+
+def designed_points(gpu: str) -> list[SweepPoint]:
+    """Every point that a fit may see, in the order in which a budget buys most.
+
+    Where the shipped profile is least certain comes early.
+    """
+    from sim.profile import load_profile
+
+    path = profile_path(gpu)
+    reference = load_profile(path) if path.exists() else None
+    return designed(every_point(GPU_KERNELS), GPUS[gpu], reference=reference)
+
+
+def _points_again(out: Path) -> list[tuple[str, Program]]:
+    """A small share of the points that were measured first, to be measured once more."""
+    names = next((found for file in FITTED if (found := _names_in(out / file))), [])
+    chosen = set(to_repeat(names))
+    return [(p.name, p.program) for p in every_point(GPU_KERNELS) if p.name in chosen]
+
+
+def _measured_in(out: Path) -> set[str]:
+    return {name for file in FITTED for name in _names_in(out / file)}
+
+
+def _names_in(path: Path) -> list[str]:
+    """The points of a file in the order in which they were measured; a line cut short is none."""
+    if not path.exists():
+        return []
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    rows = [json.loads(line) for line in whole.splitlines()]
+    return [row["name"] for row in rows if "step_s" in row]
+
+
+def _collect_pairs(
+    out: Path, left_s: float, progress: Callable[[str], None], chosen: Instruments, gpu: str
+) -> Collected:
+    from hw.series import measure_scenarios
+
+    with chosen.pairs() as pair:
+        outcome = measure_scenarios(
+            [run.with_kernels(GPU_KERNELS) for run in two_gpu_runs(gpu)], measure=pair,
+            folder=out / "pairs", purpose="validation", budget_s=left_s,
+            failed=out / "failed.jsonl", progress=progress,
+        )  # fmt: skip
+    return Collected(outcome.num_missing, outcome.num_failed)
+
+
+def _collect_stages(
+    out: Path, left_s: float, progress: Callable[[str], None], stage: Callable[[Scenario], Trace]
+) -> Collected:
+    """The whole stages of scenarios/fit. The budget is asked before each; an error ends it all."""
+    deadline_s = time.monotonic() + left_s
+    todo = [path for path in sorted(FIT_SCENARIOS.glob("*.toml"))
+            if not (out / f"{path.stem}.jsonl").exists()]  # fmt: skip
+    for done, path in enumerate(todo):
+        if time.monotonic() > deadline_s:
+            return Collected(len(todo) - done)
+        target = out / f"{path.stem}.jsonl"
+        trace = stage(load_scenario(path).with_kernels(GPU_KERNELS))
+        write_trace(replace(trace, purpose="fit"), target)
+        progress(f"{target.name}: median step {median(trace.untraced_step_s):.6f} s")
+    return Collected()
+
+
+def gpu_instruments(progress: Callable[[str], None] = print) -> Instruments:
+    """The engine on this machine's GPU. HBM's read rate is measured once, for all layers."""
+    import torch
+
+    from hw.host.bandwidth import read_bandwidth, read_curve
+    from hw.host.environment import environment_of
+    from hw.measure import measure
+    from hw.ranks.launch import ready_ranks
+    from hw.sweep import measure_programs
+
+    device = torch.device("cuda")
+    sizes = {"read-curve": FIT_SIZES_BYTES, "read-curve-scored": SCORED_SIZES_BYTES}
+    read_rate = cache(partial(read_bandwidth, device))
+
+    def stage(scenario: Scenario) -> Trace:
+        return _own(measure(scenario, timing="cupti", with_bandwidth=True))
+
+    def layer(scenario: Scenario) -> Trace:
+        return _own(measure(scenario, timing="cupti", read_bytes_per_s=read_rate()))
+
+    def programs(points: Iterable[tuple[str, Program]], out: Path, budget_s: float) -> int:
+        left = measure_programs(
+            points, device="cuda", out=out, budget_s=budget_s, progress=progress
+        )
+        torch.cuda.empty_cache()  # the pool of random data
+        return left
+
+    return Instruments(
+        environment=lambda: environment_of(device), curve=lambda task: read_curve(device, sizes[task]),
+        stage=stage, layer=layer, programs=programs, pairs=lambda: ready_ranks(2, "cuda"),
+    )  # fmt: skip
+
+
+def _own(trace: Trace | None) -> Trace:
+    assert trace is not None, "a rank alone returns its own trace"
+    return trace
+
+
+def _write_json(path: Path, value: object) -> None:
+    write_atomically(path, json.dumps(value, indent=1) + "\n")

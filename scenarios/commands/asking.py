@@ -1,0 +1,236 @@
+"""Commands that predict: paper, predict, what-if, rank, sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scenarios.commands.options import (
+    JsonOption,
+    LaunchName,
+    ModelName,
+    PhaseName,
+    ProfileOption,
+    ScenarioArgument,
+    SetOption,
+)
+from scenarios.commands.shared import note, note_changes, print_json, profile_or_none
+
+
+def paper(
+    model: Annotated[ModelName, typer.Option(help="16 layers, or the 112 of 30 B.")]
+    = ModelName.PAPER_16,
+    phase: Annotated[PhaseName, typer.Option(help="Decode, or prefill.")] = PhaseName.DECODE,
+    launch: Annotated[LaunchName, typer.Option(help="CUDA graph, or eager.")] = LaunchName.GRAPH,
+    as_json: JsonOption = False,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a timeline for Perfetto.")
+    ] = None,
+    changes: SetOption = None,
+    profile: ProfileOption = None,
+) -> None:  # fmt: skip
+    """The paper's claims beside predictions and measurements, with a verdict for each.
+
+    Example: layerwise paper --phase prefill
+    """
+    from scenarios.paper.experiment import Question, ask, default_traces
+    from sim.plan.overrides import parse_settings
+
+    question = Question(
+        model=model.value, phase=phase.value, launch=launch.value,
+        changes=parse_settings(changes or ()),
+    )  # fmt: skip
+    gpu = question.scenario("layer-wise").cluster.gpu.name
+    report = ask(question, profile_or_none(profile, gpu), default_traces())
+    note_changes(changes)
+    if trace is not None:
+        from scenarios.predict.timeline import write_paper_timeline
+
+        note(write_paper_timeline(report, trace))
+    if as_json:
+        from scenarios.paper.as_data import report_as_data
+
+        print_json(report_as_data(report))
+        return
+    from scenarios.paper.tables import print_report
+    from scenarios.tables import console
+
+    print_report(report, console())
+
+
+def predict(
+    scenario: ScenarioArgument,
+    as_json: JsonOption = False,
+    changes: SetOption = None,
+    profile: ProfileOption = None,
+    tokens: Annotated[
+        int, typer.Option(metavar="N", help="Also N decode steps with a growing context.")
+    ] = 0,
+    commit_to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a prediction ahead of a run.")
+    ] = None,
+) -> None:
+    """Predict a scenario: rates, times, memory, bottlenecks.
+
+    Example: layerwise predict scenario.toml --set cluster.gpu.hbm_bytes_per_s=6.7TB/s
+    """
+    from scenarios.predict.beliefs import commit_prediction, predict_all, predicted_as_data
+    from scenarios.predict.generated import generate_all, generation_as_data, print_generated
+    from sim.cost.transfer import profile_for
+    from sim.plan.files import load_scenario
+    from sim.plan.overrides import parse_settings, with_values
+
+    asked = load_scenario(scenario)
+    if changes:
+        asked = with_values(asked, parse_settings(changes))
+    constants = profile_or_none(profile, asked.cluster.gpu.name)
+    if constants:
+        constants = profile_for(asked.cluster, constants)
+    if commit_to is not None:
+        note(commit_prediction(asked, constants, commit_to))
+        return
+    beliefs = predict_all(asked, constants)
+    generated = generate_all(asked, beliefs, constants, tokens) if tokens else {}
+    note_changes(changes)
+    if as_json:
+        runs = {belief: generation_as_data(run) for belief, run in generated.items()}
+        data = predicted_as_data(asked, beliefs, constants)
+        print_json(data | ({"generation": runs} if runs else {}))
+        return
+    from scenarios.predict.tables import BELIEF_NAMES, print_predicted
+    from scenarios.tables import console
+
+    print_predicted(asked, beliefs, constants, out := console())
+    if generated:
+        print_generated(generated, BELIEF_NAMES, out)
+
+
+def what_if(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Which; all are listed.")] = "",
+    axes: Annotated[
+        list[str] | None,
+        typer.Option("--axis", metavar="NAME=VALUE,...", help="Other points (repeatable)."),
+    ] = None,
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it: .svg, .png or .pdf.")
+    ] = None,
+    profile: ProfileOption = None,
+) -> None:
+    """Questions people ask, each a short script of scenarios/what_if; alone, it lists them.
+
+    Example: layerwise what-if l2_capacity --axis l2_bytes=50MB,1GB,32GB
+    """
+    from scenarios.what_if.answering import answer_to, list_questions
+
+    if not name:
+        list_questions(as_json=as_json)
+        return
+    answer_to(name, axes or (), changes or (), profile, as_json=as_json, plot=plot)
+
+
+def rank(
+    model: Annotated[str, typer.Option(metavar="MODEL", help="paper-16, paper-30b, or a config.json.")],
+    gpus: Annotated[int, typer.Option(metavar="N", help="How many GPUs; all are used.")] = 16,
+    gpu: Annotated[str, typer.Option(metavar="GPU", help="A known GPU, or a .toml.")] = "h100-sxm",
+    gpus_per_node: Annotated[
+        int, typer.Option(metavar="N", help="0: the most up to 8 that fill all nodes.")
+    ] = 0,
+    batch: Annotated[int, typer.Option(metavar="N", help="Sequences in flight.")] = 128,
+    context: Annotated[int, typer.Option(metavar="N", help="Tokens each of them holds.")] = 10_000,
+    tpot_below: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Longest time between tokens: 20ms.")
+    ] = None,
+    fits_only: Annotated[bool, typer.Option("--fits-only", help="Only what fits.")] = False,
+    launch: Annotated[LaunchName, typer.Option(help="CUDA graph, or eager.")] = LaunchName.GRAPH,
+    everything: Annotated[bool, typer.Option("--all", help="Print every row.")] = False,
+    as_json: JsonOption = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the Pareto front (.png, .svg, .pdf).")
+    ] = None,
+    changes: SetOption = None,
+    profile: ProfileOption = None,
+) -> None:  # fmt: skip
+    """Every placement of a model, best first; how sure that is, and what would flip it.
+
+    Example: layerwise rank --model config.json --gpus 16 --tpot-below 20ms
+    """
+    from scenarios.rank.inputs import RankInputs, resolve, tpot_s_of
+    from scenarios.rank.ranking import available_workers
+    from scenarios.rank.ranking import rank as rank_placements
+
+    asked = resolve(RankInputs(
+        model=model, num_gpus=gpus, gpu=gpu, gpus_per_node=gpus_per_node, batch_size=batch,
+        context_tokens=context, launch=launch.value, changes=tuple(changes or ()),
+    ))  # fmt: skip
+    limit_s = tpot_s_of(tpot_below)
+    if plot is not None:
+        from scenarios.rank.plot import check_plot_path
+
+        check_plot_path(plot)
+    ranking = rank_placements(
+        asked.model, asked.cluster, asked.workload, profile_or_none(profile, asked.cluster.gpu.name),
+        run=asked.run, tpot_below_s=limit_s, fits_only=fits_only, workers=available_workers(),
+    )  # fmt: skip
+    note_changes(changes)
+    if plot is not None:
+        from scenarios.rank.plot import write_plot
+
+        note(write_plot(ranking, plot))
+    if as_json:
+        from scenarios.rank.as_data import ranking_as_data
+
+        print_json(ranking_as_data(ranking))
+        return
+    from scenarios.rank.tables import print_ranking
+    from scenarios.tables import console
+
+    print_ranking(ranking, console(), everything=everything)
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.toml")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The rows: .csv or .parquet.")],
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Processes; as many as cores by default.")
+    ] = 0,
+    dask: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="A Dask cluster, or slurm (--workers N jobs).")
+    ] = "",
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Take over rows of another result (repeatable)."),
+    ] = None,
+    as_json: JsonOption = False,
+    changes: SetOption = None,
+    profile: ProfileOption = None,
+) -> None:
+    """Predict every combination of a file's axes. Run it again to go on after an interrupt.
+
+    Example: layerwise sweep scenarios/sweeps/batch-and-context.toml --out rows.csv
+    """
+    from scenarios.sweep.command import sweep_to
+    from scenarios.sweep.spec import load_sweep
+    from sim.plan.overrides import parse_settings
+    from sim.profile import load_profile
+
+    asked = load_sweep(file, parse_settings(changes or ()))
+    given = load_profile(profile) if profile else None
+    outcome = sweep_to(
+        asked, out, given, num_workers=workers, dask=dask, reuse=reuse or ()
+    )  # fmt: skip
+    note_changes(changes)
+    from scenarios.sweep.tables import outcome_as_data, print_outcome
+
+    if as_json:
+        print_json(outcome_as_data(asked, outcome, out))
+    else:
+        from scenarios.tables import console
+
+        print_outcome(asked, outcome, out, console())
+    if outcome.interrupted:
+        note(f"stopped at {outcome.done:,} of {outcome.num_points:,}; run it again to go on")
+        raise typer.Exit(130)

@@ -1,0 +1,136 @@
+"""Commands that make profiles and judge them: calibrate, accuracy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scenarios.commands.options import JsonOption, ProfileOption, parse_seconds
+from scenarios.commands.shared import needed_profile, note, print_json
+
+
+def calibrate(
+    collect: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Only measure this machine's GPU, here.")
+    ] = None,
+    fit: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Only fit the measurements in a folder.")
+    ] = None,
+    anchor: Annotated[
+        Path | None, typer.Option(metavar="PROFILE", help="Move a profile to this machine.")
+    ] = None,
+    scenario: Annotated[
+        Path | None,
+        typer.Option("--for", metavar="SCENARIO.toml", help="Measure the shapes it needs."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="PROFILE", help="The profile to write (.json).")
+    ] = None,
+    what: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK,...", help="What to collect; all that a fit needs by default."),
+    ] = None,
+    budget_s: Annotated[
+        float,
+        typer.Option(parser=parse_seconds, metavar="TIME",
+                     help="Time to measure; 10min, to anchor 5min, for a scenario 2min."),
+    ] = 0.0,
+    gpu: Annotated[str, typer.Option(help="The GPU; found out where it is measured.")] = "",
+    name: Annotated[str, typer.Option(help="The profile's name; the GPU's by default.")] = "",
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Measure this machine's GPU, fit, score on points kept apart, write a profile and its faults.
+
+    With --collect or --fit one half of that; --anchor moves a shipped profile here in minutes;
+    --for measures what one scenario needs. What was measured is kept: run it again to go on.
+
+    Example: layerwise calibrate --out profile.json --budget-s 600
+    """
+    from scenarios.calibrate.calibrating import Asked
+    from scenarios.calibrate.calibrating import calibrate as run
+    from scenarios.tables import console
+
+    asked = Asked(
+        collect=collect, fit=fit, anchor=anchor, scenario=scenario, out=out, what=tuple(what or ()),
+        budget_s=budget_s, gpu=gpu, name=name, profile=profile,
+    )  # fmt: skip
+    said = run(asked, console(stderr=as_json), note)
+    if as_json:
+        from scenarios.commands.written import calibrated_as_data
+
+        print_json(calibrated_as_data(out, said))
+    else:
+        note(said)
+
+
+def accuracy(
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Measurements; the committed ones by default."),
+    ] = None,
+    commit_to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write predictions ahead of a run.")
+    ] = None,
+    as_json: JsonOption = False,
+    gpu: Annotated[str, typer.Option(help="The GPU that was measured.")] = "h100-sxm",
+    ledger: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Hold each point to its tolerance there, not to bars."),
+    ] = None,
+    update_ledger: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the ledger again; show old and new.")
+    ] = None,
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="Why it may ask for less; written into it.")
+    ] = "",
+    profile: ProfileOption = None,
+) -> None:
+    """What no fit has seen, predicted again; exit code 1 below the bars, or outside the ledger.
+
+    Example: layerwise accuracy --gpu h200 --json
+    """
+    constants = needed_profile(profile, gpu)
+    if commit_to is not None:
+        from calibration.selection import SCORED_SIZES_BYTES
+        from scenarios.accuracy.predictions import commit_unseen
+
+        note(commit_unseen(constants, commit_to, SCORED_SIZES_BYTES))
+        return
+    from scenarios.accuracy.bars import passes
+    from scenarios.accuracy.scoring import score_unseen
+    from scenarios.accuracy.tables import accuracy_as_data, print_accuracy
+    from scenarios.tables import console
+
+    if ledger is not None:  # a broken one is told before minutes of scoring
+        from scenarios.accuracy.ledger import read_ledger
+
+        held_to = read_ledger(ledger)
+    else:
+        held_to = None
+    scored = score_unseen(constants, folder)
+    if update_ledger is not None:
+        from scenarios.accuracy.ledger_update import update_and_print
+
+        note(update_and_print(update_ledger, scored, constants, reason, console()))
+        return
+    if held_to is not None:
+        from scenarios.accuracy.ledger import check, problems_as_data
+        from scenarios.accuracy.ledger_tables import print_gate
+
+        problems = check(held_to, scored)
+        if as_json:
+            print_json(problems_as_data(held_to, problems))
+        else:
+            print_gate(held_to, scored, problems, console())
+        passed = not problems
+    elif as_json:
+        print_json(accuracy_as_data(scored, constants))
+        passed = passes(scored)
+    else:
+        print_accuracy(scored, constants, console())
+        passed = passes(scored)
+    if not passed:
+        raise typer.Exit(1)

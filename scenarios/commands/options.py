@@ -1,0 +1,83 @@
+"""What options are called, and which values they take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def parse_seconds(written: str | float) -> float:
+    """`20ms`, `10min`, or plain seconds. Raises SpecError."""
+    from sim.plan.units import parse_real
+
+    return parse_real("time_s", str(written))
+
+
+class ModelName(StrEnum):
+    """The paper's model as its dimensions give it, and as its parameter count needs it."""
+
+    PAPER_16 = "paper-16"
+    PAPER_30B = "paper-30b"
+
+
+class PhaseName(StrEnum):
+    """What the sequences are doing."""
+
+    DECODE = "decode"
+    PREFILL = "prefill"
+
+
+class LaunchName(StrEnum):
+    """How kernels are launched."""
+
+    GRAPH = "graph"
+    EAGER = "eager"
+
+
+class Purpose(StrEnum):
+    """What a trace may be used for."""
+
+    FIT = "fit"
+    VALIDATION = "validation"
+    OTHER = "other"
+
+
+class DeviceName(StrEnum):
+    """What measures."""
+
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+class LevelName(StrEnum):
+    """What a line of a comparison is."""
+
+    OP = "op"
+    LAYER = "layer"
+    STAGE = "stage"
+    RUN = "run"
+
+
+class TimingName(StrEnum):
+    """Who times each op of a measurement."""
+
+    CUPTI = "cupti"
+    EVENTS = "events"
+    CLOCK = "clock"
+    NONE = "none"
+
+
+ProfileOption = Annotated[
+    Path | None, typer.Option("--profile", metavar="FILE", help="Calibration profile.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON, in SI units, for machines.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one field (repeatable): workload.batch_size=64."
+    ),
+]
+ScenarioArgument = Annotated[Path, typer.Argument(metavar="SCENARIO.toml")]

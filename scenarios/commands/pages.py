@@ -1,0 +1,74 @@
+"""Commands for browsers and editors: report, explore, schema."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scenarios.commands.options import JsonOption, ProfileOption
+from scenarios.commands.shared import needed_profile, note, print_json, profile_or_none
+
+
+def report(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RESULT]...", help="Traces, scenarios, rank --json, sweep .csv."),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path(
+        "report.html"
+    ),
+    as_json: JsonOption = False,
+    profile: ProfileOption = None,
+) -> None:
+    """Results as one page that works from disk; without any, the paper and all validation runs.
+
+    Example: layerwise report trace.jsonl.gz scenario.toml --out report.html
+    """
+    from scenarios.report.making import make_report
+
+    profiles = lru_cache(lambda gpu: profile_or_none(profile, gpu))
+    needed = lru_cache(lambda gpu: needed_profile(profile, gpu))
+    made = make_report(results or (), out, profiles, needed)
+    for reason in made["left_out"]:
+        note(f"left out: {reason}")
+    if as_json:
+        print_json(made)
+    else:
+        note(f"{out}: {made['num_bytes'] / 1e6:.1f} MB, {made['num_charts']} charts; open it")
+
+
+def explore(
+    models: Annotated[
+        list[Path] | None,
+        typer.Option("--model", metavar="FILE", help="Also offer this config.json (repeatable)."),
+    ] = None,
+    port: Annotated[int, typer.Option(metavar="N", help="0: any free one.")] = 0,
+    as_json: JsonOption = False,
+    profile: ProfileOption = None,
+) -> None:
+    """A page for this machine's browser whose controls simulate again. Ctrl-C ends it.
+
+    Example: layerwise explore --port 8000
+    """
+    from scenarios.report.making import serve
+
+    profiles = lru_cache(lambda gpu: profile_or_none(profile, gpu))
+    serve(profiles, models or (), port, lambda url: (
+        print(json.dumps({"url": url}), flush=True) if as_json else print(url, flush=True)
+    ))  # fmt: skip
+
+
+def schema(
+    _as_json: Annotated[bool, typer.Option("--json", help="It is JSON in any case.")] = False,
+) -> None:
+    """The JSON schema of a scenario file, for an editor's completion and checks.
+
+    Example: layerwise schema > scenario.schema.json
+    """
+    from sim.plan.files import scenario_json_schema
+
+    print_json(scenario_json_schema())

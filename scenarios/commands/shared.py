@@ -1,0 +1,53 @@
+"""What every command does: finds its profile, prints JSON, says on stderr what it did beside."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sim.profile import Profile
+
+
+def profile_or_none(path: Path | None, gpu: str) -> Profile | None:
+    """The given profile, the shipped one for this GPU, or none when none is shipped."""
+    from calibration.data import profile_path
+    from sim.profile import load_profile
+
+    chosen = path or profile_path(gpu)
+    return load_profile(chosen) if path or chosen.exists() else None
+
+
+def needed_profile(path: Path | None, gpu: str) -> Profile:
+    """The given profile or the shipped one; raises FileFormatError where there is neither."""
+    from calibration.data import profile_path
+    from sim.plan.errors import FileFormatError
+
+    found = profile_or_none(path, gpu)
+    if found is None:
+        raise FileFormatError(
+            f"{profile_path(gpu)}: there is no calibration profile for {gpu}; "
+            "give one with --profile FILE"
+        )
+    return found
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """An answer for machines: SI units, no NaN."""
+    print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def note_changes(changes: Sequence[str] | None) -> None:
+    """Which fields were changed with --set, if any."""
+    if changes:
+        note(f"changed: {', '.join(changes)}")
+
+
+def note(text: str) -> None:
+    """What a command did beside its answer: on stderr, so that stdout stays parseable."""
+    from sim.plan.errors import visible
+
+    print(visible(text, keep="\n"), file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Hand a scenario to the engine, and look at the machine first."""

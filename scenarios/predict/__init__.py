@@ -1,0 +1,1 @@
+"""A scenario, predicted: under every belief, by tokens, as a timeline, ahead of a run."""

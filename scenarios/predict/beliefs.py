@@ -1,0 +1,237 @@
+"""Any scenario predicted under three beliefs, and committed ahead of a run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from scenarios.predict.alone import predict_run
+from scenarios.predict.committed import read_committed, write_committed
+from sim.cost.uncalibrated import published_profile
+from sim.memory import remedies
+from sim.plan.errors import SpecError
+from sim.plan.placement import stage_fits
+from sim.plan.scenario import Scenario, compile_run, place
+from sim.predict import Prediction, predict
+from sim.profile import Profile
+
+FORMAT = "layerwise-prediction"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommittedPrediction:
+    """What was predicted before a run was made. `ops`: seconds per step and rank, by op.
+
+    `created`: UTC, ISO 8601.
+    """
+
+    name: str
+    profile_digest: str
+    predicted_step_s: float
+    created: str
+    ops: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreeBeliefs:
+    """A scenario at the speed of light, uncalibrated and, with a profile, calibrated.
+
+    `alone_step_s`: the step of `run.only_rank` by itself, as one measured GPU would run it; None
+    when all ranks run.
+    """
+
+    speed_of_light: Prediction
+    uncalibrated: Prediction
+    calibrated: Prediction | None
+    alone_step_s: float | None
+
+    @property
+    def best(self) -> Prediction:
+        """The calibrated prediction, or without a profile the uncalibrated one."""
+        return self.calibrated or self.uncalibrated
+
+    @property
+    def shown(self) -> tuple[Prediction, ...]:
+        """Every belief there is, the most optimistic first."""
+        return (self.speed_of_light, self.uncalibrated) + (
+            (self.calibrated,) if self.calibrated else ()
+        )
+
+
+def predict_all(scenario: Scenario, profile: Profile | None) -> ThreeBeliefs:
+    """Predict under every belief; raises what `sim.predict.predict` raises.
+
+    A number of microbatches left open is the best of each bound's own; the uncalibrated prediction
+    takes the calibrated one's, so that they differ in belief alone.
+    """
+    calibrated = predict(scenario, profile) if profile else None
+    found = scenario.with_microbatches(calibrated.num_microbatches) if calibrated else scenario
+    uncalibrated = predict(found, profile, "uncalibrated")
+    alone = None
+    if scenario.run.only_rank >= 0:
+        fixed = scenario.with_microbatches(uncalibrated.num_microbatches)
+        constants = profile or published_profile(scenario.cluster)
+        alone = predict_run(fixed, constants).step_s
+    return ThreeBeliefs(
+        speed_of_light=predict(scenario, profile, "speed_of_light"),
+        uncalibrated=uncalibrated, calibrated=calibrated, alone_step_s=alone,
+    )  # fmt: skip
+
+
+def commit_prediction(scenario: Scenario, profile: Profile | None, path: Path) -> str:
+    """Write what is predicted now; returns a sentence.
+
+    Raises SpecError without a profile, FileFormatError when the file exists: a prediction made
+    before a run is not made again after it.
+    """
+    if profile is None:
+        raise SpecError("--profile", None, "is needed to commit a prediction", "give a profile")
+    made = write_committed(path, lambda: _committed(scenario, profile), FORMAT, VERSION)
+    return f"{path}: predicted step {made.predicted_step_s:.6g} s with profile {profile.digest}"
+
+
+def _committed(scenario: Scenario, profile: Profile) -> CommittedPrediction:
+    run = predict_run(scenario, profile)
+    ops: dict[str, float] = defaultdict(float)
+    last = len(run.run) - 2 if len(run.run) > 1 and scenario.workload.phase == "decode" else -1
+    rows = [row for row in run.rows if not row.replaced and last in (-1, row.step)]
+    num_spans = len({(row.step, row.rank) for row in rows}) or 1
+    for row in rows:
+        ops[row.op.partition("@")[0]] += row.duration_s / num_spans
+    return CommittedPrediction(
+        name=scenario.name, profile_digest=profile.digest, predicted_step_s=run.step_s,
+        created=datetime.now(UTC).isoformat(timespec="seconds"), ops=dict(ops),
+    )  # fmt: skip
+
+
+def read_prediction(path: Path) -> CommittedPrediction | None:
+    """A committed prediction, or None where none was made; raises what `read_committed` does."""
+    return read_committed(path, CommittedPrediction, FORMAT, VERSION)
+
+
+def prediction_as_data(prediction: Prediction) -> dict[str, Any]:
+    """A prediction with stable keys, SI units in their names."""
+    return {
+        "belief": prediction.belief,
+        "num_microbatches": prediction.num_microbatches,
+        "tokens_per_s": prediction.tokens_per_s,
+        "inverse_throughput_s": prediction.inverse_throughput_s,
+        "tpot_s": prediction.tpot_s,
+        "step_s": prediction.step_s,
+        "from_idle_s": prediction.from_idle_s,
+        "bubble_share": prediction.bubble,
+        "bound_share": dict(prediction.share),
+        "wire_bytes_per_step": dict(prediction.wire_bytes),
+        "busy_share_by_rank": list(prediction.busy_share_by_rank),
+        "peak_memory_bytes": prediction.peak_memory_bytes,
+        "fits": prediction.fits,
+        "is_steady": prediction.is_steady,
+        "num_extrapolated_ops": prediction.num_extrapolated_ops,
+        "interval": _interval(prediction),
+        "memory": [
+            asdict(b) | {"total_bytes": b.total_bytes, "fits": b.fits} for b in prediction.memory
+        ],
+    }
+
+
+def _interval(prediction: Prediction) -> dict[str, Any] | None:
+    """Where 90 % of measured values lie, and the ops outside what was calibrated."""
+    found, step = prediction.uncertainty, prediction.interval
+    rate = prediction.tokens_per_s_interval
+    if found is None or step is None or rate is None:
+        return None
+    return {
+        "coverage": 0.9, "log_half_width": found.half_width,
+        "step_s": asdict(step), "tokens_per_s": asdict(rate),
+        "inverse_throughput_s": {"low": 1 / rate.high, "high": 1 / rate.low},
+        "beyond": [asdict(one) | {"carried": one.carried} for one in found.beyond],
+    }  # fmt: skip
+
+
+def count_ops(scenario: Scenario, prediction: Prediction) -> int:
+    """Ops of the steps that a prediction is of, all ranks: one decode step, or a whole prefill."""
+    run = compile_run(scenario.with_microbatches(prediction.num_microbatches))
+    steps = run[:1] if prediction.phase == "decode" else run
+    return sum(len(program) for step in steps for program in step.programs)
+
+
+def warnings_of(scenario: Scenario, prediction: Prediction) -> tuple[str, ...]:
+    """What to know before trusting a prediction, a sentence each: extrapolation, unsteadiness."""
+    found: list[str] = []
+    name = prediction.placement
+    if prediction.num_extrapolated_ops:
+        found.append(
+            f"{name}: {prediction.num_extrapolated_ops:,} of {count_ops(scenario, prediction):,} "
+            f"ops {'per step' if prediction.phase == 'decode' else 'in all'} lie outside the "
+            "calibrated shapes."
+        )
+    if not prediction.is_steady:
+        found.append(
+            f"{name}: the stream of steps is not steady after the longest run simulated; the last "
+            "two steps differ by more than 0.1 %."
+        )
+    return tuple(found)
+
+
+def on_chip_line(scenario: Scenario) -> str:
+    """Does each stage's share of the weights fit what a layer-wise placement aimed at? "" if none.
+
+    The capacity is `placement.on_chip_bytes`: the GPU's L2 unless the scenario says otherwise.
+    """
+    placement = place(scenario)
+    if not placement.on_chip_bytes:
+        return ""
+    size = max(stage.num_layers for stage in placement.replicas[0])
+    size *= scenario.model.layer_weight_bytes
+    fitting = stage_fits(scenario.model, placement)
+    verdict = "fits" if all(fitting) else "does not fit"
+    if any(fitting) and not all(fitting):
+        verdict = f"fits in {sum(fitting)} of {len(fitting)} stages only"
+    whose = "one stage's" if len(fitting) > 1 else "the stage's"
+    return (
+        f"{whose} weights: {size / 1e6:,.1f} MB, {size / placement.on_chip_bytes:.3g} times the "
+        f"{placement.on_chip_bytes / 1e6:,.1f} MB on-chip capacity: {verdict}"
+    )
+
+
+def predicted_as_data(
+    scenario: Scenario, beliefs: ThreeBeliefs, profile: Profile | None
+) -> dict[str, Any]:
+    """Everything about one scenario, for machines."""
+    fullest = max(beliefs.best.memory, key=lambda budget: budget.total_bytes)
+    fits = beliefs.best.fits
+    return {
+        "scenario": asdict(scenario),
+        "placement": beliefs.best.placement,
+        "provenance": provenance_of(profile),
+        "speed_of_light": prediction_as_data(beliefs.speed_of_light),
+        "uncalibrated": prediction_as_data(beliefs.uncalibrated),
+        "predicted": prediction_as_data(beliefs.calibrated) if beliefs.calibrated else None,
+        "alone_step_s": beliefs.alone_step_s,
+        "warnings": list(warnings_of(scenario, beliefs.best)),
+        "on_chip": on_chip_line(scenario),
+        "remedies": [] if fits else [asdict(r) for r in remedies(scenario, fullest)],
+    }
+
+
+def provenance_of(profile: Profile | None) -> dict[str, Any]:
+    """What made these figures: package version and profile."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        package = version("layerwise")
+    except PackageNotFoundError:
+        package = "not installed"
+    if profile is None:
+        return {"package_version": package, "profile": None}
+    return {
+        "package_version": package,
+        "profile": {
+            "name": profile.name, "digest": profile.digest, "gpu": profile.gpu,
+            "provenance": dict(profile.provenance), "data_hashes": dict(profile.data_hashes),
+        },
+    }  # fmt: skip

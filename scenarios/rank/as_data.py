@@ -1,0 +1,78 @@
+"""A ranking as data: stable keys, SI units in their names."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from scenarios.predict.beliefs import provenance_of
+from scenarios.rank.asked import Candidate
+from scenarios.rank.flips import Flip
+from scenarios.rank.ranking import Ranking
+from scenarios.rank.words import flip_sentence, short_reason, verdict
+
+
+def ranking_as_data(ranking: Ranking) -> dict[str, Any]:
+    """Everything that a ranking says."""
+    asked, tied = ranking.asked, ranking.tied
+    winner, rival = ranking.winner, ranking.rival
+    return {
+        "model": asdict(asked.model), "cluster": asdict(asked.cluster),
+        "workload": asdict(asked.workload), "run": asdict(asked.run), "belief": asked.belief,
+        "provenance": provenance_of(asked.profile), "tpot_below_s": ranking.tpot_below_s,
+        "winner": candidate_as_data(winner) if winner else None,
+        "rival": candidate_as_data(rival) if rival else None,
+        "lead": winner.tokens_per_s / rival.tokens_per_s - 1 if winner and rival else None,
+        "tied": [each.layout.name for each in tied],
+        "verdict": verdict(ranking), "what_flips_it": flip_sentence(ranking),
+        "flips": [_flip_as_data(flip) for flip in ranking.flips],
+        "candidates": [
+            candidate_as_data(each)
+            | {"meets": each.meets(ranking.tpot_below_s), "tied_with_winner": each in tied}
+            for each in ranking.candidates
+        ],
+        "pareto_front": [candidate_as_data(each) for each in ranking.front],
+        "smaller_batch": candidate_as_data(ranking.needed) if ranking.needed else None,
+        "remedies": [asdict(remedy) for remedy in ranking.remedies],
+        "left_out": [asdict(each) for each in ranking.refused],
+    }  # fmt: skip
+
+
+def candidate_as_data(each: Candidate) -> dict[str, Any]:
+    """One row."""
+    bottleneck, share = each.bottleneck
+    interval = each.interval
+    return {
+        "placement": each.layout.name,
+        "strategy": each.layout.spec.strategy,
+        "tensor_parallel": each.layout.tensor_parallel,
+        "pipeline_parallel": each.layout.pipeline_parallel,
+        "data_parallel": each.layout.data_parallel,
+        "all_reduce": each.layout.all_reduce if each.layout.tensor_parallel > 1 else None,
+        "batch_size": each.batch_size,
+        "num_microbatches": each.num_microbatches,
+        "fits": each.fits,
+        "does_not_fit": "" if each.fits else short_reason(each.memory),
+        "memory": asdict(each.memory) | {"total_bytes": each.memory.total_bytes},
+        "tokens_per_s": each.tokens_per_s,
+        "tokens_per_s_interval": asdict(interval) if interval else None,
+        "tokens_per_s_per_gpu": each.tokens_per_s_per_gpu,
+        "tpot_s": each.tpot_s,
+        "ttft_s": each.ttft_s,
+        "bottleneck": bottleneck,
+        "bottleneck_share": share,
+        "bound_share": dict(each.share),
+        "bubble_share": each.bubble,
+        "num_extrapolated_ops": each.num_extrapolated_ops,
+        "is_steady": each.is_steady,
+    }
+
+
+def _flip_as_data(flip: Flip) -> dict[str, Any]:
+    return {
+        "name": flip.knob.name, "key": flip.knob.key, "value": flip.value,
+        "searched_from_factor": flip.knob.low, "searched_to_factor": flip.knob.high,
+        "flips_below_factor": flip.below, "flips_above_factor": flip.above,
+        "log_lead_at_half": flip.lead_at_half, "log_lead_at_double": flip.lead_at_double,
+        "log_lead_switched": flip.lead_switched,
+    }  # fmt: skip

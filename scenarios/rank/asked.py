@@ -1,0 +1,127 @@
+"""What is ranked, and one predicted row of it: values, and nothing that searches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from scenarios.rank.flips import Knob
+from scenarios.rank.layouts import Layout
+from sim.cost.model import Belief, Calibrated, CostModel
+from sim.cost.uncalibrated import RESERVED_BYTES, published_profile
+from sim.memory import MemoryBudget
+from sim.plan.compile import KernelChoice
+from sim.plan.hardware import ClusterSpec
+from sim.plan.model import ModelSpec
+from sim.plan.overrides import with_values
+from sim.plan.scenario import RunSpec, Scenario
+from sim.plan.workload import Workload
+from sim.profile import Profile
+from sim.uncertainty import Interval, Uncertainty
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is ranked. Without a profile beliefs are uncalibrated; factors make what-ifs of it."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    workload: Workload
+    run: RunSpec = RunSpec()
+    profile: Profile | None = None
+    latency_factor: float = 1.0
+
+    @property
+    def belief(self) -> Belief:
+        """Calibrated where something was measured."""
+        return "calibrated" if self.profile else "uncalibrated"
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Memory that is not the program's own."""
+        return self.profile.reserved_bytes if self.profile else RESERVED_BYTES
+
+    def cost(self) -> CostModel:
+        """What ops cost here. Raises ProfileMismatchError for a profile of another GPU."""
+        profile = self.profile or published_profile(self.cluster)
+        if self.latency_factor != 1.0:
+            profile = _with_latency(profile, self.latency_factor)
+        return Calibrated(self.cluster, profile, belief=self.belief)
+
+    def scenario(self, layout: Layout, num_microbatches: int = 0) -> Scenario:
+        """One layout of it."""
+        kernels = self.profile.kernels if self.profile else KernelChoice()
+        return Scenario(
+            name=layout.name, model=self.model, cluster=self.cluster, placement=layout.spec,
+            workload=replace(self.workload, num_microbatches=num_microbatches), run=self.run,
+            kernels=replace(kernels, all_reduce=layout.all_reduce),
+        )  # fmt: skip
+
+    def with_knob(self, knob: Knob, factor: float) -> Asked:
+        """The same with one figure of the hardware multiplied, or launches by the host."""
+        match knob.kind:
+            case "latency":
+                return replace(self, latency_factor=self.latency_factor * factor)
+            case "launch":
+                return replace(self, run=replace(self.run, launch="eager"))
+            case "field":
+                layout = Layout(tensor_parallel=1, pipeline_parallel=1, data_parallel=1)
+                values = knob.values(self.cluster, factor)
+                return replace(self, cluster=with_values(self.scenario(layout), values).cluster)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One layout at one number of microbatches and one batch, predicted.
+
+    `share` and `bubble` as in `Prediction`; `memory` is the fullest GPU's. `ttft_s`: the prefill of
+    one prompt per replica, alone. `uncertainty` None: the belief has no interval.
+    """
+
+    layout: Layout
+    batch_size: int
+    num_microbatches: int
+    tokens_per_s: float
+    tpot_s: float
+    ttft_s: float
+    share: dict[str, float]
+    bubble: float
+    memory: MemoryBudget
+    num_extrapolated_ops: int
+    is_steady: bool
+    uncertainty: Uncertainty | None = field(default=None, repr=False)
+
+    @property
+    def fits(self) -> bool:
+        """Does the fullest GPU's memory suffice?"""
+        return self.memory.fits
+
+    @property
+    def tokens_per_s_per_gpu(self) -> float:
+        """Over all GPUs."""
+        return self.tokens_per_s / self.layout.num_gpus
+
+    @property
+    def interval(self) -> Interval | None:
+        """90 % of `tokens_per_s`."""
+        return self.uncertainty.around(self.tokens_per_s) if self.uncertainty else None
+
+    @property
+    def bottleneck(self) -> tuple[str, float]:
+        """What takes the largest share of a GPU's step, and that share."""
+        shares = self.share | {"bubble": self.bubble}
+        name = max(shares, key=lambda key: shares[key])
+        return name, shares[name]
+
+    def meets(self, tpot_below_s: float | None) -> bool:
+        """Does it fit, and are its tokens that close together?"""
+        return self.fits and (tpot_below_s is None or self.tpot_s < tpot_below_s)
+
+
+def _with_latency(profile: Profile, factor: float) -> Profile:
+    transfers = {
+        name: replace(fit, regimes=tuple(
+            replace(regime, latency_s=regime.latency_s * factor) for regime in fit.regimes
+        ))
+        for name, fit in profile.transfers.items()
+    }  # fmt: skip
+    return replace(profile, transfers=transfers)

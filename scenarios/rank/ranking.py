@@ -1,0 +1,235 @@
+"""Every placement of a model on a cluster, predicted and put in order; a library for what-ifs.
+
+    ranking = rank(model, cluster, Workload(batch_size=128, context_tokens=10_000), profile)
+
+All figures are steady decode. Time to first token is one prompt's prefill, alone on the machine.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import Any
+
+from scenarios.rank.asked import Asked, Candidate
+from scenarios.rank.explore import Explored, explore, order_of
+from scenarios.rank.flips import Flip, Knob, find_flip, knobs_of
+from scenarios.rank.layouts import Layout, Refused, layouts_of
+from sim.memory import Remedy, remedies
+from sim.plan.errors import PlacementError, SpecError
+from sim.plan.hardware import ClusterSpec
+from sim.plan.model import ModelSpec
+from sim.plan.scenario import RunSpec
+from sim.plan.workload import Workload
+from sim.predict import predict_with
+from sim.profile import Profile
+from sim.uncertainty import half_width_of_ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Candidates from the best; those that fit first.
+
+    `best`: the leader at each layout's best number of microbatches, one row a layout.
+    `front`: over batches up to the one asked for, what no other candidate beats in both tokens/s
+    and TPOT (at one batch the two say the same). `rival`: the best that is not tied with the
+    winner. `nearest` and `remedies`: what needs the least memory, and what would make it fit, when
+    nothing does. `needed`: the fastest smaller batch that meets a TPOT which the whole one does not.
+    """
+
+    asked: Asked
+    candidates: tuple[Candidate, ...]
+    front: tuple[Candidate, ...]
+    refused: tuple[Refused, ...]
+    tpot_below_s: float | None
+    flips: tuple[Flip, ...]
+    nearest: Candidate | None
+    remedies: tuple[Remedy, ...]
+    needed: Candidate | None
+
+    @property
+    def best(self) -> tuple[Candidate, ...]:
+        """Each layout's first."""
+        first: dict[Layout, Candidate] = {}
+        for each in self.candidates:
+            first.setdefault(each.layout, each)
+        return tuple(first.values())
+
+    @property
+    def winner(self) -> Candidate | None:
+        """The best that fits and meets the TPOT; None when none does."""
+        return next((c for c in self.candidates if c.meets(self.tpot_below_s)), None)
+
+    @property
+    def tied(self) -> tuple[Candidate, ...]:
+        """Layouts whose difference from the winner lies inside its 90 % interval."""
+        winner = self.winner
+        if winner is None:
+            return ()
+        return tuple(c for c in self.best if c is not winner and c.meets(self.tpot_below_s)
+                     and is_tied(winner, c))  # fmt: skip
+
+    @property
+    def rival(self) -> Candidate | None:
+        """The best layout that is not tied with the winner."""
+        winner, tied = self.winner, self.tied
+        return next((c for c in self.best if winner and c is not winner and c not in tied
+                     and c.meets(self.tpot_below_s)), None)  # fmt: skip
+
+
+def rank(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    workload: Workload,
+    profile: Profile | None = None,
+    *,
+    run: RunSpec | None = None,
+    tpot_below_s: float | None = None,
+    fits_only: bool = False,
+    workers: int = 1,
+) -> Ranking:
+    """Predict every layout and put them in order.
+
+    A number of microbatches in the workload is kept; 0 tries many. `workers` above 1 are processes:
+    a script that asks for them must be importable (`if __name__ == "__main__"`). Raises SpecError
+    for a workload that is not decode, PlacementError when no layout is valid, what `Asked.cost`
+    raises.
+    """
+    if workload.phase != "decode":
+        raise SpecError("workload.phase", workload.phase, "is not ranked",
+                        "use 'decode'; each row has its time to first token")  # fmt: skip
+    asked = Asked(
+        model=model, cluster=cluster, workload=workload, run=run or RunSpec(), profile=profile
+    )
+    asked.cost()
+    layouts, refused = layouts_of(model, cluster, workload, profile)
+    if not layouts:
+        raise _nothing_valid(asked, refused)
+    with _pool(min(workers, len(layouts))) as spread:
+        tasks = sorted(((asked, layout) for layout in layouts), key=_work, reverse=True)
+        done = list(spread(explore, tasks))
+        refused += tuple(each for each in done if isinstance(each, Refused))
+        explored = [each for each in done if isinstance(each, Explored)]
+        if not explored:
+            raise _nothing_valid(asked, refused)
+        ranking = _ranking(asked, explored, refused, tpot_below_s, fits_only=fits_only)
+        winner, rival = ranking.winner, ranking.rival
+        if winner is None or rival is None:
+            return ranking
+        pairs = [(asked, knob, winner, rival) for knob in knobs_of(cluster, asked.run.launch)]
+        return replace(ranking, flips=tuple(spread(_flip, pairs)))
+
+
+def is_tied(one: Candidate, other: Candidate) -> bool:
+    """Is their difference inside the 90 % interval of their ratio? Never, where there is none.
+
+    Errors that both share cancel: two overlapping intervals may still tell them apart.
+    """
+    if one.uncertainty is None or other.uncertainty is None:
+        return False
+    width = half_width_of_ratio(one.uncertainty, other.uncertainty)
+    return abs(math.log(one.tokens_per_s / other.tokens_per_s)) <= width
+
+
+def pareto(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Those that no other beats in tokens/s without a longer TPOT, from the shortest TPOT."""
+    front: list[Candidate] = []
+    for each in sorted(candidates, key=lambda c: (c.tpot_s, -c.tokens_per_s)):
+        if not front or each.tokens_per_s > front[-1].tokens_per_s:
+            front.append(each)
+    return tuple(front)
+
+
+def available_workers() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ranking(
+    asked: Asked,
+    explored: Sequence[Explored],
+    refused: tuple[Refused, ...],
+    tpot_below_s: float | None,
+    *,
+    fits_only: bool,
+) -> Ranking:
+    everyone = [c for each in explored for c in each.candidates]
+    ordered = sorted(everyone, key=order_of, reverse=True)
+    front = pareto(c for each in explored for c in (*each.candidates, *each.smaller) if c.fits)
+    nearest = needed = None
+    if not any(c.fits for c in everyone):
+        nearest = min(everyone, key=lambda c: (c.memory.total_bytes, -c.tokens_per_s))
+    elif not any(c.meets(tpot_below_s) for c in everyone):
+        needed = max((c for c in front if c.meets(tpot_below_s)),
+                     key=lambda c: c.tokens_per_s, default=None)  # fmt: skip
+    return Ranking(
+        asked=asked, candidates=tuple(c for c in ordered if c.fits or not fits_only), front=front,
+        refused=refused, tpot_below_s=tpot_below_s, flips=(), nearest=nearest,
+        remedies=_remedies(asked, nearest) if nearest else (), needed=needed,
+    )  # fmt: skip
+
+
+def _remedies(asked: Asked, nearest: Candidate) -> tuple[Remedy, ...]:
+    scenario = asked.scenario(nearest.layout, nearest.num_microbatches)
+    return remedies(scenario, nearest.memory)
+
+
+def _work(task: tuple[Asked, Layout]) -> int:
+    """What takes longest is started first: long pipelines of single GPUs."""
+    return task[1].pipeline_parallel
+
+
+def _nothing_valid(asked: Asked, refused: tuple[Refused, ...]) -> PlacementError:
+    number = asked.cluster.num_gpus
+    smaller = (n for n in range(number - 1, 0, -1) if _has_layout(asked, n))
+    reasons = "; ".join(f"{each.name}: {each.reason}" for each in refused[:3])
+    more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
+    return PlacementError(
+        "cluster.num_gpus", number,
+        f"has no valid placement of {asked.model.name} at batch {asked.workload.batch_size} "
+        f"({reasons}{more})",
+        f"use {next(smaller, 1)} GPUs, or another batch",
+    )  # fmt: skip
+
+
+def _has_layout(asked: Asked, num_gpus: int) -> bool:
+    one_node = replace(asked.cluster, num_nodes=1, gpus_per_node=num_gpus)
+    return bool(layouts_of(asked.model, one_node, asked.workload, None)[0])
+
+
+def _flip(task: tuple[Asked, Knob, Candidate, Candidate]) -> Flip:
+    """What one knob does to the lead of a winner over its rival, microbatches kept."""
+    asked, knob, winner, rival = task
+
+    def lead(factor: float) -> float:
+        changed = asked.with_knob(knob, factor)
+        cost = changed.cost()
+        first, second = (
+            predict_with(changed.scenario(c.layout, c.num_microbatches), cost).tokens_per_s
+            for c in (winner, rival)
+        )
+        return math.log(first / second)
+
+    return find_flip(knob, lead, asked.cluster)
+
+
+@contextmanager
+def _pool(
+    workers: int,
+) -> Generator[Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]]:
+    """`map` over processes, or in this one."""
+    if workers < 2:
+        yield map
+        return
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("forkserver"),
+        # Millions of small objects, and an end: as in the command line.
+        initializer=gc.set_threshold, initargs=(200_000, 20, 20),
+    ) as pool:  # fmt: skip
+        yield pool.map

@@ -1,0 +1,143 @@
+"""What `layerwise measure` and `layerwise compare` say of a measurement besides its numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from calibration.data import FOLDER
+from scenarios.measure.measuring import summary
+from sim.profile import Profile
+from sim.trace import Trace, read_trace, write_trace
+from tests.scenarios.conftest import Run, fake_trace
+
+# A trace that was taken with a tracer that cost 16 %, and says so in its own numbers.
+DISTURBED = FOLDER / "traces/fit-h100-sxm/layers/h768.kv6.l16.b1.c256.decode.jsonl.gz"
+MARK = "the per-op split is disturbed by the tracer (x1.156)"
+
+
+@pytest.fixture(scope="module")
+def trace(profile: Profile) -> Trace:
+    return replace(
+        fake_trace(profile), untraced_step_s=(0.010, 0.012, 0.011, 0.010, 0.013),
+        traced_step_s=(0.0112,), measured={}, environment={},
+    )  # fmt: skip
+
+
+def test_step_times_come_with_repeats_and_spread(trace: Trace) -> None:
+    expected = (
+        "median step 11 ms of 5 repeats, half of them 10 to 12.5, all 10 to 13, "
+        "traced / untraced 1.018 (1 traced)"
+    )
+    assert expected == summary(trace)
+
+
+def test_fewer_than_four_repeats_have_no_spread(trace: Trace) -> None:
+    few = replace(trace, untraced_step_s=(0.01, 0.02), traced_step_s=())
+    assert "median step 15 ms of 2 repeats" == summary(few)
+
+
+def test_joules_power_and_clocks_are_a_line(trace: Trace) -> None:
+    measured = {
+        "energy_per_step_j": 5.2, "energy_per_token_j": 0.65, "energy_uncertainty": 0.02,
+        "mean_power_w": 480.0, "max_power_w": 610.0, "mean_sm_clock_hz": 1.85e9,
+        "min_sm_clock_hz": 1.7e9, "max_temperature_c": 58.0,
+    }  # fmt: skip
+    expected = (
+        "5.2 J a step, 0.65 J a token (+-2%); 480 W, at most 610 W a GPU; "
+        "SM clock 1850 MHz, at least 1700 MHz; 58 C"
+    )
+    assert expected == summary(replace(trace, measured=measured)).splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    "environment", [{"power": "not sampled: no NVML"},
+                    {"power": "9 samples", "energy": "not sampled: no NVML"}],
+)  # fmt: skip
+def test_a_missing_energy_says_why(trace: Trace, environment: dict[str, str]) -> None:
+    said = summary(replace(trace, environment=environment)).splitlines()
+    assert "energy: not sampled: no NVML" == said[1]
+
+
+def test_whatever_marks_a_run_is_a_line(trace: Trace) -> None:
+    marked = replace(
+        trace, traced_step_s=(0.0117,),
+        environment={"throttled": "software power cap (83% of samples)", "throttled_before": "no",
+                     "throttled_after": "software power cap", "throttled_traced": "no",
+                     "timing_fallback": "CUPTI refuses: taken"},
+    )  # fmt: skip
+    assert [
+        "caution: the per-op split is disturbed by the tracer (x1.064)",
+        "caution: ops were timed by CUDA events, not by CUPTI: CUPTI refuses: taken",
+        "caution: the GPU throttled in the timed repeats: software power cap (83% of samples)",
+    ] == summary(marked).splitlines()[1:]
+
+
+def test_a_trace_without_samples_tells_throttling_by_its_ends(trace: Trace) -> None:
+    old = replace(trace, environment={"throttled_before": "no",
+                                      "throttled_after": "software power cap"})  # fmt: skip
+    assert ("the GPU throttled at the end of the run: software power cap",) == old.cautions()
+
+
+@pytest.mark.parametrize(("ratio", "disturbed"), [(1.029, False), (1.031, True), (0.99, False)])
+def test_the_limit_of_the_tracer(trace: Trace, ratio: float, disturbed: bool) -> None:
+    assert disturbed == replace(trace, traced_step_s=(0.011 * ratio,)).is_disturbed
+
+
+def test_a_committed_trace_that_the_tracer_disturbed_is_marked() -> None:
+    trace = read_trace(DISTURBED)
+    assert MARK in trace.cautions()
+    assert f"caution: {MARK}" in summary(trace).splitlines()
+
+
+@pytest.mark.parametrize("level", ["op", "run"])
+def test_compare_marks_a_disturbed_and_throttled_run(
+    layerwise: Run, profile: Profile, profile_file: Path, tmp_path: Path, level: str
+) -> None:
+    clean = fake_trace(profile)
+    slow = tuple(1.1 * seconds for seconds in clean.untraced_step_s)
+    marked = replace(clean, purpose="other", traced_step_s=slow,
+                     environment={"throttled": "hardware thermal (9% of samples)"})  # fmt: skip
+    write_trace(marked, tmp_path / "marked.jsonl")
+    ran = layerwise("compare", "--measured", tmp_path / "marked.jsonl", "--level", level,
+                    "--profile", profile_file)  # fmt: skip
+    assert 1 == ran.out.count("stage: the per-op split is disturbed by the tracer (x1.100).\n")
+    assert "stage: not scored: the GPU throttled in the timed repeats: hardware thermal" in ran.out
+
+
+def test_compare_marks_in_json_too(
+    layerwise: Run, profile: Profile, profile_file: Path, tmp_path: Path
+) -> None:
+    clean = fake_trace(profile)
+    slow = tuple(1.1 * seconds for seconds in clean.untraced_step_s)
+    found: list[tuple[bool, list[str], float]] = []
+    for name, traced in (("clean", clean.traced_step_s), ("slow", slow)):
+        write_trace(replace(clean, traced_step_s=traced), tmp_path / name)
+        ran = layerwise("compare", "--measured", tmp_path / name, "--json",
+                        "--profile", profile_file)  # fmt: skip
+        one = json.loads(ran.out)["traces"][0]
+        found.append((one["is_disturbed"], one["cautions"], one["stage"]["traced_ratio"]))
+    mark = "the per-op split is disturbed by the tracer (x1.100)"
+    assert [(False, [], pytest.approx(1.01)), (True, [mark], pytest.approx(1.1))] == found
+
+
+def test_measure_prints_what_it_found(layerwise: Run, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    file = tmp_path / "scenario.toml"
+    file.write_text(
+        'name = "small"\n'
+        "[model]\n"
+        'name = "small"\nnum_layers = 1\nhidden_size = 64\nintermediate_size = 128\n'
+        'num_attention_heads = 4\nnum_key_value_heads = 2\nhead_dim = 16\ndtype = "float32"\n'
+        '[placement]\nstrategy = "tensor-pipeline"\n'
+        "[workload]\nbatch_size = 2\ncontext_tokens = 8\nnum_microbatches = 1\n"
+        '[run]\nlaunch = "eager"\nrepeats = 5\n'
+    )
+    ran = layerwise("measure", file, "--out", tmp_path / "trace.jsonl", "--device", "cpu")
+    assert 0 == ran.code, ran.err
+    assert "ms of 5 repeats, half of them" in ran.err
+    assert "energy: not sampled: NVML reads GPUs, and this ran on the CPU" in ran.err
+    assert "clock" == read_trace(tmp_path / "trace.jsonl").timing
