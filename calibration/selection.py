@@ -43,7 +43,21 @@ def fit_layers() -> list[Scenario]:
         *both(decode(1408, 32, 200)), *both(decode(1792, 4, 1500)), *both(decode(2560, 16, 1000)),
         decode(2560, 64, 4096, kv_heads=5, intermediate=8960), decode(3584, 2, 6000),
         decode(3584, 128, 800, kv_heads=4, intermediate=12_544), decode(6144, 8, 300),
-        prefill(1792, 1, 3072, chunk=1024),
+        prefill(1792, 1, 3072, chunk=1024), *_filling_the_l2(),
+    ]  # fmt: skip
+
+
+def _filling_the_l2() -> list[Scenario]:
+    """Warm layers of 13 to 47 MB with their KV: where weights and kernels' code begin to leave.
+
+    One comes cold as well, so that what is left of its kernels' own errors can be told apart.
+    """
+    return [
+        decode(640, 1, 128), decode(640, 16, 128), *both(decode(896, 1, 128)), decode(896, 8, 256),
+        decode(896, 4, 1500), decode(768, 16, 1024),
+        *both(decode(1152, 1, 128, kv_heads=1, intermediate=2304)),
+        decode(1152, 8, 300, kv_heads=3, intermediate=3456), decode(1408, 16, 128, kv_heads=1, intermediate=1408),
+        decode(1408, 1, 200, kv_heads=1, intermediate=2816), decode(1408, 8, 400, kv_heads=1, intermediate=2816),
     ]  # fmt: skip
 
 
