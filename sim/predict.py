@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
+from math import gcd
 from typing import assert_never
 
 from sim.cost.model import Belief, Calibrated, CostModel, SpeedOfLight
@@ -34,7 +34,8 @@ class Prediction:
     Prefill: `step_s` is the time of the whole batch's prefill, from idle. `share` splits a GPU's
     mean step time by bottleneck; what is left is `bubble`. `wire_bytes`: per step, all ranks.
     `num_extrapolated_ops`: ops of those steps whose shape lies outside what was calibrated.
-    `simulation` and `steps` are what it was read from.
+    `busy_share_by_rank`: of the ranks that were simulated, each for those it stands for. `simulation`
+    and `steps` are what all this was read from.
     """
 
     belief: Belief
@@ -214,14 +215,19 @@ def _prediction(
         rank: {bound: sum(a.bound_ps.get(bound, 0) for a in found) * PS for bound in BOUNDS}
         for rank, found in accounts.items()
     }
-    num_ranks = len(simulation.ranks)
-    share = {b: sum(busy[r][b] for r in busy) / num_ranks / step_s for b in BOUNDS}
     placement = place(scenario)
-    folded = placement.num_ranks // num_ranks
+    alike = {rank: simulation.num_alike(rank) for rank in simulation.ranks}
+    # Without common factors: a mean over ranks that all stand for as many is that of the ranks.
+    weights = {rank: number // gcd(*alike.values()) for rank, number in alike.items()}
+    share = {
+        b: sum(busy[r][b] * weights[r] for r in busy) / sum(weights.values()) / step_s
+        for b in BOUNDS
+    }
     wires: dict[str, int] = {}
-    for account in chain.from_iterable(accounts.values()):
-        for wire, size in account.wire_bytes.items():
-            wires[wire] = wires.get(wire, 0) + size * folded
+    for rank, found in accounts.items():
+        for account in found:
+            for wire, size in account.wire_bytes.items():
+                wires[wire] = wires.get(wire, 0) + size * alike[rank]
     return Prediction(
         belief=cost.belief,
         placement=placement.name,
@@ -237,8 +243,11 @@ def _prediction(
         memory=memory_budgets(run, scenario.cluster.gpu.hbm_bytes, reserved),
         busy_share_by_rank=tuple(sum(busy[r].values()) / step_s for r in simulation.ranks),
         is_steady=simulation.is_steady or not decoding,
-        num_extrapolated_ops=folded
-        * sum(account.num_extrapolated for account in chain.from_iterable(accounts.values())),
+        num_extrapolated_ops=sum(
+            alike[rank] * account.num_extrapolated
+            for rank, found in accounts.items()
+            for account in found
+        ),
         simulation=simulation,
         steps=tuple(steps),
     )

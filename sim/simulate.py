@@ -49,12 +49,15 @@ class Simulation:
         machine = self.machine
         return StepAccount(machine.logs[rank], step, machine.cluster, machine.launch == "eager")
 
+    def num_alike(self, rank: int) -> int:
+        """Ranks that a simulated one stands for, with itself."""
+        return 1 + len(self.machine.twins[rank])
+
     @property
     def num_rows(self) -> int:
         """Ops of all ranks in all steps."""
-        twins = _twins(self.machine)
         return sum(
-            len(program) * (1 + len(twins.get(log.rank, ())))
+            len(program) * self.num_alike(log.rank)
             for log in self.machine.logs.values()
             for program, _ in log.steps
         )
@@ -71,9 +74,8 @@ class Simulation:
     def iter_rows(self) -> Iterator[Row]:
         """Rows one by one, those of folded ranks copied from the one that stood for them."""
         machine = self.machine
-        twins = _twins(machine)
         for rank, log in machine.logs.items():
-            for twin in (rank, *twins.get(rank, ())):
+            for twin in (rank, *machine.twins[rank]):
                 for row in _rows_of(machine, log):
                     yield row if twin == rank else replace(row, rank=twin)
 
@@ -143,18 +145,6 @@ def simulate_scenario(
         steps_per_graph=spec.steps_per_graph, persisting_weights=spec.persisting_weights,
         blocks=blocks,
     )  # fmt: skip
-
-
-def _twins(machine: SimulatedCluster) -> dict[int, list[int]]:
-    if not machine.stands_for_all:
-        return {}
-    replicas = machine.run[0].placement.replicas
-    return {
-        first.ranks[0]: [
-            rank for stages in replicas for rank in stages[index].ranks if rank != first.ranks[0]
-        ]
-        for index, first in enumerate(replicas[0])
-    }
 
 
 def _rows_of(machine: SimulatedCluster, log: RankLog) -> Iterator[Row]:

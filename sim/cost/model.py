@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, Protocol, assert_never
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from sim.cost import forms
 from sim.cost.shapes import features_of, kind_of, place_of
+from sim.cost.slowed import slowed_gpu, slowed_profile
 from sim.cost.transfer import profile_for
 from sim.plan import ops
 from sim.plan.demand import demand_of
 from sim.plan.errors import ProfileMismatchError
-from sim.plan.hardware import ClusterSpec, LinkSpec
+from sim.plan.hardware import FULL_SPEED, ClusterSpec, LinkSpec, Speed
 from sim.plan.ops import CollectiveOp, LocalOp, Op
 from sim.profile import OpFit, Profile, TransferFit
 
@@ -101,6 +102,16 @@ def _number(value: float) -> forms.Numbers:
     return np.full(1, value, dtype=np.float64)
 
 
+def _slowed(cluster: ClusterSpec, speed: Speed) -> ClusterSpec:
+    return replace(cluster, gpu=slowed_gpu(cluster.gpu, speed))
+
+
+def _seconds(table: TransferFit, payload_bytes: int, port_share: float) -> float:
+    """A slow port delivers fewer bytes/s, and takes no longer to begin."""
+    regime = table.regime(payload_bytes)
+    return regime.latency_s + payload_bytes / (regime.bytes_per_s * port_share)
+
+
 class CostModel(Protocol):
     """Seconds of ops, messages and collectives under one belief."""
 
@@ -158,6 +169,10 @@ class CostModel(Protocol):
         """What one port delivers to all messages that share it."""
         ...
 
+    def at_speed(self, speed: Speed) -> CostModel:
+        """The same belief about a GPU of this speed; one model for each."""
+        ...
+
 
 @dataclass(frozen=True)
 class SpeedOfLight:
@@ -195,7 +210,7 @@ class SpeedOfLight:
     def collective(self, op: CollectiveOp) -> OpCost:
         """No algorithm sends less: a switch that reduces takes each tensor once.
 
-        Both wires can be busy at once.
+        Both wires can be busy at once; the slowest member's port sets the pace on each.
         """
         nodes = {self.cluster.node_of(rank) for rank in op.group}
         local_ranks = len(op.group) // len(nodes)
@@ -203,14 +218,22 @@ class SpeedOfLight:
         if isinstance(op, ops.AllGather) or local_ranks == 2:
             inside = op.payload_bytes * (local_ranks - 1) // local_ranks
         across = op.payload_bytes // local_ranks * (len(nodes) - 1) // len(nodes)
-        seconds = (inside / self.cluster.nvlink.bytes_per_s, across / self.cluster.nic.bytes_per_s)
-        return OpCost(0.0, max(seconds), "link")
+        nvlink, nic = (
+            link.bytes_per_s * self.cluster.port_share(link.name, op.group)
+            for link in (self.cluster.nvlink, self.cluster.nic)
+        )
+        return OpCost(0.0, max(inside / nvlink, across / nic), "link")
 
     def transfer(self, payload_bytes: int, link: LinkSpec) -> TransferCost:
         return TransferCost(0.0, link.bytes_per_s)
 
     def link_bytes_per_s(self, link: LinkSpec) -> float:
         return link.bytes_per_s
+
+    def at_speed(self, speed: Speed) -> SpeedOfLight:
+        if speed == FULL_SPEED:
+            return self
+        return replace(self, cluster=_slowed(self.cluster, speed))
 
 
 @dataclass(frozen=True)
@@ -224,6 +247,7 @@ class Calibrated:
     profile: Profile
     belief: Belief = "calibrated"
     _cache: dict[tuple[LocalOp, Traffic], OpCost] = field(default_factory=dict, compare=False)
+    _slowed: dict[Speed, Calibrated] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         # Frozen, but still in the making: measured rates follow the datasheet values of a what-if.
@@ -297,9 +321,10 @@ class Calibrated:
         seconds = half_width = 0.0
         if local_ranks > 1:
             table = self._table(f"{kind}.{algorithm}.{local_ranks}")
-            seconds, half_width = table.seconds(op.payload_bytes), table.half_width
+            share = self.cluster.port_share(self.cluster.nvlink.name, op.group)
+            seconds, half_width = _seconds(table, op.payload_bytes, share), table.half_width
         if len(nodes) > 1:
-            seconds += self._across_nodes_s(op.payload_bytes, local_ranks, len(nodes))
+            seconds += self._across_nodes_s(op, local_ranks, len(nodes))
             half_width = max(half_width, self._table(f"send.{self.cluster.nic.name}").half_width)
         return OpCost(0.0, seconds, "link", half_width=half_width)
 
@@ -311,14 +336,26 @@ class Calibrated:
     def link_bytes_per_s(self, link: LinkSpec) -> float:
         return max(r.bytes_per_s for r in self._table(f"send.{link.name}").regimes)
 
-    def _across_nodes_s(self, payload_bytes: int, local_ranks: int, num_nodes: int) -> float:
+    def at_speed(self, speed: Speed) -> Calibrated:
+        if speed == FULL_SPEED:
+            return self
+        found = self._slowed.get(speed)
+        if found is None:
+            cluster = _slowed(self.cluster, speed)
+            profile = slowed_profile(self.profile, cluster, speed)
+            found = replace(self, cluster=cluster, profile=profile, _cache={}, _slowed={})
+            self._slowed[speed] = found
+        return found
+
+    def _across_nodes_s(self, op: CollectiveOp, local_ranks: int, num_nodes: int) -> float:
         """Each GPU exchanges its share with its counterparts over its own NIC.
 
         Hierarchical reduce: derived, not measured; the profile holds no multi-node collective.
         """
-        share = payload_bytes // local_ranks
-        table = self._table(f"send.{self.cluster.nic.name}")
-        return 2 * (num_nodes - 1) * table.seconds(max(1, share // num_nodes))
+        nic = self.cluster.nic.name
+        part = max(1, op.payload_bytes // local_ranks // num_nodes)
+        slowest = self.cluster.port_share(nic, op.group)
+        return 2 * (num_nodes - 1) * _seconds(self._table(f"send.{nic}"), part, slowest)
 
     def _table(self, name: str) -> TransferFit:
         if name not in self.profile.transfers:

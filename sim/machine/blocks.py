@@ -16,6 +16,7 @@ from sim.cost.model import CostModel, OpCost, Traffic
 from sim.machine.l2 import L2State, code_of
 from sim.plan import ops
 from sim.plan.demand import demand_of
+from sim.plan.hardware import FULL_SPEED, Speed
 from sim.plan.ops import BufferKey, Op
 from sim.plan.program import Part, Segment, op_at
 
@@ -255,6 +256,18 @@ class BlockCache:
     blocks: dict[tuple[object, ...], Block] = field(default_factory=dict)
     patterns: dict[Shape, Pattern] = field(default_factory=dict)
     pieces: dict[Part, Piece] = field(default_factory=dict)
+    slowed: dict[Speed, BlockCache] = field(default_factory=dict)
+
+    def at_speed(self, speed: Speed) -> BlockCache:
+        """The blocks of GPUs of this speed: named alike, priced otherwise."""
+        if speed == FULL_SPEED:
+            return self
+        found = self.slowed.get(speed)
+        if found is None:
+            cost = self.cost.at_speed(speed)
+            found = BlockCache(cost, patterns=self.patterns, pieces=self.pieces)
+            self.slowed[speed] = found
+        return found
 
     def name(self, parts: tuple[Part, ...]) -> Named:
         """The parts, and the pattern they follow."""

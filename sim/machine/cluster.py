@@ -9,13 +9,13 @@ import simpy
 
 from sim.cost.model import CostModel
 from sim.machine.blocks import BlockCache, seconds_to_ps
-from sim.machine.contention import find_contention
+from sim.machine.contention import find_contention, meetings_of, port_bytes_per_s
 from sim.machine.fluid import Demand, FluidShare, Resource
 from sim.machine.gpu import Gpu
 from sim.machine.l2 import L2State
 from sim.machine.links import Channel
 from sim.machine.rank import RankLog, RankProcess, port_demands
-from sim.machine.work import Work, cut_into_work, stages_are_alike
+from sim.machine.work import Work, cut_into_work, ranks_that_stand, stages_are_alike
 from sim.plan import ops
 from sim.plan.hardware import ClusterSpec
 from sim.plan.program import Program, StepPrograms
@@ -39,9 +39,10 @@ class SimulatedCluster:
     `steps_per_graph` steps share the launch of one graph. `persisting_weights`: windows over
     weights, as `RunSpec` says.
 
-    `folded`: ranks of one tensor-parallel group, and replicas, do the same at the same time, so
-    one stands for all; and what nobody can disturb is arithmetic. Unfolded, every rank is there
-    and every op is an event: the same times, to the picosecond, the long way round.
+    `folded`: ranks of one tensor-parallel group, and replicas, do the same at the same time unless
+    some of them are slow, so one stands for all alike (`twins`: those it stands for); and what
+    nobody can disturb is arithmetic. Unfolded, every rank is there and every op is an event: the
+    same times, to the picosecond, the long way round.
     """
 
     run: Sequence[StepPrograms]
@@ -55,9 +56,7 @@ class SimulatedCluster:
     persisting_weights: bool = False
 
     def __post_init__(self) -> None:
-        self.stands_for_all = (
-            self.folded and self.alone < 0 and stages_are_alike(self.run[0].placement, self.cluster)
-        )
+        self.twins = self._find_twins()
         self.env = simpy.Environment()
         self.share = FluidShare(self.env)
         self.logs: dict[int, RankLog] = {}
@@ -67,6 +66,7 @@ class SimulatedCluster:
         self._work: dict[int, list[Work]] = {}
         self._loads: dict[int, tuple[int, list[Demand]]] = {}
         self._meetings: dict[tuple[int, tuple[object, ...]], Meeting] = {}
+        self._members: dict[tuple[int, ...], int] = {}
         programs = {
             id(p): p for step in self.run for p in map(step.template.__getitem__, self.ranks)
         }
@@ -77,12 +77,16 @@ class SimulatedCluster:
     @property
     def ranks(self) -> list[int]:
         """The ranks that are simulated (all, one per group, or one alone)."""
+        return list(self.twins)
+
+    def _find_twins(self) -> dict[int, tuple[int, ...]]:
+        """Each rank that is simulated, and the ranks it stands for."""
         placement = self.run[0].placement
         if self.alone >= 0:
-            return [self.alone]
-        if self.stands_for_all:
-            return [stage.ranks[0] for stage in placement.replicas[0]]
-        return list(range(placement.num_ranks))
+            return {self.alone: ()}
+        if self.folded and stages_are_alike(placement, self.cluster):
+            return ranks_that_stand(placement, self.cluster)
+        return dict.fromkeys(range(placement.num_ranks), ())
 
     def execute(self) -> None:
         """Run every step of every simulated rank to the end."""
@@ -109,8 +113,18 @@ class SimulatedCluster:
         """The program cut where ranks meet: blocks of local parts, messages, collectives."""
         found = self._work.get(id(program))
         if found is None:
-            meet = not self.stands_for_all
+            meet = self.alone >= 0 or any(
+                self._num_members(op) > 1
+                for op in meetings_of(program) if isinstance(op, (ops.AllReduce, ops.AllGather))
+            )  # fmt: skip
             found = self._work[id(program)] = cut_into_work(program, collectives_meet=meet)
+        return found
+
+    def _num_members(self, op: ops.CollectiveOp) -> int:
+        """Members of a collective that are simulated."""
+        found = self._members.get(op.group)
+        if found is None:
+            found = self._members[op.group] = sum(rank in self.twins for rank in op.group)
         return found
 
     def channel(self, source: int, target: int, name: str) -> Channel:
@@ -127,8 +141,8 @@ class SimulatedCluster:
         key = (wire, way, rank)
         found = self._ports.get(key)
         if found is None:
-            link = self.cluster.link_named(wire)
-            found = self._ports[key] = Resource(self.cost.link_bytes_per_s(link))
+            capacity = port_bytes_per_s(wire, (rank,), self.cost, self.cluster)
+            found = self._ports[key] = Resource(capacity)
         return found
 
     def gpu(self, rank: int) -> Gpu:
@@ -146,7 +160,7 @@ class SimulatedCluster:
         if meeting is None:
             meeting = self._meetings[key] = Meeting(self.env.event())
         meeting.num_members += 1
-        if meeting.num_members == len(op.group):
+        if meeting.num_members == self._num_members(op):
             del self._meetings[key]
             meeting.start_ps = int(self.env.now)
             duration, demands = self._load_of(op)

@@ -7,7 +7,7 @@ than the L2, meet the ops beside them, and then every op is an event.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sim.cost.model import CostModel
@@ -36,10 +36,11 @@ class Flow:
 
 
 def flow_of(op: ops.Send, source: int, cost: CostModel, cluster: ClusterSpec) -> Flow:
-    """What a message asks for."""
+    """What a message asks for; the slower of its two ports sets its rate."""
     link = cluster.link_between(source, op.peer)
     transfer = cost.transfer(op.payload_bytes, link)
-    seconds = transfer.latency_s + op.payload_bytes / transfer.bytes_per_s
+    bytes_per_s = transfer.bytes_per_s * cluster.port_share(link.name, (source, op.peer))
+    seconds = transfer.latency_s + op.payload_bytes / bytes_per_s
     duration = seconds_to_ps(seconds)
     if not duration:
         return Flow(link.name, 0, 0.0, disturbs=False)
@@ -58,10 +59,17 @@ def collective_rates(
     if not seconds:
         return {}
     return {
-        wire: min(sent / seconds, cost.link_bytes_per_s(cluster.link_named(wire)))
+        wire: min(sent / seconds, port_bytes_per_s(wire, op.group, cost, cluster))
         for wire, sent in wire_bytes_by_link(op, cluster).items()
         if sent
     }
+
+
+def port_bytes_per_s(
+    wire: str, ranks: Sequence[int], cost: CostModel, cluster: ClusterSpec
+) -> float:
+    """What the slowest of these ranks' ports onto a wire delivers."""
+    return cost.link_bytes_per_s(cluster.link_named(wire)) * cluster.port_share(wire, ranks)
 
 
 @dataclass(slots=True)
@@ -81,7 +89,7 @@ def find_contention(
     reducing: dict[Port, float] = {}
     for program in programs:
         rank = program.rank
-        for op in _meetings(program):
+        for op in meetings_of(program):
             if isinstance(op, ops.Send):
                 flow = flow_of(op, rank, cost, cluster)
                 edge = (rank, op.peer, op.channel)
@@ -100,14 +108,14 @@ def find_contention(
         wire, _, rank = port
         # One message alone is never too much: it was timed on this very port.
         users = len(rates) + (port in reducing)
-        capacity = cost.link_bytes_per_s(cluster.link_named(wire))
+        capacity = port_bytes_per_s(wire, (rank,), cost, cluster)
         if users > 1 and sum(rates.values()) + reducing.get(port, 0.0) > capacity:
             found.edges |= set(rates)
             found.ranks |= {rank} if port in reducing else set()
     return found
 
 
-def _meetings(program: Program) -> Iterator[Op]:
+def meetings_of(program: Program) -> Iterator[Op]:
     """Every distinct message and collective of a program."""
     for segment in {part.segment for part in program.parts}:
         for op in segment.ops:

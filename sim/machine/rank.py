@@ -99,6 +99,7 @@ class RankProcess:
         self.is_eager = machine.launch == "eager"
         self.issue_ps = seconds_to_ps(machine.cost.issue_s)
         self.l2 = machine.l2_of(rank)
+        self.blocks = machine.blocks.at_speed(machine.cluster.speed_of(rank))
         self._token = 0
         self._tokens: dict[State, int] = {NOTHING: 0}
         self._states = [NOTHING]
@@ -172,7 +173,7 @@ class RankProcess:
         machine = self.machine
         if one.kind == "block":
             received = received if machine.alone < 0 else ()
-            return Task(one, machine.blocks.name(one.parts), received)
+            return Task(one, self.blocks.name(one.parts), received)
         op = one.op
         if machine.alone >= 0:
             return Task(one)
@@ -212,7 +213,7 @@ class RankProcess:
                 op, part = one.op, one.parts[0]
                 assert isinstance(op, ops.Recv)
                 self.l2.receive(op.buffer, part.layer, part.microbatch)
-            block = self.machine.blocks.run(named, self.l2, context_tokens)
+            block = self.blocks.run(named, self.l2, context_tokens)
             found = task.moves[key] = (block, self._remember())
         block, self._token = found
         assert block is not None

@@ -56,6 +56,38 @@ def stages_are_alike(placement: Placement, cluster: ClusterSpec) -> bool:
     return True
 
 
+def ranks_that_stand(placement: Placement, cluster: ClusterSpec) -> dict[int, tuple[int, ...]]:
+    """The ranks that others do the same as at the same time, each with these others, by stage.
+
+    Where `stages_are_alike`. Ranks of one column (the same place in every stage of a replica) meet
+    each other and, in collectives, the other columns of their replica: so replicas are alike whose
+    columns are as fast, and in one replica columns that are.
+    """
+    found: dict[tuple[object, ...], list[int]] = {}
+    for stages in placement.replicas:
+        columns = list(zip(*(stage.ranks for stage in stages), strict=True))
+        looks = _looks(columns, cluster)
+        for look, column in zip(looks, columns, strict=True):
+            for index, rank in enumerate(column):
+                found.setdefault((looks, look, index), []).append(rank)
+    return {ranks[0]: tuple(ranks[1:]) for ranks in found.values()}
+
+
+def _looks(columns: list[tuple[int, ...]], cluster: ClusterSpec) -> tuple[object, ...]:
+    """What tells columns apart: where they are slow, and how."""
+    slow = cluster.slow.ranks
+    if not slow or slow.isdisjoint(rank for column in columns for rank in column):
+        return (None,) * len(columns)
+    wires = (cluster.nvlink.name, cluster.nic.name)
+    return tuple(
+        tuple(
+            (cluster.speed_of(rank), *(cluster.port_share(wire, (rank,)) for wire in wires))
+            for rank in column
+        )
+        for column in columns
+    )
+
+
 def cut_into_work(program: Program, *, collectives_meet: bool) -> list[Work]:
     """Consecutive local parts form one block; a message is work of its own.
 

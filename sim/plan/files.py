@@ -17,7 +17,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from sim.plan.compile import KernelChoice
 from sim.plan.errors import FileFormatError, SpecError, UnknownKeyError, UnsupportedModelError
-from sim.plan.hardware import GPUS, LINKS, ClusterSpec, GpuSpec, LinkSpec, dgx_cluster
+from sim.plan.hardware import (
+    GPUS,
+    LINKS,
+    NOTHING_SLOW,
+    ClusterSpec,
+    GpuSpec,
+    LinkSpec,
+    SlowParts,
+    dgx_cluster,
+)
 from sim.plan.model import MODELS, DType, ModelSpec
 from sim.plan.overrides import nearest
 from sim.plan.reading import read_json, read_toml
@@ -65,7 +74,7 @@ class ClusterTable:
     """`[cluster]`: a known GPU or a TOML file of one's own, how many, how many share a node.
 
     `nvlink` and `nic` name other wires than the GPU's usual ones; a GPU of one's own has a DGX
-    H100's unless they are given.
+    H100's unless they are given. `slow` names the GPUs and ports that are slower than the rest.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -75,6 +84,7 @@ class ClusterTable:
     gpus_per_node: int = 8
     nvlink: str = ""
     nic: str = ""
+    slow: SlowParts = NOTHING_SLOW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +313,9 @@ def _resolve_cluster(table: ClusterTable, folder: Path, source: str) -> ClusterS
         for key, name in (("nvlink", table.nvlink), ("nic", table.nic))
     )
     try:
-        return dgx_cluster(gpu, table.num_gpus, table.gpus_per_node, nvlink=nvlink, nic=nic)
+        return dgx_cluster(
+            gpu, table.num_gpus, table.gpus_per_node, nvlink=nvlink, nic=nic, slow=table.slow
+        )
     except SpecError as error:
         raise error.in_file(source, "cluster") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sim.plan.errors import SpecError
@@ -10,6 +11,8 @@ from sim.plan.errors import SpecError
 MIN_RATE, MAX_QUANTITY = 10**6, 10**30
 # What is gone through in a minute or so.
 MAX_GPUS = 65_536
+# Of full speed: a part that is slower still is broken, and found otherwise.
+MIN_SHARE = 0.01
 
 
 def _require_positive(spec: object, *keys: str) -> None:
@@ -72,11 +75,86 @@ class LinkSpec:
         _require_positive(self, "bytes_per_s")
 
 
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What one GPU reaches of its kind's rates: of its clock (the L2's follows it), of its HBM."""
+
+    clock_share: float = 1.0
+    hbm_share: float = 1.0
+
+
+FULL_SPEED = Speed()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowParts:
+    """`[cluster.slow]`: GPUs below the speed of their kind, and GPUs whose ports are; by rank.
+
+    Shares are of full speed, 0.01 to 1: `clock_share` and `hbm_share` of the GPUs in `gpus`,
+    `nvlink_share` and `nic_share` of the ports of those in `ports`, both directions. At 1 nothing
+    is slow. Raises SpecError for a share outside that range, one that slows nobody, and a rank
+    named twice.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    gpus: tuple[int, ...] = ()
+    clock_share: float = 1.0
+    hbm_share: float = 1.0
+    ports: tuple[int, ...] = ()
+    nvlink_share: float = 1.0
+    nic_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        for ranks, *shares in SLOW_KEYS:
+            self._check_ranks(ranks)
+            for key in shares:
+                self._check_share(key, ranks)
+
+    def _check_ranks(self, key: str) -> None:
+        ranks: tuple[int, ...] = getattr(self, key)
+        if any(rank < 0 for rank in ranks):
+            raise SpecError(key, ranks, "has a negative rank", "ranks begin at 0")
+        if len(set(ranks)) < len(ranks):
+            raise SpecError(key, ranks, "names a rank twice", "name each once")
+
+    def _check_share(self, key: str, ranks: str) -> None:
+        share: float = getattr(self, key)
+        if not MIN_SHARE <= share <= 1:
+            raise SpecError(key, share, "is no share of full speed", f"use {MIN_SHARE} to 1")
+        if share < 1 and not getattr(self, ranks):
+            raise SpecError(key, share, f"slows nobody: {ranks} is empty",
+                            f"name the ranks, as in {ranks} = [5]")  # fmt: skip
+
+    @property
+    def ranks(self) -> frozenset[int]:
+        """Those that something is slow about."""
+        return frozenset(
+            rank
+            for ranks, *shares in SLOW_KEYS if any(getattr(self, key) < 1 for key in shares)
+            for rank in getattr(self, ranks)
+        )  # fmt: skip
+
+    @property
+    def words(self) -> str:
+        """What is slow, in the user's own keys; "" where nothing is."""
+        return "; ".join(
+            f"{key}={getattr(self, key):g} of GPU {', '.join(map(str, getattr(self, ranks)))}"
+            for ranks, *shares in SLOW_KEYS for key in shares if getattr(self, key) < 1
+        )  # fmt: skip
+
+
+# The key of the ranks, and the keys of what is slow about them.
+SLOW_KEYS = (("gpus", "clock_share", "hbm_share"), ("ports", "nvlink_share", "nic_share"))
+NOTHING_SLOW = SlowParts()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
     """Equal GPUs in equal nodes: `nvlink` inside a node, one `nic` per GPU between nodes.
 
-    `nvlink` is whatever wire joins a node's GPUs: PCIe in a node without NVLink.
+    `nvlink` is whatever wire joins a node's GPUs: PCIe in a node without NVLink. `slow` names the
+    GPUs and ports that are slower than that.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -87,12 +165,17 @@ class ClusterSpec:
     gpus_per_node: int
     nvlink: LinkSpec
     nic: LinkSpec
+    slow: SlowParts = NOTHING_SLOW
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_nodes", "gpus_per_node")
         if self.num_gpus > MAX_GPUS:
             raise SpecError("num_nodes", self.num_nodes, f"makes {self.num_gpus} GPUs",
                             f"use at most {MAX_GPUS} GPUs in all")  # fmt: skip
+        for key, ranks in (("slow.gpus", self.slow.gpus), ("slow.ports", self.slow.ports)):
+            if max(ranks, default=0) >= self.num_gpus:
+                raise SpecError(key, ranks, f"names a rank beyond the {self.num_gpus} GPUs",
+                                f"use 0 to {self.num_gpus - 1}")  # fmt: skip
 
     @property
     def num_gpus(self) -> int:
@@ -110,6 +193,19 @@ class ClusterSpec:
     def link_named(self, name: str) -> LinkSpec:
         """Whichever of the two wires has this name."""
         return {link.name: link for link in (self.nvlink, self.nic)}[name]
+
+    def speed_of(self, rank: int) -> Speed:
+        """How fast this rank's GPU is."""
+        slow = self.slow
+        return Speed(slow.clock_share, slow.hbm_share) if rank in slow.gpus else FULL_SPEED
+
+    def port_share(self, wire: str, ranks: Iterable[int]) -> float:
+        """What the slowest of these ranks' ports onto this wire reaches of the wire's rate."""
+        slow = self.slow
+        if not slow.ports or not any(rank in slow.ports for rank in ranks):
+            return 1.0
+        ends = ((self.nvlink, slow.nvlink_share), (self.nic, slow.nic_share))
+        return min(share for link, share in ends if link.name == wire)
 
 
 GPUS: dict[str, GpuSpec] = {
@@ -232,6 +328,7 @@ def dgx_cluster(
     *,
     nvlink: LinkSpec | None = None,
     nic: LinkSpec | None = None,
+    slow: SlowParts = NOTHING_SLOW,
 ) -> ClusterSpec:
     """Nodes of eight GPUs (fewer when fewer are asked for) on the GPU's usual wires, or on these.
 
@@ -251,15 +348,16 @@ def dgx_cluster(
         )  # fmt: skip
     inside, between = usual_wires(gpu.name)
     return ClusterSpec(
-        name=cluster_name(gpu, num_gpus),
+        name=cluster_name(gpu, num_gpus, slow),
         gpu=gpu,
         num_nodes=num_gpus // per_node,
         gpus_per_node=per_node,
         nvlink=nvlink or inside,
         nic=nic or between,
+        slow=slow,
     )
 
 
-def cluster_name(gpu: GpuSpec, num_gpus: int) -> str:
+def cluster_name(gpu: GpuSpec, num_gpus: int, slow: SlowParts = NOTHING_SLOW) -> str:
     """What a cluster is called unless somebody named it."""
-    return f"{num_gpus}x {gpu.name}"
+    return f"{num_gpus}x {gpu.name}" + (f" ({slow.words})" if slow.words else "")

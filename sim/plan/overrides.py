@@ -147,8 +147,6 @@ def _changed(spec: Any, values: Mapping[str, object], prefix: str = "") -> Any:
     try:
         return replace(spec, **new)
     except SpecError as error:
-        if "." in error.key:
-            raise
         raise error.in_file("", prefix.rstrip(".")) from error
 
 
@@ -159,9 +157,12 @@ def _changed_source(spec: GpuSpec | LinkSpec, new: Mapping[str, object]) -> str:
 
 
 def _coerced(key: str, value: object, kind: Any) -> Any:
-    """The value as its field's type; integers stay exact, text may carry a unit."""
+    """The value as its field's type; integers stay exact, text may carry a unit or be a list."""
     if is_dataclass(kind):
         return value
+    if get_origin(kind) is tuple:
+        several = str(value).strip("[()] ").split(",")
+        return tuple(_coerced(key, one, get_args(kind)[0]) for one in several if one.strip())
     text = str(value).strip()
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
@@ -179,8 +180,10 @@ def _coerced(key: str, value: object, kind: Any) -> Any:
 
 
 def _renamed(before: ClusterSpec, changed: Scenario, values: Mapping[str, object]) -> Scenario:
-    """A cluster that is called after its size and GPU is called after the new ones."""
+    """A cluster that is called after its size, GPU and slow parts is called after the new ones."""
     after = changed.cluster
-    if "cluster.name" in values or before.name != cluster_name(before.gpu, before.num_gpus):
+    was = cluster_name(before.gpu, before.num_gpus, before.slow)
+    if "cluster.name" in values or before.name != was:
         return changed
-    return replace(changed, cluster=replace(after, name=cluster_name(after.gpu, after.num_gpus)))
+    name = cluster_name(after.gpu, after.num_gpus, after.slow)
+    return replace(changed, cluster=replace(after, name=name))

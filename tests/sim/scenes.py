@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sim.cost.model import Belief, Bound, Calibrated, OpCost, Traffic, TransferCost
 from sim.plan import ops
 from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.hardware import GPUS, ClusterSpec, LinkSpec, dgx_cluster
+from sim.plan.hardware import GPUS, ClusterSpec, LinkSpec, Speed, dgx_cluster
 from sim.plan.model import ModelSpec
 from sim.plan.ops import Buffer, CollectiveOp, LocalOp
 from sim.plan.placement import Placement, layer_wise, tensor_pipeline
@@ -70,6 +70,10 @@ class FlatCost:
 
     def link_bytes_per_s(self, link: LinkSpec) -> float:
         return self.port_bytes_per_s
+
+    def at_speed(self, speed: Speed) -> FlatCost:
+        """Ops are bound by the SMs."""
+        return replace(self, op_s=self.op_s / speed.clock_share)
 
 
 @dataclass(frozen=True)

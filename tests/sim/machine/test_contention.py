@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from sim.cost.model import SpeedOfLight
-from sim.machine.contention import find_contention, flow_of
+from sim.machine.contention import find_contention, flow_of, port_bytes_per_s
 from sim.plan import ops
-from sim.plan.hardware import dgx_cluster
+from sim.plan.hardware import SlowParts, dgx_cluster
 from sim.plan.model import MODELS
 from sim.plan.scenario import PlacementSpec, Scenario, compile_run, paper_scenario
 from sim.plan.workload import Workload
@@ -63,6 +63,29 @@ def test_hop_between_nodes_draws_on_the_nic() -> None:
     wires = [flow_of(message(MIB, peer), 0, calibrated(), CLUSTER).wire for peer in (1, 8)]
 
     assert ["nvlink4", "ndr400"] == wires
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_slow_port_at_either_end_slows_the_bytes_of_a_message(rank: int) -> None:
+    cost = FlatCost(latency_s=1e-6, bytes_per_s=1e12)
+    cluster = replace(CLUSTER, slow=SlowParts(ports=(rank,), nvlink_share=0.5))
+    plain, slow = (flow_of(message(MIB), 0, cost, each) for each in (CLUSTER, cluster))
+
+    assert 2 * (plain.duration_ps - 1_000_000) == pytest.approx(slow.duration_ps - 1_000_000, abs=2)
+
+
+def test_a_slow_nic_does_not_slow_a_message_inside_a_node() -> None:
+    cluster = replace(CLUSTER, slow=SlowParts(ports=(0,), nic_share=0.5))
+    plain, slow = (flow_of(message(MIB), 0, FlatCost(), each) for each in (CLUSTER, cluster))
+
+    assert plain == slow
+
+
+def test_a_slow_port_has_less_for_all_its_users() -> None:
+    cluster = replace(CLUSTER, slow=SlowParts(ports=(1,), nvlink_share=0.25))
+    ports = [port_bytes_per_s("nvlink4", (rank,), calibrated(), cluster) for rank in (0, 1)]
+
+    assert ports[0] == 4 * ports[1]
 
 
 def test_collectives_and_large_messages_on_one_wire_contend() -> None:

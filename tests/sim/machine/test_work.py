@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from sim.machine.work import Work, cut_into_work, stages_are_alike
+from sim.machine.work import Work, cut_into_work, ranks_that_stand, stages_are_alike
 from sim.plan import ops
-from sim.plan.hardware import ClusterSpec
+from sim.plan.hardware import ClusterSpec, SlowParts
 from sim.plan.program import MEETINGS, Program
 from sim.plan.scenario import PlacementSpec, compile_run, place
 from tests.sim.scenes import CLUSTER, H100, pipeline, scenario_of
@@ -127,3 +127,28 @@ def test_stages_are_alike_where_all_their_ranks_meet_over_the_same_wires(
     cluster = nodes_of(gpus_per_node)
 
     assert expected == stages_are_alike(place(scenario_of(spec, cluster=cluster)), cluster)
+
+
+@pytest.mark.parametrize(
+    ("slow", "expected"),
+    [
+        (SlowParts(), {0: (1, 4, 5), 2: (3, 6, 7)}),
+        # At full speed nobody is slow.
+        (SlowParts(gpus=(1,), ports=(1,)), {0: (1, 4, 5), 2: (3, 6, 7)}),
+        # Its column, its group, and no other replica.
+        (SlowParts(gpus=(3,), hbm_share=0.5), {0: (), 2: (), 1: (), 3: (), 4: (5,), 6: (7,)}),
+        # A whole group that is slow in the same way.
+        (SlowParts(ports=(0, 1), nic_share=0.5), {0: (1,), 2: (3,), 4: (5,), 6: (7,)}),
+        # Two replicas that are slow in the same place.
+        (SlowParts(gpus=(1, 5), hbm_share=0.5), {0: (4,), 2: (6,), 1: (5,), 3: (7,)}),
+    ],
+)
+def test_ranks_stand_for_those_that_are_as_fast(
+    slow: SlowParts, expected: dict[int, tuple[int, ...]]
+) -> None:
+    spec = PlacementSpec(
+        strategy="tensor-pipeline", tensor_parallel=2, pipeline_parallel=2, data_parallel=2
+    )
+    cluster = replace(nodes_of(8, num_nodes=1), slow=slow)
+
+    assert expected == ranks_that_stand(place(scenario_of(spec, cluster=cluster)), cluster)

@@ -16,8 +16,9 @@ from sim.plan.files import (
     scenario_from_data,
     scenario_json_schema,
 )
-from sim.plan.hardware import GPUS, HDR200, PCIE4
+from sim.plan.hardware import GPUS, HDR200, PCIE4, SlowParts
 from sim.plan.model import MODELS
+from sim.plan.overrides import with_values
 from sim.plan.scenario import paper_scenario
 from sim.plan.workload import Workload
 
@@ -216,6 +217,55 @@ def test_cluster_may_name_its_wires(tmp_path: Path) -> None:
     cluster = load_scenario(scenario_file(tmp_path, GOOD.replace("[cluster]", wires))).cluster
 
     assert (PCIE4, HDR200) == (cluster.nvlink, cluster.nic)
+
+
+def test_cluster_may_name_its_slow_parts(tmp_path: Path) -> None:
+    slow = "[cluster.slow]\ngpus = [5]\nclock_share = 0.7\nports = [3, 4]\nnvlink_share = 0.5\n"
+    cluster = load_scenario(scenario_file(tmp_path, f"{GOOD}{slow}")).cluster
+
+    assert cluster.slow == SlowParts(gpus=(5,), clock_share=0.7, ports=(3, 4), nvlink_share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("slow", "problem"),
+    [
+        (
+            "gpus = [5]\nclock_share = 7",
+            "cluster.slow.clock_share=7.0 is no share of full speed; use",
+        ),
+        ("gpus = [8]", "cluster.slow.gpus=(8,) names a rank beyond the 8 GPUs; use 0 to 7"),
+        ("hbm_share = 0.5", "cluster.slow.hbm_share=0.5 slows nobody: gpus is empty; name"),
+        ("gpu = [5]", "cluster.slow.gpu=[5] is not a known key; did you mean 'gpus'?"),
+        ("gpus = 5", "cluster.slow.gpus=5 is wrong: "),
+    ],
+)
+def test_wrong_slow_parts_are_refused_in_the_files_own_keys(
+    tmp_path: Path, slow: str, problem: str
+) -> None:
+    path = scenario_file(tmp_path, f"{GOOD}[cluster.slow]\n{slow}\n")
+
+    assert str(refusal(path)).startswith(f"{path}: {problem}")
+
+
+def test_schema_describes_slow_parts() -> None:
+    slow = scenario_json_schema()["$defs"]["SlowParts"]["properties"]
+
+    assert {"gpus", "clock_share", "hbm_share", "ports", "nvlink_share", "nic_share"} == set(slow)
+    assert "array" == slow["gpus"]["type"]
+
+
+def test_slow_parts_survive_a_trace_header() -> None:
+    slow = {"cluster.slow.gpus": (5, 6), "cluster.slow.clock_share": 0.7}
+    scenario = with_values(paper_scenario("layer-wise"), slow)
+
+    assert scenario == scenario_from_data(json.loads(json.dumps(asdict(scenario))), "trace")
+
+
+def test_a_trace_header_older_than_slow_parts_has_none() -> None:
+    data = asdict(paper_scenario("layer-wise"))
+    del data["cluster"]["slow"]
+
+    assert paper_scenario("layer-wise") == scenario_from_data(data, "trace")
 
 
 def test_unknown_wire_is_refused(tmp_path: Path) -> None:

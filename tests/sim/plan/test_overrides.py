@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sim.plan.compile import KernelChoice
 from sim.plan.errors import PlacementError, SpecError, UnknownKeyError
-from sim.plan.hardware import GPUS, HDR200, NVLINK3, PCIE5
+from sim.plan.hardware import GPUS, HDR200, NVLINK3, PCIE5, SlowParts
 from sim.plan.overrides import keys_of, parse_settings, with_values
 from sim.plan.scenario import Scenario, paper_scenario
 
@@ -43,6 +43,10 @@ def leaves(scenario: Scenario) -> list[str]:
         ("model.rope_theta", 500_000, 500_000.0),
         ("name", "another", "another"),
         ("kernels.all_reduce", "one_shot", "one_shot"),
+        ("cluster.slow.gpus", "5", (5,)),
+        ("cluster.slow.gpus", "[5, 13]", (5, 13)),
+        ("cluster.slow.ports", 7, (7,)),
+        ("cluster.slow.ports", (7, 8), (7, 8)),
     ],
 )
 def test_a_field_is_changed_by_its_key(key: str, value: object, expected: object) -> None:
@@ -74,6 +78,37 @@ def test_values_that_belong_together_are_checked_together() -> None:
     found = with_values(PAPER, {"model.num_attention_heads": 6, "model.num_key_value_heads": 3})
 
     assert 3 == found.model.num_key_value_heads
+
+
+def test_slow_parts_are_set_together() -> None:
+    found = with_values(PAPER, {"cluster.slow.clock_share": 0.7, "cluster.slow.gpus": 5}).cluster
+
+    assert SlowParts(gpus=(5,), clock_share=0.7) == found.slow
+    assert "16x h100-sxm (clock_share=0.7 of GPU 5)" == found.name
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"cluster.slow.gpus": 5, "cluster.slow.hbm_share": 2},
+            "cluster.slow.hbm_share=2.0 is no share of full speed; use 0.01 to 1",
+        ),
+        (
+            {"cluster.slow.ports": "3,16"},
+            "cluster.slow.ports=(3, 16) names a rank beyond the 16 GPUs; use 0 to 15",
+        ),
+        (
+            {"cluster.slow.gpus": "first"},
+            "cluster.slow.gpus='first' is not a number; write a plain number",
+        ),
+    ],
+)
+def test_slow_parts_out_of_range_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        with_values(PAPER, values)
+
+    assert message == str(error.value)
 
 
 def test_a_made_up_value_says_so_in_its_source() -> None:

@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 
 from sim.plan.errors import SpecError
-from sim.plan.hardware import GPUS, HDR200, LINKS, NVLINK4, PCIE4, dgx_cluster
+from sim.plan.hardware import (
+    FULL_SPEED,
+    GPUS,
+    HDR200,
+    LINKS,
+    NVLINK4,
+    PCIE4,
+    SlowParts,
+    Speed,
+    dgx_cluster,
+)
 from sim.plan.model import MODELS, ModelSpec
 from sim.plan.workload import Step, Workload, decode_steps, prefill_steps, split_evenly
 from tests.sim.scenes import TINY
@@ -184,3 +194,78 @@ def test_vocabulary_adds_embedding_head_and_final_norm() -> None:
 
 def test_model_spec_is_hashable_and_compared_by_value() -> None:
     assert {TINY} == {ModelSpec(**TINY.__dict__)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"gpus": (5,), "clock_share": 1.5},
+            "clock_share=1.5 is no share of full speed; use 0.01 to 1",
+        ),
+        (
+            {"gpus": (5,), "hbm_share": 0.0},
+            "hbm_share=0.0 is no share of full speed; use 0.01 to 1",
+        ),
+        (
+            {"ports": (5,), "nic_share": float("nan")},
+            "nic_share=nan is no share of full speed; use 0.01 to 1",
+        ),
+        (
+            {"clock_share": 0.7},
+            "clock_share=0.7 slows nobody: gpus is empty; name the ranks, as in gpus = [5]",
+        ),
+        (
+            {"gpus": (5,), "nvlink_share": 0.7},
+            "nvlink_share=0.7 slows nobody: ports is empty; name the ranks, as in ports = [5]",
+        ),
+        ({"gpus": (-1,)}, "gpus=(-1,) has a negative rank; ranks begin at 0"),
+        ({"ports": (3, 3)}, "ports=(3, 3) names a rank twice; name each once"),
+    ],
+)
+def test_slow_parts_refuse_naming_key_value_and_fix(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        SlowParts(**changes)
+
+    assert message == str(error.value)
+
+
+@pytest.mark.parametrize("key", ["gpus", "ports"])
+def test_slow_parts_are_parts_of_the_cluster(key: str) -> None:
+    with pytest.raises(SpecError) as error:
+        dgx_cluster(GPUS["h100-sxm"], 16, slow=SlowParts(**{key: (16,)}))
+
+    assert f"slow.{key}=(16,) names a rank beyond the 16 GPUs; use 0 to 15" == str(error.value)
+
+
+def test_a_slow_gpu_is_slow_and_the_others_are_not() -> None:
+    cluster = dgx_cluster(
+        GPUS["h100-sxm"], 16, slow=SlowParts(gpus=(5,), clock_share=0.7, hbm_share=0.9)
+    )
+
+    assert [FULL_SPEED, Speed(0.7, 0.9)] == [cluster.speed_of(rank) for rank in (4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("wire", "ranks", "expected"),
+    [
+        ("nvlink4", (3, 4), 0.5), ("nvlink4", (4, 5), 1.0), ("ndr400", (11, 3), 0.25),
+        ("ndr400", (), 1.0),
+    ],
+)  # fmt: skip
+def test_the_slowest_port_counts(wire: str, ranks: tuple[int, ...], expected: float) -> None:
+    slow = SlowParts(ports=(3,), nvlink_share=0.5, nic_share=0.25)
+
+    assert expected == dgx_cluster(GPUS["h100-sxm"], 16, slow=slow).port_share(wire, ranks)
+
+
+def test_a_cluster_is_called_after_its_slow_parts() -> None:
+    slow = SlowParts(gpus=(5, 6), clock_share=0.7, ports=(3,))
+
+    assert "16x h100-sxm (clock_share=0.7 of GPU 5, 6)" == (
+        dgx_cluster(GPUS["h100-sxm"], 16, slow=slow).name
+    )
+
+
+def test_only_ranks_below_full_speed_are_slow() -> None:
+    assert frozenset({5}) == SlowParts(gpus=(5,), hbm_share=0.9, ports=(3,)).ranks
