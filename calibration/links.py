@@ -34,12 +34,14 @@ class LinkTimings:
 
 
 def read_links(
-    path: Path, link: str = "nvlink4", mode: Literal["graph", "eager"] = "graph"
-) -> dict[str, LinkTimings]:
+    path: Path, link: str = "nvlink4", mode: Literal["graph", "eager"] = "graph", *,
+    everything: bool = False,
+) -> dict[str, LinkTimings]:  # fmt: skip
     """The timings of `python -m hw.links` by the names that a profile's transfers have.
 
     `link` names what joins the first two ranks. Payloads up to ONE_SHOT_MAX_BYTES of a one-shot
-    all-reduce take one shot, larger ones two, as in the engine. Raises FileFormatError.
+    all-reduce take one shot, larger ones two, as in the engine. `everything`: also what no profile
+    holds, by names in the same manner. Raises FileFormatError.
     """
     data = read_json(path)
     try:
@@ -48,6 +50,8 @@ def read_links(
         found: dict[str, tuple[dict[int, float], dict[int, float]]] = {}
         for record in records:
             name, use = _name(record, link), record["use"]
+            if everything and not name:
+                name = _other_name(record, link)
             if name and use in ("fit", "score"):
                 parts = found.setdefault(name, ({}, {}))
                 parts[use == "score"][int(record["payload_bytes"])] = float(record["median_s"])
@@ -82,6 +86,20 @@ def _name(record: Mapping[str, Any], link: str) -> str:
             return f"all_reduce.one_shot.{len(ranks)}"
         case "two_shot" if size > ONE_SHOT_MAX_BYTES:
             return f"all_reduce.one_shot.{len(ranks)}"
+        case _:
+            return ""
+
+
+def _other_name(record: Mapping[str, Any], link: str) -> str:
+    """What is measured beside a profile's transfers. A shot where the engine takes the other: none."""
+    ranks: list[int] = list(record["ranks"])
+    match record["op"]:
+        case "send" | "bidirectional" as op:
+            return f"{op}.{link}.{ranks[0]}-{ranks[1]}"
+        case "ring":
+            return f"ring.{link}.{len(ranks)}"
+        case "reduce_scatter":
+            return f"reduce_scatter.nccl.{len(ranks)}"
         case _:
             return ""
 

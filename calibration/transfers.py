@@ -37,6 +37,14 @@ ONE_SHOT_SOURCE = (
     "custom one-shot/two-shot all-reduce of SGLang in a CUDA graph on H100 SXM, as published by "
     "ai-dynamo/aiconfigurator at 095f58a (Apache-2.0); fitted here"
 )
+# Regimes of an NCCL that reduces in the GPUs alone: (latency_s, bytes_per_s) from SIMPLE_BYTES up.
+# Source: PHYSICS.md section 3, fitted to microsoft/vidur at 7d47513 (MIT), H100 DGX, from 1 MiB up;
+# its fit of two GPUs (20.9 us, 303 GB/s) is within 6 % of two H200s measured here from 2 MiB up.
+SIMPLE_BYTES = 2 * MIB
+WITHOUT_SWITCH = {4: (26.0e-6, 237e9), 8: (32.3e-6, 202e9)}
+SHORT_BYTES = 4 * KIB
+# Of a table moved to other groups. Source: PHYSICS.md, group of 4 from those of 2 and 8: 6 to 20 %.
+GUESSED_ERROR = 0.08
 INTERNODE_SOURCE = (
     "NCCL send/recv between two DGX H100 nodes over one NIC pair, eager, as published by "
     "microsoft/vidur at 7d47513 (MIT); fitted here"
@@ -118,6 +126,36 @@ def public_transfers(
         f"all_reduce.one_shot.{gpus}": fit_transfer(timings, ONE_SHOT_SOURCE, ONE_SHOT_BREAKS)
         for gpus, timings in one_shot.items()
     }
+
+
+def without_in_switch_reduction(
+    own: Mapping[str, TransferFit], public: Mapping[str, TransferFit]
+) -> dict[str, TransferFit]:
+    """Collectives of 4 and 8 GPUs as this engine would meet them with NVLink multicast off.
+
+    `own`: measured here on two GPUs, `public`: the public tables. What a short payload costs more
+    here than there on two GPUs (launches, flags), it is taken to cost more on 4 and 8. Large NCCL
+    all-reduces take WITHOUT_SWITCH. Those of two GPUs are `own`. A guess to be scored, no fit.
+    """
+    found = {name: fit for name, fit in own.items() if name.endswith(".2")}
+    for stem in sorted({name.removesuffix(".2") for name in found}):
+        more_s = own[f"{stem}.2"].seconds(SHORT_BYTES) - public[f"{stem}.2"].seconds(SHORT_BYTES)
+        for num_gpus, (latency_s, rate) in WITHOUT_SWITCH.items():
+            table = public[f"{stem}.{num_gpus}"]
+            regimes = [
+                Regime(from_bytes=one.from_bytes, bytes_per_s=one.bytes_per_s,
+                       latency_s=significant(one.latency_s + max(more_s, 0.0)))
+                for one in table.regimes
+            ]  # fmt: skip
+            if stem == "all_reduce.nccl":
+                regimes = [one for one in regimes if one.from_bytes < SIMPLE_BYTES]
+                simple = Regime(from_bytes=SIMPLE_BYTES, latency_s=latency_s, bytes_per_s=rate)
+                regimes.append(simple)
+            found[f"{stem}.{num_gpus}"] = TransferFit(
+                regimes=tuple(regimes), median_error=max(table.median_error, GUESSED_ERROR),
+                source=f"{table.source}; moved by {1e6 * more_s:+.1f} us, large ones without switch",
+            )  # fmt: skip
+    return found
 
 
 def write_transfers(transfers: Mapping[str, TransferFit], path: Path) -> None:

@@ -57,6 +57,7 @@ def measure_links(session: Session, request: Request) -> int | None:
     """Time everything on this rank; the first rank writes. The number of timings, only there.
 
     An early rank waits for the others, so the shortest time over a group's ranks is the transfer.
+    With `request.goes_on`, what the file holds of the same ranks is kept and not timed again.
     """
     check_ops(request.ops, request.modes, session.device)
     before = sample_clocks(session.device, "before")
@@ -65,7 +66,10 @@ def measure_links(session: Session, request: Request) -> int | None:
     wanted = series_of(request, session.world_size, pairs)
     report = _Report(request, session, pairs, len(wanted), before)
     links = Links(session.rank, session.device, max(request.every_size))
+    done = agree(session, "done", None, lambda _: report.done_before(wanted))
     for series in wanted:
+        if series in done:
+            continue
         if not agree(session, "go on", time.monotonic() < deadline, lambda said: said[0]):
             break
         found = _run_series(session, links, request, series)
@@ -169,6 +173,26 @@ class _Report:
             "num_ranks": session.world_size,
             "pairs": [asdict(pair) for pair in pairs],
         }
+
+    def done_before(self, wanted: Sequence[Series]) -> list[Series]:
+        """The series that the file holds already, where the request is to go on with it."""
+        earlier = self._earlier() if self._request.goes_on and self._writes else {}
+        if not earlier:
+            return []
+        self._timings, self._refused = list(earlier["timings"]), list(earlier["refused"])
+        held = {(one["op"], one["mode"], tuple(one["ranks"]))
+                for one in (*self._timings, *self._refused)}  # fmt: skip
+        found = [series for series in wanted if (series.op, series.mode, series.ranks) in held]
+        self._num_done = len(found)
+        return found
+
+    def _earlier(self) -> dict[str, Any]:
+        """What the file holds of the same ranks and links; nothing of others."""
+        out = self._request.out
+        found = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+        # As a file has it: tuples are lists there.
+        head = json.loads(json.dumps(self._head))
+        return found if all(found.get(key) == head[key] for key in head) else {}
 
     def add(self, series: Series, gathered: Sequence[dict[int, list[float]] | str | None]) -> None:
         """Take a series as all ranks saw it, and write the file."""

@@ -16,7 +16,9 @@ from hw.errors import NotAvailableError
 
 MESSAGES = ("send", "bidirectional")
 COLLECTIVES = ("all_reduce", "one_shot", "two_shot", "all_gather", "reduce_scatter")
-OPS = (*MESSAGES, *COLLECTIVES)
+# Every rank sends to the next and receives from the one before: all links at once.
+RING = "ring"
+OPS = (*MESSAGES, *COLLECTIVES, RING)
 PEER_MEMORY_OPS = ("one_shot", "two_shot")
 
 Issue = Callable[[int], None]
@@ -85,6 +87,8 @@ class Links:
             case "reduce_scatter":
                 part = output[: shard.numel()]
                 return _again(lambda: dist.reduce_scatter_tensor(part, whole, group=group))
+            case "ring":
+                return _again(self._neighbours(group, ranks, whole, output))
             case "one_shot":
                 memory, pool = self._peers[ranks]
                 return _again(lambda: memory.one_shot(pool[:count], output))
@@ -126,6 +130,21 @@ class Links:
         if self.rank == sender:
             return lambda: dist.isend(tensor, receiver, group=group)
         return lambda: dist.irecv(tensor, sender, group=group)
+
+    def _neighbours(
+        self, group: ProcessGroup, ranks: tuple[int, ...], sent: Tensor, arrived: Tensor
+    ) -> Callable[[], object]:
+        """Send to the next rank of the ring and receive from the one before, in one call."""
+        place, number = ranks.index(self.rank), len(ranks)
+        after, before = ranks[(place + 1) % number], ranks[place - 1]
+
+        def pass_on() -> None:
+            _wait_all(dist.batch_isend_irecv([
+                dist.P2POp(dist.isend, sent, after, group),
+                dist.P2POp(dist.irecv, arrived, before, group),
+            ]))  # fmt: skip
+
+        return pass_on
 
     def _side_by_side(self, ways: Sequence[Callable[[], object]]) -> Issue:
         """Each way's messages one after the other, the ways on lanes of their own."""

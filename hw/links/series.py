@@ -13,7 +13,7 @@ import torch
 
 from hw.errors import NotAvailableError
 from hw.host.affinity import gpu_pairs
-from hw.links.ops import MESSAGES
+from hw.links.ops import MESSAGES, RING
 
 Mode = Literal["graph", "eager"]
 MODES: tuple[Mode, ...] = ("graph", "eager")
@@ -28,7 +28,10 @@ UNITS = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": 2**30}
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to measure. `sizes_bytes` are fitted, `score_bytes` only score a fit."""
+    """What to measure. `sizes_bytes` are fitted, `score_bytes` only score a fit.
+
+    `goes_on`: what `out` holds of these ranks already is kept.
+    """
 
     out: Path
     device: Literal["cuda", "cpu"]
@@ -37,6 +40,7 @@ class Request:
     sizes_bytes: tuple[int, ...]
     score_bytes: tuple[int, ...]
     budget_s: float
+    goes_on: bool = False
 
     @property
     def every_size(self) -> list[int]:
@@ -67,22 +71,36 @@ class Pair:
 
 
 def series_of(request: Request, world_size: int, pairs: Sequence[Pair]) -> tuple[Series, ...]:
-    """What to time, most wanted first: the first mode, then a survey of all pairs, then the rest."""
+    """What to time, most wanted first: the first mode, then the other pairs, then the rest.
+
+    Of each class of pairs the first is timed in full; the farthest one sends at every payload, all
+    others at a few. Rings come last, in graphs last of all; of two ranks one would be `bidirectional`.
+    """
     first_of: dict[str, Pair] = {}
+    far_of: dict[str, Pair] = {}
     for pair in pairs:
         first_of.setdefault(pair.joined_by, pair)
+        far_of[pair.joined_by] = max(far_of.get(pair.joined_by, pair), pair, key=_apart)
     groups = [tuple(range(size)) for size in group_sizes(world_size)]
     messages = [op for op in request.ops if op in MESSAGES]
-    collectives = [op for op in request.ops if op not in MESSAGES]
+    collectives = [op for op in request.ops if op not in (*MESSAGES, RING)]
     places = [(op, pair.ranks) for pair in first_of.values() for op in messages]
     places += [(op, ranks) for ranks in groups for op in collectives]
+    rings = request.modes[::-1] if RING in request.ops and world_size > 2 else ()
     first, *rest = request.modes
-    surveyed = [pair.ranks for pair in pairs if pair is not first_of[pair.joined_by]]
+    others = [pair for pair in pairs if pair is not first_of[pair.joined_by]]
+    one_way = messages[:1]
     return (
         *(Series(op, first, ranks) for op, ranks in places),
-        *(Series(op, first, ranks, is_survey=True) for ranks in surveyed for op in messages),
+        *(Series(op, first, pair.ranks, is_survey=pair is not far_of[pair.joined_by])
+          for pair in others for op in one_way),
         *(Series(op, mode, ranks) for mode in rest for op, ranks in places),
-    )
+        *(Series(RING, mode, groups[-1]) for mode in rings),
+    )  # fmt: skip
+
+
+def _apart(pair: Pair) -> int:
+    return pair.ranks[1] - pair.ranks[0]
 
 
 def group_sizes(world_size: int) -> tuple[int, ...]:

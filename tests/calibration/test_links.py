@@ -58,6 +58,18 @@ def test_names_are_those_of_a_profile(tmp_path: Path) -> None:
     )
 
 
+def test_everything_measured_has_a_name_beside_those_of_a_profile(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, timing("send", KIB), timing("send", KIB, ranks=[0, 7]),
+        timing("bidirectional", KIB), timing("reduce_scatter", KIB, ranks=[0, 1, 2, 3]),
+        timing("ring", KIB, ranks=[0, 1, 2, 3]), timing("two_shot", KIB),
+    )  # fmt: skip
+
+    assert [
+        "bidirectional.own.0-1", "reduce_scatter.nccl.4", "ring.own.4", "send.own", "send.own.0-7",
+    ] == list(read_links(path, "own", everything=True))  # fmt: skip
+
+
 def test_a_one_shot_all_reduce_takes_two_shots_where_the_engine_does(tmp_path: Path) -> None:
     sizes = (128 * KIB, 256 * KIB, 512 * KIB)
     path = write(tmp_path, *(timing("one_shot", size, median_s=1.0) for size in sizes),

@@ -15,6 +15,7 @@ from calibration.transfers import (
     read_internode_table,
     read_nccl_table,
     read_transfers,
+    without_in_switch_reduction,
     write_transfers,
 )
 from sim.plan.errors import FileFormatError, SpecError
@@ -165,3 +166,28 @@ def test_regimes_miss_the_public_tables_by_less_than_six_percent() -> None:
     assert np.median(errors) < 0.06
     assert all(fit.median_error < 0.06 for name, fit in shipped.items() if "nccl" in name)
     assert np.median(internode) < 0.10
+
+
+def line(latency_s: float, rate: float = 100e9) -> TransferFit:
+    regime = Regime(from_bytes=0, latency_s=latency_s, bytes_per_s=rate)
+    return TransferFit(regimes=(regime,), source="made up")
+
+
+def test_short_collectives_of_more_gpus_cost_more_by_what_two_cost_more_here() -> None:
+    own = {"all_gather.nccl.2": line(9e-6), "send.nvlink4": line(1e-6)}
+    public = {
+        f"all_gather.nccl.{n}": line(latency) for n, latency in ((2, 6e-6), (4, 7e-6), (8, 8e-6))
+    }
+    found = without_in_switch_reduction(own, public)
+
+    assert ["all_gather.nccl.2", "all_gather.nccl.4", "all_gather.nccl.8"] == sorted(found)
+    assert own["all_gather.nccl.2"] == found["all_gather.nccl.2"]
+    assert (10e-6, 11e-6) == tuple(found[f"all_gather.nccl.{n}"].seconds(0) for n in (4, 8))
+
+
+def test_large_all_reduces_take_the_rates_of_rings() -> None:
+    tables = {f"all_reduce.nccl.{n}": line(6e-6) for n in (2, 4, 8)}
+    found = without_in_switch_reduction(tables, tables)
+
+    assert 32.3e-6 + 16 * MIB / 202e9 == found["all_reduce.nccl.8"].seconds(16 * MIB)
+    assert 6e-6 + MIB / 100e9 == found["all_reduce.nccl.8"].seconds(MIB)

@@ -53,16 +53,27 @@ def test_groups_are_powers_of_two_and_all_ranks(world_size: int, sizes: tuple[in
     assert sizes == group_sizes(world_size)
 
 
-def test_one_pair_of_a_class_is_timed_in_full_and_the_others_are_surveyed() -> None:
-    pairs = [Pair((0, 1), "a"), Pair((0, 2), "b"), Pair((1, 2), "a")]
+def test_the_first_and_the_farthest_pair_of_a_class_are_timed_in_full_and_others_surveyed() -> None:
+    pairs = [Pair((0, 1), "a"), Pair((0, 2), "b"), Pair((0, 3), "a"), Pair((1, 2), "a")]
     found = series_of(request(), 3, pairs)
 
     assert [
         Series("send", "graph", (0, 1)), Series("send", "graph", (0, 2)),
         Series("all_reduce", "graph", (0, 1)), Series("all_reduce", "graph", (0, 1, 2)),
-        Series("send", "graph", (1, 2), is_survey=True),
-    ] == list(found[:5])  # fmt: skip
-    assert ["eager"] * 4 == [series.mode for series in found[5:]]
+        Series("send", "graph", (0, 3)), Series("send", "graph", (1, 2), is_survey=True),
+    ] == list(found[:6])  # fmt: skip
+    assert ["eager"] * 4 == [series.mode for series in found[6:]]
+
+
+def test_the_ring_is_of_all_ranks_where_it_is_more_than_one_link() -> None:
+    asked = request(ops=("all_reduce", "ring"))
+    every = (0, 1, 2, 3)
+
+    assert (
+        Series("all_reduce", "eager", every), Series("ring", "eager", every),
+        Series("ring", "graph", every),
+    ) == series_of(asked, 4, [])[-3:]  # fmt: skip
+    assert {"all_reduce"} == {series.op for series in series_of(asked, 2, [])}
 
 
 def test_a_survey_takes_a_few_payloads() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from calibration.links import read_links
-from hw.links.__main__ import main
+from hw.links.__main__ import main, measure_links
+from hw.links.series import Request
+from hw.ranks.local import local_ranks
 
 
 def measure(folder: Path, *options: str) -> dict[str, Any]:
@@ -40,6 +43,31 @@ def test_a_spent_budget_leaves_a_readable_file(tmp_path: Path) -> None:
     data = measure(tmp_path, "--budget-s", "0")
 
     assert ([], 0, 5) == (data["timings"], data["num_series_done"], data["num_series"])
+
+
+def test_all_links_at_once_are_timed_around_a_ring(tmp_path: Path) -> None:
+    data = measure(tmp_path, "--ranks", "3", "--ops", "ring")
+
+    assert [[0, 1, 2]] * 3 == [timing["ranks"] for timing in data["timings"]]
+    assert all(timing["median_s"] > 0 for timing in data["timings"])
+
+
+def test_what_a_file_holds_is_not_timed_again_where_it_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "links.json"
+    asked = Request(
+        out=out, device="cpu", ops=("send", "all_reduce"), modes=("eager",), sizes_bytes=(512,),
+        score_bytes=(), budget_s=60.0, goes_on=True,
+    )  # fmt: skip
+    with local_ranks(2, "cpu") as ranks:
+        ranks.call(measure_links, replace(asked, ops=("send",)))
+        first = json.loads(out.read_text())["timings"]
+        ranks.call(measure_links, asked)
+    data = json.loads(out.read_text())
+
+    assert first == data["timings"][:1]
+    assert (["send", "all_reduce"], 2) == (
+        [timing["op"] for timing in data["timings"]], data["num_series_done"]
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
