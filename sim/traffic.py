@@ -6,17 +6,20 @@ the order and through the state that the simulator walks them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from sim.cost import forms
 from sim.cost.model import CostModel, Traffic
 from sim.machine.blocks import BlockCache, Walked, walk
 from sim.machine.cluster import SimulatedCluster
-from sim.machine.l2 import L2State
+from sim.machine.l2 import Entry, L2State
 from sim.machine.work import Work
+from sim.plan import ops
 from sim.plan.errors import ProfileMismatchError
-from sim.plan.program import repeated_steps
+from sim.plan.ops import BufferKey
+from sim.plan.program import Program, repeated_steps
 from sim.plan.scenario import Scenario, compile_run
 from sim.predict import cost_model
 from sim.profile import Profile
@@ -54,6 +57,53 @@ def walk_steady(scenario: Scenario, cost: CostModel) -> dict[str, Traffic]:
     return found
 
 
+class Moved(NamedTuple):
+    """What one op moved, and the bytes that its GPU's L2 held when it was over."""
+
+    traffic: Traffic
+    l2_bytes: int
+
+
+def walk_rank(machine: SimulatedCluster, rank: int) -> Iterator[dict[str, Moved]]:
+    """By op name, step by step: what the local ops of one simulated rank moved in its run.
+
+    The L2 starts empty, and messages and collectives pass through it, as in the simulation. Lines
+    that are set aside for persisting windows are not counted as held.
+    """
+    state = machine.l2_of(rank)
+    # A step that begins as another one did goes the same way: most steps of a stream do.
+    known: dict[tuple[object, ...], tuple[dict[str, Moved], list[Entry], set[BufferKey]]] = {}
+    for compiled in machine.run:
+        program, context = compiled.template[rank], compiled.step.context_tokens
+        begin = (id(program), context, tuple(state.entries), frozenset(state.kept))
+        if begin not in known:
+            found = _walk_step(machine, program, context, state)
+            known[begin] = (found, list(state.entries), set(state.kept))
+        found, entries, kept = known[begin]
+        state.entries, state.kept = list(entries), set(kept)
+        yield found
+
+
+def _walk_step(
+    machine: SimulatedCluster, program: Program, context_tokens: int, state: L2State
+) -> dict[str, Moved]:
+    is_alone = machine.alone >= 0
+    most_bytes = round(machine.cluster.gpu.l2_bytes * state.left)
+    found: dict[str, Moved] = {}
+    received: list[Work] = []
+    for work in machine.work_of(program):
+        if work.kind == "block":
+            _receive(received, state)
+            for traffic, name in _walk_block(work, state, context_tokens):
+                held = sum(size for _, size, _ in state.entries)
+                found[name] = Moved(traffic, min(held, most_bytes))
+        elif work.kind == "collective" and not is_alone:
+            part = work.parts[0]
+            state.traffic_of(work.op, part.layer, part.microbatch)
+        received = [*received, work] if work.kind == "recv" and not is_alone else []
+    return found
+
+
 def add_up(each: Iterable[Traffic]) -> Traffic:
     """Bytes of several ops together; what is no number of bytes is the last one's."""
     total = Traffic(0, 0, 0)
@@ -82,6 +132,21 @@ def read_traffic(working_set_bytes: int, profile: Profile, l2_bytes: int) -> Tra
     full, none = (profile.machine[name].value * l2_bytes for name in ("l2_full_hit", "l2_no_hit"))
     hit_bytes = round(forms.ramp(working_set_bytes, full, none) * working_set_bytes)
     return Traffic(working_set_bytes - hit_bytes, hit_bytes, 0)
+
+
+def _receive(received: Iterable[Work], state: L2State) -> None:
+    """A block finds in the L2 what arrived right before it."""
+    for one in received:
+        op, part = one.op, one.parts[0]
+        assert isinstance(op, ops.Recv)
+        state.receive(op.buffer, part.layer, part.microbatch)
+
+
+def _walk_block(one: Work, state: L2State, context_tokens: int) -> Iterator[tuple[Traffic, str]]:
+    """Op by op, so that the state can be looked at between two."""
+    for part in one.parts:
+        for op in part.segment.at(context_tokens).ops:
+            yield state.traffic_of(op, part.layer, part.microbatch), part.name_of(op)
 
 
 def _one_repeat(steps: Sequence[Sequence[Work]], state: L2State) -> dict[str, Traffic]:

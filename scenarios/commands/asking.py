@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from scenarios.commands.options import (
+    MAX_SLICES,
     JsonOption,
     LaunchName,
     ModelName,
@@ -15,6 +16,8 @@ from scenarios.commands.options import (
     ProfileOption,
     ScenarioArgument,
     SetOption,
+    SlicesOption,
+    TimelineOption,
 )
 from scenarios.commands.shared import note, note_changes, print_json, profile_or_none
 
@@ -25,9 +28,8 @@ def paper(
     phase: Annotated[PhaseName, typer.Option(help="Decode, or prefill.")] = PhaseName.DECODE,
     launch: Annotated[LaunchName, typer.Option(help="CUDA graph, or eager.")] = LaunchName.GRAPH,
     as_json: JsonOption = False,
-    trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a timeline for Perfetto.")
-    ] = None,
+    trace: TimelineOption = None,
+    trace_slices: SlicesOption = MAX_SLICES,
     changes: SetOption = None,
     profile: ProfileOption = None,
 ) -> None:  # fmt: skip
@@ -48,7 +50,7 @@ def paper(
     if trace is not None:
         from scenarios.predict.timeline import write_paper_timeline
 
-        note(write_paper_timeline(report, trace))
+        note(write_paper_timeline(report, trace, trace_slices))
     if as_json:
         from scenarios.paper.as_data import report_as_data
 
@@ -71,6 +73,8 @@ def predict(
     commit_to: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a prediction ahead of a run.")
     ] = None,
+    trace: TimelineOption = None,
+    trace_slices: SlicesOption = MAX_SLICES,
 ) -> None:
     """Predict a scenario: rates, times, memory, bottlenecks.
 
@@ -94,6 +98,10 @@ def predict(
     beliefs = predict_all(asked, constants)
     generated = generate_all(asked, beliefs, constants, tokens) if tokens else {}
     note_changes(changes)
+    if trace is not None:
+        from scenarios.predict.timeline import write_predicted_timeline
+
+        note(write_predicted_timeline(beliefs.best, trace, trace_slices))
     if as_json:
         runs = {belief: generation_as_data(run) for belief, run in generated.items()}
         data = predicted_as_data(asked, beliefs, constants)
@@ -159,8 +167,10 @@ def rank(
     Example: layerwise rank --model config.json --gpus 16 --tpot-below 20ms
     """
     from scenarios.rank.inputs import RankInputs, resolve, tpot_s_of
-    from scenarios.rank.ranking import available_workers
+    from scenarios.rank.progress import showing_progress
     from scenarios.rank.ranking import rank as rank_placements
+    from scenarios.rank.workers import available_workers
+    from scenarios.tables import console
 
     asked = resolve(RankInputs(
         model=model, num_gpus=gpus, gpu=gpu, gpus_per_node=gpus_per_node, batch_size=batch,
@@ -171,10 +181,13 @@ def rank(
         from scenarios.rank.plot import check_plot_path
 
         check_plot_path(plot)
-    ranking = rank_placements(
-        asked.model, asked.cluster, asked.workload, profile_or_none(profile, asked.cluster.gpu.name),
-        run=asked.run, tpot_below_s=limit_s, fits_only=fits_only, workers=available_workers(),
-    )  # fmt: skip
+    constants = profile_or_none(profile, asked.cluster.gpu.name)
+    with showing_progress(console(stderr=True)) as progress:
+        ranking = rank_placements(
+            asked.model, asked.cluster, asked.workload, constants, run=asked.run,
+            tpot_below_s=limit_s, fits_only=fits_only, workers=available_workers(),
+            progress=progress,
+        )  # fmt: skip
     note_changes(changes)
     if plot is not None:
         from scenarios.rank.plot import write_plot
@@ -186,7 +199,6 @@ def rank(
         print_json(ranking_as_data(ranking))
         return
     from scenarios.rank.tables import print_ranking
-    from scenarios.tables import console
 
     print_ranking(ranking, console(), everything=everything)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from scenarios.commands.options import JsonOption, ProfileOption, parse_seconds
-from scenarios.commands.shared import needed_profile, note, print_json
+from scenarios.commands.shared import check_gpu, needed_profile, note, print_json
 
 
 def calibrate(
@@ -53,6 +53,7 @@ def calibrate(
     from scenarios.calibrate.calibrating import calibrate as run
     from scenarios.tables import console
 
+    check_gpu(gpu, "a .toml file is predicted from its datasheet, without a profile")
     asked = Asked(
         collect=collect, fit=fit, anchor=anchor, scenario=scenario, out=out, what=tuple(what or ()),
         budget_s=budget_s, gpu=gpu, name=name, profile=profile,
@@ -75,7 +76,9 @@ def accuracy(
         Path | None, typer.Option(metavar="FILE", help="Write predictions ahead of a run.")
     ] = None,
     as_json: JsonOption = False,
-    gpu: Annotated[str, typer.Option(help="The GPU that was measured.")] = "h100-sxm",
+    gpu: Annotated[
+        str, typer.Option(help="The GPU that was measured; the profile's, or h100-sxm.")
+    ] = "",
     ledger: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Hold each point to its tolerance there, not to bars."),
@@ -92,7 +95,12 @@ def accuracy(
 
     Example: layerwise accuracy --gpu h200 --json
     """
-    constants = needed_profile(profile, gpu)
+    check_gpu(gpu, "give its profile, --profile FILE")
+    constants = needed_profile(profile, gpu or "h100-sxm")
+    if gpu and constants.gpu != gpu:
+        from sim.plan.errors import SpecError
+
+        raise SpecError("--gpu", gpu, f"is not the profile's, {constants.gpu}", "leave one out")
     if commit_to is not None:
         from calibration.selection import SCORED_SIZES_BYTES
         from scenarios.accuracy.predictions import commit_unseen

@@ -9,16 +9,26 @@ from typing import Annotated
 import typer
 
 from scenarios.commands.options import (
+    MAX_SLICES,
     DeviceName,
     JsonOption,
     LevelName,
     ProfileOption,
     Purpose,
     ScenarioArgument,
+    SetOption,
+    SlicesOption,
+    TimelineOption,
     TimingName,
     parse_seconds,
 )
-from scenarios.commands.shared import needed_profile, note, print_json, profile_or_none
+from scenarios.commands.shared import (
+    needed_profile,
+    note,
+    note_changes,
+    print_json,
+    profile_or_none,
+)
 
 
 def doctor(
@@ -77,6 +87,7 @@ def measure(
     untraced: Annotated[
         Path | None, typer.Option(metavar="TRACE", help="Step times for an import: the same work.")
     ] = None,
+    changes: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Run a scenario for real, on GPUs or on the CPU, and write its trace. Needs torch.
@@ -91,8 +102,12 @@ def measure(
         require_torch,
     )
     from sim.plan.files import load_scenario
+    from sim.plan.overrides import parse_settings, with_values
 
     asked = load_scenario(scenario)
+    if changes:
+        asked = with_values(asked, parse_settings(changes))
+        note_changes(changes)
     constants = profile_or_none(None, asked.cluster.gpu.name)
     if constants and device is DeviceName.CUDA:
         asked = asked.with_kernels(constants.kernels)
@@ -136,6 +151,8 @@ def compare(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the ops (.png, .svg); matplotlib.")
     ] = None,
+    trace: TimelineOption = None,
+    trace_slices: SlicesOption = MAX_SLICES,
     profile: ProfileOption = None,
 ) -> None:
     """Predicted beside measured, op by op; exit code 1 when a stage is off by more than 6 %.
@@ -153,6 +170,11 @@ def compare(
         note(write_plot(compared, plot))
     if csv is not None:
         note(write_csv(compared, csv))
+    if trace is not None:
+        from scenarios.predict.timeline import write_compared_timeline
+
+        runs = [(each.comparison.trace, each.profile) for each in compared]
+        note(write_compared_timeline(runs, trace, trace_slices))
     if as_json:
         print_json(comparisons_as_data(compared))
     else:

@@ -81,3 +81,15 @@ SetOption = Annotated[
     ),
 ]
 ScenarioArgument = Annotated[Path, typer.Argument(metavar="SCENARIO.toml")]
+TimelineOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace", metavar="FILE", help="Write a timeline for ui.perfetto.dev (.json.gz)."
+    ),
+]
+SlicesOption = Annotated[
+    int,
+    typer.Option("--trace-slices", metavar="N", help="Most slices it has; whole steps are kept."),
+]
+# As `sim.timeline.chosen.MAX_SLICES`, which a command imports only when it draws.
+MAX_SLICES = 300_000

@@ -15,24 +15,46 @@ if TYPE_CHECKING:
 def profile_or_none(path: Path | None, gpu: str) -> Profile | None:
     """The given profile, the shipped one for this GPU, or none when none is shipped."""
     from calibration.data import profile_path
+    from sim.plan.errors import SpecError
     from sim.profile import load_profile
 
+    if path and not path.exists():
+        raise SpecError("--profile", str(path), "is no file", "give the path of one; those of "
+                        f"{' and '.join(shipped_profiles())} are taken without it")  # fmt: skip
     chosen = path or profile_path(gpu)
     return load_profile(chosen) if path or chosen.exists() else None
 
 
 def needed_profile(path: Path | None, gpu: str) -> Profile:
     """The given profile or the shipped one; raises FileFormatError where there is neither."""
-    from calibration.data import profile_path
     from sim.plan.errors import FileFormatError
 
     found = profile_or_none(path, gpu)
     if found is None:
         raise FileFormatError(
-            f"{profile_path(gpu)}: there is no calibration profile for {gpu}; "
-            "give one with --profile FILE"
+            f"there is no calibration profile for {gpu}, only for "
+            f"{' and '.join(shipped_profiles())}; give one with --profile FILE, as `layerwise "
+            "calibrate` writes it"
         )
     return found
+
+
+def shipped_profiles() -> list[str]:
+    """The GPUs that have one, by name."""
+    from calibration.data import profile_path
+    from sim.plan.hardware import GPUS
+
+    return [name for name in GPUS if profile_path(name).exists()]
+
+
+def check_gpu(name: str, own: str) -> None:
+    """Raise SpecError for a GPU that is not known; "" names none. `own`: what to do for one's own."""
+    from sim.plan.errors import SpecError
+    from sim.plan.hardware import GPUS
+    from sim.plan.overrides import nearest
+
+    if name and name not in GPUS:
+        raise SpecError("--gpu", name, "is not known", f"{nearest(name, GPUS)} (one's own: {own})")
 
 
 def print_json(data: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from sim.plan.model import ModelSpec
 from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run
 from sim.plan.workload import Workload
 from sim.simulate import PS, simulate_scenario
-from sim.traffic import add_up, read_traffic, traffic_of, walk_steady
+from sim.traffic import add_up, read_traffic, traffic_of, walk_rank, walk_steady
 from tests.synthetic import synthetic_profile
 
 L2_BYTES = GPUS["h100-sxm"].l2_bytes
@@ -68,6 +68,36 @@ def test_priced_it_is_the_step_that_is_simulated(scenario: Scenario) -> None:
         assert not isinstance(op, (ops.Send, ops.Recv, ops.AllReduce, ops.AllGather))
         kernel_ps = seconds_to_ps(cost.local(op, moved).kernel_s)
         assert kernel_ps == round(rows[name].duration_s / PS)
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [replace(STAGE, run=RunSpec(num_steps=4)), replace(SHARD, run=RunSpec(num_steps=4)),
+     replace(STAGE, run=RunSpec(num_steps=4, context_growth_tokens=1)), STAGE],
+    ids=["a pipeline", "tensor-parallel", "a growing context", "a rank alone"],
+)  # fmt: skip
+@pytest.mark.parametrize("folded", [True, False])
+def test_a_whole_run_is_walked_as_it_was_simulated(scenario: Scenario, folded: bool) -> None:
+    cost, run = Calibrated(scenario.cluster, synthetic_profile()), compile_run(scenario)
+    simulation = simulate_scenario(scenario, run, cost, folded=folded)
+    for rank in simulation.ranks:
+        for step, moved in enumerate(walk_rank(simulation.machine, rank)):
+            rows = {row.op: row for row in simulation.rows_of(rank, step)}
+            for placed in run[step].programs[rank]:
+                op = placed.op
+                if isinstance(op, (ops.Send, ops.Recv, ops.AllReduce, ops.AllGather)):
+                    continue
+                kernel_s = cost.local(op, moved[placed.name].traffic).kernel_s
+                assert seconds_to_ps(kernel_s) == round(rows[placed.name].duration_s / PS)
+
+
+def test_a_walk_holds_no_more_than_the_l2_has() -> None:
+    simulation = simulate_scenario(
+        STAGE, compile_run(STAGE), Calibrated(STAGE.cluster, synthetic_profile())
+    )
+    held = [m.l2_bytes for step in walk_rank(simulation.machine, 2) for m in step.values()]
+    assert sorted(held[:5]) == held[:5]
+    assert L2_BYTES * 0.5 < max(held) <= L2_BYTES
 
 
 def test_reads_that_hit_and_miss_are_what_the_ops_read() -> None:

@@ -1,73 +1,153 @@
-"""The timeline: it parses, arrows join sends with their receives, slices do not overlap."""
+"""`--trace`: what each command draws, and what it says about it."""
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sim.plan.scenario import compile_run, paper_scenario
-from sim.predict import cost_model
-from sim.simulate import simulate
-from sim.trace_export import Timeline, export, message_pairs
+from scenarios.commands import options
+from scenarios.predict.timeline import sides_of, write_compared_timeline
+from sim.plan.errors import SpecError
+from sim.profile import Profile, write_profile
+from sim.timeline.chosen import MAX_SLICES
+from sim.trace import Trace, write_trace
+from tests.scenarios.conftest import Run, fake_trace
+from tests.sim.timeline.viewer import Viewed, view
+
+SCENARIO = """
+[model]
+preset = "paper-16"
+[cluster]
+num_gpus = 8
+[placement]
+strategy = "tensor-pipeline"
+tensor_parallel = 4
+pipeline_parallel = 2
+[workload]
+num_microbatches = 2
+"""
 
 
 @pytest.fixture(scope="module")
-def events(tmp_path_factory: pytest.TempPathFactory, profile_file: Path) -> list[dict[str, Any]]:
+def paper(tmp_path_factory: pytest.TempPathFactory, profile_file: Path) -> Viewed:
     from scenarios.command_line import main
 
     path = tmp_path_factory.mktemp("timeline") / "paper.json.gz"
     with pytest.raises(SystemExit) as end:
         main(["paper", "--json", "--profile", str(profile_file), "--trace", str(path)])
     assert end.value.code == 0
-    return json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    return view(path)
 
 
-def test_both_placements_have_processes_of_their_own(events: list[dict[str, Any]]) -> None:
-    names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
-    assert len(names) == len(set(names)) == 32
-    assert "layer-wise, rank 15" in names
-    assert "TP=8 x PP=2, rank 0" in names
+def test_both_placements_have_processes_of_their_own(paper: Viewed) -> None:
+    expected = [
+        f"{name}, rank {rank} predicted" for name in ("TP=8 x PP=2", "layer-wise")
+        for rank in range(16)
+    ]  # fmt: skip
+    assert expected == paper.processes
 
 
-def test_slices_of_a_thread_do_not_overlap(events: list[dict[str, Any]]) -> None:
-    threads: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
-    for event in events:
-        if event["ph"] == "X":
-            assert event["dur"] >= 0
-            threads[event["pid"], event["tid"]].append((event["ts"], event["dur"]))
-    for slices in threads.values():
-        slices.sort()
-        for (start, length), (following, _) in zip(slices, slices[1:], strict=False):
-            assert start + length <= following + 1e-5
+def test_fill_and_two_steps_of_the_stream_are_drawn(paper: Viewed) -> None:
+    drawn = paper.slices["layer-wise, rank 15 predicted", "compute"]
+    assert {0, 1, 2} == {event["args"]["step"] for event in drawn}
 
 
-def test_every_arrow_starts_at_a_send_and_ends_at_a_receive(events: list[dict[str, Any]]) -> None:
-    starts = {e["id"]: e for e in events if e["ph"] == "s"}
-    ends = {e["id"]: e for e in events if e["ph"] == "f"}
-    assert starts.keys() == ends.keys()
-    assert starts
-    assert {e["tid"] for e in starts.values()} == {1}
-    assert {e["tid"] for e in ends.values()} == {2}
-    assert all(starts[i]["ts"] <= ends[i]["ts"] for i in starts)
+def test_messages_of_both_placements_have_arrows(paper: Viewed) -> None:
+    tails = {start["process"].partition(",")[0] for start, _ in paper.arrows}
+    assert {"TP=8 x PP=2", "layer-wise"} == tails
 
 
-def test_tokens_go_to_the_next_step() -> None:
-    run = compile_run(paper_scenario("layer-wise").with_microbatches(2))
-    pairs = message_pairs(run)
-    assert pairs[0, 15, "P15.token.send@m1"] == (1, 0, "P0.token.recv@m1")
-    assert pairs[2, 3, "P3.act.send@m0"] == (2, 4, "P4.act.recv@m0")
+def test_predict_draws_every_rank(layerwise: Run, tmp_path: Path, profile_file: Path) -> None:
+    scenario, path = tmp_path / "s.toml", tmp_path / "t.json.gz"
+    scenario.write_text(SCENARIO)
+    ran = layerwise("predict", scenario, "--json", "--profile", profile_file, "--trace", path)
+    viewed = view(path)
+    assert 0 == ran.code
+    assert [f"rank {rank} predicted" for rank in range(8)] == viewed.processes
+    assert f"{path}: {viewed.other['num_slices']:,} slices" in ran.err
 
 
-def test_what_is_left_out_is_said() -> None:
-    scenario = paper_scenario("layer-wise").with_microbatches(2)
-    run = compile_run(scenario)
-    rows = simulate(run, cost_model(scenario.cluster, None), scenario.cluster).rows
-    exported = export([Timeline(name="x", rows=rows, messages={})], max_slices=100)
-    assert exported.num_slices == 100
-    assert exported.num_left_out == len(rows) - 100
-    assert exported.data["otherData"]["num_slices_left_out"] == len(rows) - 100
+def test_what_is_left_out_is_said(layerwise: Run, tmp_path: Path, profile_file: Path) -> None:
+    scenario, path = tmp_path / "s.toml", tmp_path / "t.json.gz"
+    scenario.write_text(SCENARIO)
+    ran = layerwise(
+        "predict", scenario, "--json", "--profile", profile_file, "--trace", path,
+        "--trace-slices", 3000,
+    )  # fmt: skip
+    (left_out,) = view(path).other["left_out"]
+    assert left_out.startswith("predicted: steps ")
+    assert f"left out to stay under 3,000 slices: {left_out} (--trace-slices N" in ran.err
+
+
+def test_too_few_slices_are_bad_input(layerwise: Run, tmp_path: Path, profile_file: Path) -> None:
+    scenario, path = tmp_path / "s.toml", tmp_path / "t.json.gz"
+    scenario.write_text(SCENARIO)
+    ran = layerwise(
+        "predict", scenario, "--profile", profile_file, "--trace", path, "--trace-slices", 3
+    )
+    assert 2 == ran.code
+    assert "trace_slices=3 is fewer than the" in ran.err
+    assert not path.exists()
+
+
+def compared(layerwise: Run, folder: Path, trace: Trace, profile: Profile) -> tuple[Viewed, str]:
+    write_trace(trace, folder / "measured.jsonl")
+    write_profile(profile, folder / "profile.json")
+    ran = layerwise(
+        "compare", "--measured", folder / "measured.jsonl", "--profile", folder / "profile.json",
+        "--json", "--trace", folder / "t.json.gz",
+    )  # fmt: skip
+    return view(folder / "t.json.gz"), ran.err
+
+
+def test_compare_draws_the_measured_rank_below_the_predicted_one(
+    layerwise: Run, tmp_path: Path, profile: Profile
+) -> None:
+    viewed, said = compared(layerwise, tmp_path, fake_trace(profile), profile)
+    assert ["rank 5 predicted", "rank 5 measured"] == viewed.processes
+    assert "each measured step is laid where its rank begins the predicted one" in said
+
+
+def test_measured_step_lies_below_its_prediction(
+    layerwise: Run, tmp_path: Path, profile: Profile
+) -> None:
+    trace = fake_trace(profile, slower=1.0)
+    viewed, _ = compared(layerwise, tmp_path, trace, profile)
+    (step,) = {row.step for row in trace.rows}
+    predicted, own = (
+        [e for e in viewed.slices[f"rank 5 {side}", "compute"] if e["args"]["step"] == step]
+        for side in ("predicted", "measured")
+    )
+    assert [e["name"] for e in predicted] == [e["name"] for e in own]
+    # A trace keeps tenths of nanoseconds.
+    assert [e["ts"] for e in predicted] == pytest.approx([e["ts"] for e in own], abs=1.01)
+
+
+def test_repeat_of_median_length_is_drawn(profile: Profile) -> None:
+    trace = fake_trace(profile)
+    longer = {0: 5.0, 1: 1.0, 2: 3.0, 3: 2.0, 4: 4.0}
+    rows = tuple(replace(row, end_s=row.end_s * longer[row.repeat]) for row in trace.rows)
+    _, own = sides_of(replace(trace, rows=rows), profile)
+    assert {2} == {row.repeat for row in own.rows}
+    assert "repeat 3 of 5" in own.notes[0]
+
+
+def test_trace_without_rows_has_nothing_to_draw(tmp_path: Path, profile: Profile) -> None:
+    trace = replace(fake_trace(profile), rows=())
+    with pytest.raises(SpecError, match="has no measured op to draw; measure with --timing cupti"):
+        write_compared_timeline([(trace, profile)], tmp_path / "t.json")
+
+
+def test_several_runs_are_told_apart_by_name(tmp_path: Path, profile: Profile) -> None:
+    trace = fake_trace(profile)
+    runs = [(replace(trace, name=name), profile) for name in ("one", "two")]
+    said = write_compared_timeline(runs, tmp_path / "t.json")
+    assert 1 == said.count("every rank has a clock of its own")
+    expected = [f"{n}, rank 5 {s}" for n in ("one", "two") for s in ("predicted", "measured")]
+    assert expected == view(tmp_path / "t.json").processes
+
+
+def test_commands_and_simulator_agree_on_the_bound() -> None:
+    assert MAX_SLICES == options.MAX_SLICES
