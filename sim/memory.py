@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -10,13 +11,18 @@ from typing import Literal
 from sim.plan.compile import KernelChoice, compile_step
 from sim.plan.errors import SpecError
 from sim.plan.model import DTYPE_BYTES
-from sim.plan.ops import Buffer, BufferKey
+from sim.plan.ops import Buffer, BufferKey, BufferKind
 from sim.plan.placement import Placement
 from sim.plan.program import Program, Segment, StepPrograms
 from sim.plan.scenario import Scenario, place, steps_of
 from sim.plan.workload import Step
 
 MIB = 2**20
+# Of a KV cache's shape, see `LayerBuilder.kv`.
+KV_CAPACITY_AXIS = 3
+
+Held = list[tuple[BufferKind, int]]
+"""Kind and bytes of every tensor that programs touch; of a KV cache, bytes per token it has room for."""
 WorkloadKey = Literal["workload.batch_size", "workload.context_tokens"]
 
 # Bytes over capacity are nearly a straight line in what grows, so that a few guesses by
@@ -55,11 +61,19 @@ class MemoryBudget:
 
 
 def memory_budgets(
-    run: Sequence[StepPrograms], capacity_bytes: int, reserved_bytes: int = 0
+    run: Sequence[StepPrograms],
+    capacity_bytes: int,
+    reserved_bytes: int = 0,
+    known: dict[tuple[int, ...], Held] | None = None,
 ) -> tuple[MemoryBudget, ...]:
-    """The budget of each rank over all steps of a run: every buffer of its programs, once."""
+    """The budget of each rank over all steps of a run: every buffer of its programs, once.
+
+    `known`: what programs hold, by their identities, for as long as somebody keeps them alive.
+    """
+    known = {} if known is None else known
     by_step = {compiled.step: compiled for compiled in run}
     telling = [by_step[step] for step in _telling_steps(by_step)]
+    kv_capacity_tokens = max(step.kv_capacity_tokens for step in by_step)
     seen: dict[tuple[int, bool, bool], MemoryBudget] = {}
     budgets: list[MemoryBudget] = []
     for stages in run[0].placement.replicas:
@@ -68,9 +82,16 @@ def memory_budgets(
             # one, name all.
             key = (stage.num_layers, stage is stages[0], stage is stages[-1])
             if key not in seen:
-                # A template's contexts are another's, its buffers are the same.
+                # A template's contexts are another's, its buffers are the same but for their caches.
                 programs = [compiled.template[len(budgets)] for compiled in telling]
-                seen[key] = _budget(programs, capacity_bytes, reserved_bytes)
+                same = tuple(map(id, programs))
+                if same not in known:
+                    known[same] = _held(programs)
+                sizes: Held = [
+                    (kind, size * (kv_capacity_tokens if kind == "kv" else 1))
+                    for kind, size in known[same]
+                ]
+                seen[key] = _budget(len(budgets), sizes, capacity_bytes, reserved_bytes)
             budgets += [replace(seen[key], rank=rank) for rank in stage.ranks]
     return tuple(budgets)
 
@@ -112,25 +133,31 @@ def _keys(buffer: Buffer, places: list[tuple[int, int]]) -> set[BufferKey]:
     return {buffer.key(-1, microbatch) for microbatch in {batch for _, batch in places}}
 
 
-def _budget(programs: list[Program], capacity_bytes: int, reserved_bytes: int) -> MemoryBudget:
-    held: dict[BufferKey, Buffer] = {}
+def _held(programs: list[Program]) -> Held:
+    held: dict[BufferKey, tuple[BufferKind, int]] = {}
     for segment, places in _places(programs).items():
         for buffer in segment.touched:
             one = places if buffer.per_layer or buffer.per_microbatch else places[:1]
+            tokens = buffer.shape[KV_CAPACITY_AXIS] if buffer.kind == "kv" else 1
+            size = buffer.num_bytes // tokens
             for key in _keys(buffer, one):
                 # Steps and microbatches of unlike sizes share scratch: the largest one counts.
-                held[key] = max(held.get(key, buffer), buffer, key=lambda b: b.num_bytes)
+                if key not in held or held[key][1] < size:
+                    held[key] = (buffer.kind, size)
+    return list(held.values())
 
-    def total(*kinds: str) -> int:
-        return sum(buffer.num_bytes for buffer in held.values() if buffer.kind in kinds)
 
+def _budget(rank: int, sizes: Held, capacity_bytes: int, reserved_bytes: int) -> MemoryBudget:
+    of_kind: Counter[BufferKind] = Counter()
+    for kind, size in sizes:
+        of_kind[kind] += size
     return MemoryBudget(
-        rank=programs[0].rank,
-        weight_bytes=total("weight"),
-        kv_bytes=total("kv"),
-        activation_bytes=total("activation"),
-        communication_bytes=total("communication", "tokens"),
-        slack_bytes=slack_bytes_of(buffer.num_bytes for buffer in held.values()),
+        rank=rank,
+        weight_bytes=of_kind["weight"],
+        kv_bytes=of_kind["kv"],
+        activation_bytes=of_kind["activation"],
+        communication_bytes=of_kind["communication"] + of_kind["tokens"],
+        slack_bytes=slack_bytes_of(size for _, size in sizes),
         reserved_bytes=reserved_bytes,
         capacity_bytes=capacity_bytes,
     )

@@ -9,15 +9,14 @@ from typing import assert_never
 
 from sim.cost.model import Belief, Calibrated, CostModel, SpeedOfLight
 from sim.cost.uncalibrated import RESERVED_BYTES, published_profile
-from sim.machine.blocks import BlockCache
 from sim.memory import MemoryBudget, memory_budgets
-from sim.plan.compile import SegmentBook
 from sim.plan.errors import ProfileMismatchError
 from sim.plan.hardware import ClusterSpec
 from sim.plan.program import StepPrograms
-from sim.plan.scenario import Scenario, compile_run, place
+from sim.plan.scenario import Scenario, place
 from sim.plan.workload import Phase
 from sim.profile import Profile
+from sim.shared import Shared
 from sim.simulate import PS, Simulation, simulate_scenario
 from sim.uncertainty import Interval, Uncertainty, uncertainty_of
 
@@ -132,14 +131,19 @@ def predict(
     return predict_with(scenario, cost, reserved_bytes(cost.belief, profile))
 
 
-def predict_with(scenario: Scenario, cost: CostModel, reserved_bytes: int = 0) -> Prediction:
+def predict_with(
+    scenario: Scenario, cost: CostModel, reserved_bytes: int = 0, shared: Shared | None = None
+) -> Prediction:
     """Predict under a cost model at hand: of many scenarios on one cluster, each op is priced once.
+
+    With what they have `shared` so far, each is also compiled and walked once; the answer is equal.
 
     The scenario's kernels, and memory that is not the program's own, are the caller's to give.
     """
+    shared = shared or Shared(cost)
     if scenario.workload.num_microbatches:
-        return _predict(scenario, cost, reserved_bytes)
-    return _search(scenario, cost, reserved_bytes)
+        return _predict(scenario, shared, reserved_bytes)
+    return _search(scenario, shared, reserved_bytes)
 
 
 def reserved_bytes(belief: Belief, profile: Profile | None) -> int:
@@ -149,7 +153,7 @@ def reserved_bytes(belief: Belief, profile: Profile | None) -> int:
     return profile.reserved_bytes if profile and belief == "calibrated" else 0
 
 
-def _search(scenario: Scenario, cost: CostModel, reserved: int) -> Prediction:
+def _search(scenario: Scenario, shared: Shared, reserved: int) -> Prediction:
     """Climb in powers of two from one microbatch a stage, both ways, to the best throughput.
 
     Placements that fit in memory come first whatever their speed. In decode no other number is
@@ -163,7 +167,7 @@ def _search(scenario: Scenario, cost: CostModel, reserved: int) -> Prediction:
 
     def rank_of(number: int) -> tuple[bool, float]:
         if number not in tried:
-            tried[number] = _predict(scenario.with_microbatches(number), cost, reserved)
+            tried[number] = _predict(scenario.with_microbatches(number), shared, reserved)
         return tried[number].fits, tried[number].tokens_per_s
 
     best = min(placement.num_stages, limit)
@@ -183,24 +187,24 @@ def _is_full(prediction: Prediction) -> bool:
     return prediction.phase == "decode" and prediction.bubble < SMALL_BUBBLE
 
 
-def _predict(scenario: Scenario, cost: CostModel, reserved: int) -> Prediction:
+def _predict(scenario: Scenario, shared: Shared, reserved: int) -> Prediction:
     """Simulate, decode until its steps are steady; longer runs share what shorter ones made."""
-    book, blocks = SegmentBook(), BlockCache(cost)
+    cost, blocks = shared.cost, shared.blocks
     everyone = replace(scenario, run=replace(scenario.run, only_rank=-1))
-    run = compile_run(everyone, book)
+    run = shared.compile(everyone)
     simulation = simulate_scenario(everyone, run, cost, blocks=blocks)
     while scenario.workload.phase == "decode" and not simulation.is_steady and len(run) < MAX_STEPS:
         longer = replace(everyone, run=replace(everyone.run, num_steps=2 * len(run)))
-        run = compile_run(longer, book)
+        run = shared.compile(longer)
         simulation = simulate_scenario(longer, run, cost, blocks=blocks)
-    return _prediction(scenario, run, simulation, cost, reserved)
+    return _prediction(scenario, run, simulation, shared, reserved)
 
 
 def _prediction(
     scenario: Scenario,
     run: list[StepPrograms],
     simulation: Simulation,
-    cost: CostModel,
+    shared: Shared,
     reserved: int,
 ) -> Prediction:
     decoding = scenario.workload.phase == "decode"
@@ -229,7 +233,7 @@ def _prediction(
             for wire, size in account.wire_bytes.items():
                 wires[wire] = wires.get(wire, 0) + size * alike[rank]
     return Prediction(
-        belief=cost.belief,
+        belief=shared.cost.belief,
         placement=placement.name,
         phase=scenario.workload.phase,
         num_stages=placement.num_stages,
@@ -240,7 +244,7 @@ def _prediction(
         bubble=max(0.0, 1.0 - sum(share.values())),
         share=share,
         wire_bytes=wires,
-        memory=memory_budgets(run, scenario.cluster.gpu.hbm_bytes, reserved),
+        memory=memory_budgets(run, scenario.cluster.gpu.hbm_bytes, reserved, shared.held),
         busy_share_by_rank=tuple(sum(busy[r].values()) / step_s for r in simulation.ranks),
         is_steady=simulation.is_steady or not decoding,
         num_extrapolated_ops=sum(

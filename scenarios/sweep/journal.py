@@ -56,8 +56,7 @@ def open_journal(out: Path, header: Row) -> Generator[Journal]:
     _check_format(out)
     path = journal_path(out)
     rows = read_rows(out, header) if out != path and out.exists() else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path) as file:
+    with _nothing_if_refused(path), _locked(path) as file:
         rows |= _rows_of_csv(path, header)
         file.truncate(_end_of_lines(path))
         if not file.tell():
@@ -148,6 +147,22 @@ def _rows_of_csv(path: Path, header: Row) -> dict[str, Row]:
             f"{path}: line {wrong} has another number of columns; mend or remove it"
         )
     return {row[-1]: row for row in lines[1:]}
+
+
+@contextmanager
+def _nothing_if_refused(path: Path) -> Generator[None]:
+    """Make room for the file; what ends in an error before its first row leaves nothing behind."""
+    is_new = not path.exists()
+    folders = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except Exception:
+        if is_new and (not path.exists() or path.read_bytes().count(b"\n") <= 1):
+            path.unlink(missing_ok=True)
+            for folder in folders:
+                folder.rmdir()
+        raise
 
 
 @contextmanager

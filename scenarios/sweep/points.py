@@ -5,20 +5,22 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import pickle
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import sim
-from sim.cost.model import Belief, CostModel
+from sim.cost.model import Belief
 from sim.plan.errors import LayerwiseError, SpecError
 from sim.plan.hardware import ClusterSpec
 from sim.plan.scenario import Scenario
 from sim.predict import BOUNDS, Prediction, cost_model, predict_with, reserved_bytes
 from sim.profile import Profile
+from sim.shared import Shared
 
 # Rows of another layout are not taken over.
 ROWS_VERSION = 1
@@ -38,13 +40,15 @@ class Point:
 class Task:
     """What is sent to a worker: points, profiles by GPU, the results to report, the code meant.
 
-    `num_deaths`: workers that died over it.
+    Profiles are pickled once for all tasks, and read once by a worker for tasks of a `generation`:
+    they remember what was looked up in them. `num_deaths`: workers that died over it.
     """
 
     points: tuple[Point, ...]
-    profiles: Mapping[str, Profile]
+    profiles: Mapping[str, bytes]
     columns: tuple[str, ...]
     code: str
+    generation: int = 0
     num_deaths: int = 0
 
 
@@ -107,10 +111,23 @@ def content_key(belief: Belief, profile_digest: str, scenario: Scenario | dict[s
 
     Names and sources of values change no answer. A point that is no scenario gives its settings.
     """
-    data = scenario if isinstance(scenario, dict) else asdict(scenario, dict_factory=_unsourced)
-    data.pop("name", None)
+    data = scenario if isinstance(scenario, dict) else _data_of(scenario)
     text = json.dumps([ROWS_VERSION, code_digest(), profile_digest, belief, data], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _data_of(scenario: Scenario) -> dict[str, Any]:
+    """As `asdict`, each table worked out once for all points that have it."""
+    values = {field.name: getattr(scenario, field.name) for field in fields(scenario)}
+    return {
+        name: _table(value) if is_dataclass(value) else value
+        for name, value in values.items() if name != "name"
+    }  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _table(spec: Any) -> dict[str, Any]:
+    return asdict(spec, dict_factory=_unsourced)
 
 
 def _unsourced(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -120,7 +137,7 @@ def _unsourced(items: list[tuple[str, Any]]) -> dict[str, Any]:
 def predict_points(task: Task, budget_s: float) -> list[Result]:
     """Results of the task's first points: one or more, until `budget_s` have passed.
 
-    Points of one task share what their ops cost. Raises SpecError where this process runs another
+    Points of one task share what they have in common. Raises SpecError where this process runs another
     version of the simulator than the one that sent the task.
     """
     if code_digest() != task.code:
@@ -135,19 +152,25 @@ def predict_points(task: Task, budget_s: float) -> list[Result]:
             gc.enable()
 
 
+@lru_cache(maxsize=4)
+def _profile(pickled: bytes, generation: int) -> Profile:
+    del generation
+    return pickle.loads(pickled)  # noqa: S301 - as every task comes, from the sweep's own process
+
+
 def _predict_points(task: Task, until_s: float) -> list[Result]:
-    costs: dict[tuple[ClusterSpec, Belief], CostModel] = {}
+    known: dict[tuple[ClusterSpec, Belief], Shared] = {}
     found: list[Result] = []
     for point in task.points:
-        found.append(_result(point, task, costs))
+        found.append(_result(point, task, known))
         if time.monotonic() > until_s:
             break
     return found
 
 
-def _result(point: Point, task: Task, costs: dict[tuple[ClusterSpec, Belief], CostModel]) -> Result:
+def _result(point: Point, task: Task, known: dict[tuple[ClusterSpec, Belief], Shared]) -> Result:
     try:
-        predicted = _predict(point, task.profiles, costs)
+        predicted = _predict(point, task, known)
         values = tuple(COLUMNS[name](predicted) for name in task.columns)
     except LayerwiseError as error:
         return Result(point.key, REFUSED, str(error))
@@ -160,18 +183,20 @@ def _result(point: Point, task: Task, costs: dict[tuple[ClusterSpec, Belief], Co
 
 def _predict(
     point: Point,
-    profiles: Mapping[str, Profile],
-    costs: dict[tuple[ClusterSpec, Belief], CostModel],
+    task: Task,
+    known: dict[tuple[ClusterSpec, Belief], Shared],
 ) -> Prediction:
-    """As `sim.predict.predict`, with the cost model of the task's other points."""
+    """As `sim.predict.predict`, with what the task's other points have worked out."""
     scenario = point.scenario
-    profile = profiles.get(scenario.cluster.gpu.name)
+    pickled = task.profiles.get(scenario.cluster.gpu.name)
+    profile = _profile(pickled, task.generation) if pickled else None
     if profile:
         scenario = scenario.with_kernels(profile.kernels)
     place = (scenario.cluster, point.belief)
-    if place not in costs:
-        costs[place] = cost_model(scenario.cluster, profile, point.belief)
-    return predict_with(scenario, costs[place], reserved_bytes(point.belief, profile))
+    if place not in known:
+        known[place] = Shared(cost_model(scenario.cluster, profile, point.belief))
+    shared = known[place]
+    return predict_with(scenario, shared.cost, reserved_bytes(point.belief, profile), shared)
 
 
 def _shortage(prediction: Prediction) -> str:

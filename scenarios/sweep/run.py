@@ -7,12 +7,13 @@ one more then is a row that says so.
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 from scenarios.sweep.journal import (
@@ -32,7 +33,9 @@ from sim.cost.model import Belief
 from sim.plan.errors import FileFormatError, LayerwiseError
 from sim.profile import Profile
 
-TASK_POINTS, TASK_S = 64, 1.0
+TASK_POINTS, TASK_S = 128, 1.0
+# Tasks that share a worker's profile, and what was looked up in it.
+TASKS_PER_PROFILE = 64
 # Deaths after which a task runs alone, so that a death is its own.
 ALONE = 2
 STOP_S = 5.0
@@ -66,8 +69,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Placed:
-    """A point of the sweep: what it is called in the file, and what is run, or why nothing is."""
+    """A point of the sweep: what it is called in the file, and what is run, or why nothing is.
 
+    `place`: among the rows of the result.
+    """
+
+    place: int
     key: str
     written: tuple[object, ...]
     point: Point | None
@@ -82,19 +89,21 @@ def columns_of(sweep: Sweep) -> Row:
 def place_points(sweep: Sweep, profiles: Mapping[str, Profile]) -> Iterator[Placed]:
     """Every point, resolved and keyed; one that is no scenario carries the reason."""
     digests = {gpu: profile.digest for gpu, profile in profiles.items()}
-    for settings, belief in sweep.points():
-        yield _placed(sweep, digests, settings, belief)
+    for place, settings, belief in sweep.in_running_order():
+        yield _placed(sweep, digests, place, settings, belief)
 
 
-def _placed(sweep: Sweep, digests: Mapping[str, str], settings: Settings, belief: Belief) -> Placed:
+def _placed(
+    sweep: Sweep, digests: Mapping[str, str], place: int, settings: Settings, belief: Belief
+) -> Placed:
     written = (*sweep.written(settings), belief)
     try:
         scenario = resolve(sweep.base, settings)
     except LayerwiseError as error:
         key = content_key(belief, "", {"settings": settings, "base": repr(sweep.base)})
-        return Placed(key, written, None, str(error))
+        return Placed(place, key, written, None, str(error))
     key = content_key(belief, digests.get(scenario.cluster.gpu.name, ""), scenario)
-    return Placed(key, written, Point(key=key, scenario=scenario, belief=belief))
+    return Placed(place, key, written, Point(key=key, scenario=scenario, belief=belief))
 
 
 def run_sweep(
@@ -130,7 +139,7 @@ def run_sweep(
             outcome.reasons[row[-2]] += 1
         del outcome.reasons[""]
         if not outcome.interrupted:
-            finish(journal, out, run.keys)
+            finish(journal, out, sorted(run.keys, key=run.keys.__getitem__))
     outcome.seconds = time.monotonic() - begin
     return outcome
 
@@ -170,7 +179,7 @@ class _Run:
         self, sweep: Sweep, journal: Journal, outcome: Outcome, known: Mapping[str, Row],
         tell: Callable[[], None],
     ) -> None:  # fmt: skip
-        self.keys: dict[str, None] = {}
+        self.keys: dict[str, int] = {}
         self._sweep, self._journal, self._outcome = sweep, journal, outcome
         self._known, self._tell = known, tell
         self._written: dict[str, tuple[object, ...]] = {}
@@ -194,19 +203,25 @@ class _Run:
         self, points: Iterator[Placed], profiles: Mapping[str, Profile], size: int
     ) -> Iterator[Task]:
         new = filter(None, map(self._if_new, points))
-        while chunk := tuple(islice(new, size)):
+        packed = {gpu: pickle.dumps(profile) for gpu, profile in sorted(profiles.items())}
+        for number in count():
+            chunk = tuple(islice(new, size))
+            if not chunk:
+                return
             gpus = {point.scenario.cluster.gpu.name for point in chunk}
             yield Task(
-                points=chunk, profiles={gpu: profiles[gpu] for gpu in sorted(gpus & profiles.keys())},
+                points=chunk, profiles={gpu: packed[gpu] for gpu in packed if gpu in gpus},
                 columns=self._sweep.columns, code=code_digest(),
+                generation=number // TASKS_PER_PROFILE,
             )  # fmt: skip
 
     def _if_new(self, placed: Placed) -> Point | None:
         """The point if it has to be run; otherwise its row is there, or is written now."""
         if placed.key in self.keys:
             self._outcome.num_alike += 1
+            self.keys[placed.key] = min(placed.place, self.keys[placed.key])
             return None
-        self.keys[placed.key] = None
+        self.keys[placed.key] = placed.place
         if placed.key in self._journal.rows:
             self._outcome.taken_over += 1
             return None

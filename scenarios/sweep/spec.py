@@ -25,6 +25,7 @@ from sim.plan.scenario import PlacementSpec, Scenario, Strategy, paper_scenario
 from sim.plan.units import parse_real, parse_whole
 
 MAX_POINTS = 1_000_000
+CONTEXT = "workload.context_tokens"
 
 Settings = dict[str, object]
 """Dotted keys of a scenario and what they are set to."""
@@ -89,6 +90,24 @@ class Sweep:
             settings = {key: value for one in chosen for key, value in one.items()}
             for belief in self.beliefs:
                 yield settings, belief
+
+    def in_running_order(self) -> Iterator[tuple[int, Settings, Belief]]:
+        """Every point with its place among `points`; those that differ in context alone in a row.
+
+        Such neighbours share most of what a prediction works out.
+        """
+        order = sorted(range(len(self.axes)), key=lambda index: CONTEXT in self.axes[index].keys)
+        sizes = [len(axis.alternatives) for axis in self.axes]
+        strides = [math.prod(sizes[index + 1 :]) * len(self.beliefs) for index in range(len(sizes))]
+        for chosen in product(*(range(sizes[index]) for index in order)):
+            picked = dict(zip(order, chosen, strict=True))
+            place = sum(picked[index] * stride for index, stride in enumerate(strides))
+            settings = {
+                key: value for index, axis in enumerate(self.axes)
+                for key, value in axis.alternatives[picked[index]].items()
+            }  # fmt: skip
+            for offset, belief in enumerate(self.beliefs):
+                yield place + offset, settings, belief
 
     def written(self, settings: Settings) -> list[object]:
         """The values of `keys` at a point: what it sets, or what the base has."""

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 from sim.cost.model import CostModel, OpCost, Traffic
 from sim.machine.l2 import L2State, code_of
@@ -19,6 +21,9 @@ from sim.plan.demand import demand_of
 from sim.plan.hardware import FULL_SPEED, Speed
 from sim.plan.ops import BufferKey, Op
 from sim.plan.program import Part, Segment, op_at
+
+if TYPE_CHECKING:
+    from sim.machine.setup import Setup
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +125,16 @@ class Block:
         if self.pieces:
             pieces = tuple(piece.at(context_tokens) for piece in self.pieces)
             return Timed(sum(piece.duration_ps for piece in pieces), pieces=pieces)
-        own = time_ops(self.cost, self._walked_at(context_tokens))
+        own = time_ops(self.cost, self._walked_at(context_tokens), self._fixed)
         return Timed(own[-1].end_ps if own else 0, own=own)
+
+    @cached_property
+    def _fixed(self) -> tuple[OpCost | None, ...]:
+        """What its ops cost, but for those whose bytes grow."""
+        return tuple(
+            None if isinstance(one.op, ops.Attention) else cost_of(self.cost, one)
+            for one in (self.own if self.grows else ())
+        )
 
     def _walked_at(self, context_tokens: int) -> tuple[Walked, ...]:
         if not self.grows:
@@ -148,12 +161,14 @@ def walk(parts: Sequence[Part], state: L2State) -> tuple[Walked, ...]:
     )
 
 
-def time_ops(cost: CostModel, walked: Sequence[Walked]) -> tuple[TimedOp, ...]:
-    """Price ops that run one after the other."""
+def time_ops(
+    cost: CostModel, walked: Sequence[Walked], known: Sequence[OpCost | None] = ()
+) -> tuple[TimedOp, ...]:
+    """Price ops that run one after the other; `known`: what some of them cost."""
     timed: list[TimedOp] = []
     now = 0
-    for one in walked:
-        priced = cost_of(cost, one)
+    for one, found in zip_longest(walked, known):
+        priced = found or cost_of(cost, one)
         start = now + seconds_to_ps(priced.launch_s)
         end = start + seconds_to_ps(priced.kernel_s)
         timed.append(TimedOp(one.part_index, one.op, priced, start, end))
@@ -257,6 +272,7 @@ class BlockCache:
     patterns: dict[Shape, Pattern] = field(default_factory=dict)
     pieces: dict[Part, Piece] = field(default_factory=dict)
     slowed: dict[Speed, BlockCache] = field(default_factory=dict)
+    setups: dict[tuple[object, ...], Setup] = field(default_factory=dict)
 
     def at_speed(self, speed: Speed) -> BlockCache:
         """The blocks of GPUs of this speed: named alike, priced otherwise."""

@@ -9,13 +9,14 @@ import simpy
 
 from sim.cost.model import CostModel
 from sim.machine.blocks import BlockCache, seconds_to_ps
-from sim.machine.contention import find_contention, meetings_of, port_bytes_per_s
+from sim.machine.contention import port_bytes_per_s
 from sim.machine.fluid import Demand, FluidShare, Resource
 from sim.machine.gpu import Gpu
 from sim.machine.l2 import L2State
 from sim.machine.links import Channel
 from sim.machine.rank import RankLog, RankProcess, port_demands
-from sim.machine.work import Work, cut_into_work, ranks_that_stand, stages_are_alike
+from sim.machine.setup import Setup
+from sim.machine.work import Work, ranks_that_stand, stages_are_alike
 from sim.plan import ops
 from sim.plan.hardware import ClusterSpec
 from sim.plan.program import Program, StepPrograms
@@ -56,28 +57,32 @@ class SimulatedCluster:
     persisting_weights: bool = False
 
     def __post_init__(self) -> None:
-        self.twins = self._find_twins()
+        self.setup = self._find_setup()
+        self.twins, self.contention = self.setup.twins, self.setup.contention
         self.env = simpy.Environment()
         self.share = FluidShare(self.env)
         self.logs: dict[int, RankLog] = {}
         self._channels: dict[tuple[int, int, str], Channel] = {}
         self._ports: dict[tuple[str, str, int], Resource] = {}
         self._gpus: dict[int, Gpu] = {}
-        self._work: dict[int, list[Work]] = {}
         self._loads: dict[int, tuple[int, list[Demand]]] = {}
         self._meetings: dict[tuple[int, tuple[object, ...]], Meeting] = {}
-        self._members: dict[tuple[int, ...], int] = {}
-        programs = {
-            id(p): p for step in self.run for p in map(step.template.__getitem__, self.ranks)
-        }
-        self.contention = find_contention(
-            programs.values() if self.alone < 0 else (), self.cost, self.cluster
-        )
 
     @property
     def ranks(self) -> list[int]:
         """The ranks that are simulated (all, one per group, or one alone)."""
         return list(self.twins)
+
+    def _find_setup(self) -> Setup:
+        """What an earlier run of the same programs on the same machine found out, or nothing yet."""
+        templates = tuple(id(step.template) for step in self.run)
+        options = (self.alone, self.folded, self.persisting_weights)
+        key = (self.cluster, options, templates)
+        found = self.blocks.setups.get(key)
+        if found is None:
+            found = Setup(tuple(self.run), self.cost, self.cluster, self.alone, self._find_twins())
+            self.blocks.setups[key] = found
+        return found
 
     def _find_twins(self) -> dict[int, tuple[int, ...]]:
         """Each rank that is simulated, and the ranks it stands for."""
@@ -111,21 +116,7 @@ class SimulatedCluster:
 
     def work_of(self, program: Program) -> list[Work]:
         """The program cut where ranks meet: blocks of local parts, messages, collectives."""
-        found = self._work.get(id(program))
-        if found is None:
-            meet = self.alone >= 0 or any(
-                self._num_members(op) > 1
-                for op in meetings_of(program) if isinstance(op, (ops.AllReduce, ops.AllGather))
-            )  # fmt: skip
-            found = self._work[id(program)] = cut_into_work(program, collectives_meet=meet)
-        return found
-
-    def _num_members(self, op: ops.CollectiveOp) -> int:
-        """Members of a collective that are simulated."""
-        found = self._members.get(op.group)
-        if found is None:
-            found = self._members[op.group] = sum(rank in self.twins for rank in op.group)
-        return found
+        return self.setup.work_of(program)
 
     def channel(self, source: int, target: int, name: str) -> Channel:
         """The queue from one rank to another."""
@@ -160,7 +151,7 @@ class SimulatedCluster:
         if meeting is None:
             meeting = self._meetings[key] = Meeting(self.env.event())
         meeting.num_members += 1
-        if meeting.num_members == self._num_members(op):
+        if meeting.num_members == self.setup.num_members(op):
             del self._meetings[key]
             meeting.start_ps = int(self.env.now)
             duration, demands = self._load_of(op)

@@ -14,24 +14,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import simpy
 
-from sim.machine.blocks import Block, Named, Timed, seconds_to_ps
-from sim.machine.contention import collective_rates, flow_of
+from sim.machine.blocks import Timed, seconds_to_ps
+from sim.machine.contention import collective_rates
 from sim.machine.fluid import Demand
 from sim.machine.gpu import OpStream, PlannedBlock
-from sim.machine.l2 import Entry
-from sim.machine.links import Channel, Load, SpanLog
+from sim.machine.links import Load, SpanLog
+from sim.machine.task import Task
 from sim.machine.work import Work
 from sim.plan import ops
-from sim.plan.ops import BufferKey
 from sim.plan.program import Program
 
 if TYPE_CHECKING:
     from sim.machine.cluster import SimulatedCluster
 
 Process = Generator[simpy.Event, Any, None]
-# What an L2 holds, and the weights whose windows hold their lines.
-State = tuple[tuple[Entry, ...], frozenset[BufferKey]]
-NOTHING: State = ((), frozenset())
 
 
 class Mark(NamedTuple):
@@ -68,26 +64,6 @@ class RankLog:
         self.marks.append(Mark(len(self.spans), len(self.blocks), len(self.op_ends), now_ps))
 
 
-@dataclass(slots=True, eq=False)
-class Task:
-    """A piece of work as one rank meets it again in every step.
-
-    `received`: the receives right before a block, whose buffers it finds in the L2. `moves`: where
-    each state of the L2 leads, and the block found on the way; of blocks whose caches still fit
-    the L2 by context, and of others once.
-    """
-
-    work: Work
-    named: Named | None = None
-    received: tuple[Work, ...] = ()
-    moves: dict[tuple[int, int], tuple[Block | None, int]] = field(
-        default_factory=dict[tuple[int, int], tuple[Block | None, int]]
-    )
-    channel: Channel | None = None
-    load: Load | None = None
-    meets: tuple[object, ...] = ()
-
-
 class RankProcess:
     """Runs one rank's programs. `by_event`: each op is an event, for others may disturb it."""
 
@@ -101,8 +77,6 @@ class RankProcess:
         self.l2 = machine.l2_of(rank)
         self.blocks = machine.blocks.at_speed(machine.cluster.speed_of(rank))
         self._token = 0
-        self._tokens: dict[State, int] = {NOTHING: 0}
-        self._states = [NOTHING]
         self._tasks: dict[int, list[Task]] = {}
         # By identity: the log keeps every block.
         self._plans: dict[int, PlannedBlock] = {}
@@ -162,12 +136,34 @@ class RankProcess:
     def _tasks_of(self, program: Program, work: list[Work]) -> list[Task]:
         tasks = self._tasks.get(id(program))
         if tasks is None:
-            tasks = self._tasks[id(program)] = []
+            tasks = self._tasks[id(program)] = [
+                self._with_channel(task) for task in self._known_tasks(program, work)
+            ]
+        return tasks
+
+    def _known_tasks(self, program: Program, work: list[Work]) -> list[Task]:
+        """What is the same in every run of this program."""
+        known = self.machine.setup.tasks
+        tasks = known.get(id(program))
+        if tasks is None:
+            tasks = known[id(program)] = []
             received: tuple[Work, ...] = ()
             for one in work:
                 tasks.append(self._task(one, received))
                 received = (*received, one) if one.kind == "recv" else ()
         return tasks
+
+    def _with_channel(self, task: Task) -> Task:
+        """Messages go through this run's channels."""
+        one, machine = task.work, self.machine
+        if machine.alone < 0:
+            if one.kind == "send":
+                return self._send_task(one)
+            if one.kind == "recv":
+                op = one.op
+                assert isinstance(op, ops.Recv)
+                return Task(one, channel=machine.channel(op.peer, self.rank, op.channel))
+        return task
 
     def _task(self, one: Work, received: tuple[Work, ...]) -> Task:
         machine = self.machine
@@ -175,17 +171,15 @@ class RankProcess:
             received = received if machine.alone < 0 else ()
             return Task(one, self.blocks.name(one.parts), received)
         op = one.op
-        if machine.alone >= 0:
+        if machine.alone >= 0 or isinstance(op, (ops.Send, ops.Recv)):
             return Task(one)
-        if isinstance(op, ops.Send):
-            return self._send_task(one, op)
-        if isinstance(op, ops.Recv):
-            return Task(one, channel=machine.channel(op.peer, self.rank, op.channel))
         assert isinstance(op, (ops.AllReduce, ops.AllGather))
         part = one.parts[0]
         return Task(one, meets=(op.group, op.name, part.layer, part.microbatch))
 
-    def _send_task(self, one: Work, op: ops.Send) -> Task:
+    def _send_task(self, one: Work) -> Task:
+        op = one.op
+        assert isinstance(op, ops.Send)
         # Compiled once for all microbatches, so the op is known by its identity.
         load = self._loads.get(id(op))
         if load is None:
@@ -194,7 +188,7 @@ class RankProcess:
 
     def _load_of(self, op: ops.Send) -> Load:
         machine = self.machine
-        flow = flow_of(op, self.rank, machine.cost, machine.cluster)
+        flow = machine.setup.flow_of(op, self.rank)
         ports = (("out", self.rank), ("in", op.peer))
         demands = tuple((machine.port(flow.wire, *port), flow.wire_bytes_per_s) for port in ports)
         gpus = (machine.gpu(self.rank), machine.gpu(op.peer)) if flow.disturbs else ()
@@ -230,15 +224,11 @@ class RankProcess:
         self._token = found[1]
 
     def _restore(self) -> None:
-        entries, kept = self._states[self._token]
+        entries, kept = self.machine.setup.states[self._token]
         self.l2.entries, self.l2.kept = list(entries), set(kept)
 
     def _remember(self) -> int:
-        state = (tuple(self.l2.entries), frozenset(self.l2.kept))
-        token = self._tokens.setdefault(state, len(self._states))
-        if token == len(self._states):
-            self._states.append(state)
-        return token
+        return self.machine.setup.remember((tuple(self.l2.entries), frozenset(self.l2.kept)))
 
     def _issue(self, timed: Timed) -> None:
         """Eager mode: an op starts when the stream is free and the host has issued it."""

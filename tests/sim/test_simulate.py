@@ -18,7 +18,7 @@ from sim.plan.hardware import ClusterSpec, dgx_cluster
 from sim.plan.model import MODELS
 from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run, paper_scenario
 from sim.plan.workload import Workload
-from sim.predict import _predict
+from sim.predict import predict_with
 from sim.simulate import PS, Simulation, simulate
 from sim.trace import Row, Trace, write_trace
 from tests.sim.scenes import (
@@ -84,7 +84,7 @@ def test_steady_decode_has_the_bubble_of_the_closed_form(stages: int, microbatch
 
 @pytest.mark.parametrize(("stages", "microbatches"), DEPTHS)
 def test_predicted_bubble_is_that_of_the_closed_form(stages: int, microbatches: int) -> None:
-    prediction = _predict(pipeline(stages, microbatches, num_steps=4), FlatCost(), 0)
+    prediction = predict_with(pipeline(stages, microbatches, num_steps=4), FlatCost())
 
     assert max(0.0, 1 - microbatches / stages) == pytest.approx(prediction.bubble, abs=1e-6)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,10 +19,18 @@ from typing import Any
 import pytest
 
 from scenarios.sweep import tables as sweep_tables
-from scenarios.sweep.points import FAILED, OK, Result, Task, code_digest, predict_points
-from scenarios.sweep.run import run_sweep
+from scenarios.sweep.points import (
+    COLUMNS,
+    FAILED,
+    OK,
+    Result,
+    Task,
+    code_digest,
+    predict_points,
+)
+from scenarios.sweep.run import place_points, run_sweep
 from scenarios.sweep.spec import load_sweep
-from sim.plan.errors import SpecError
+from sim.plan.errors import FileFormatError, SpecError
 from sim.plan.scenario import paper_scenario
 from sim.plan.workload import Workload
 from sim.predict import predict
@@ -51,9 +60,9 @@ LONG = """
 paper = "layer-wise"
 [axes]
 "workload.num_microbatches" = [16]
-"workload.context_tokens" = {from = 1_000, to = 1_119, step = 1}
+"workload.context_tokens" = {from = 1_000, to = 1_399, step = 1}
 """
-NUM_LONG = 120
+NUM_LONG = 400
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -155,6 +164,53 @@ def test_rows_are_what_predict_says(
         expected = predict(replace(sweep.base, workload=workload), profile)
         assert expected.tokens_per_s == float(row["tokens_per_s"])
         assert expected.peak_memory_bytes == int(row["peak_memory_bytes"])
+
+
+def test_rows_of_neighbours_are_bit_for_bit_what_predict_says(
+    sweep_file: Path, profile: Profile
+) -> None:
+    """Every column, over what neighbours share: contexts the L2 holds and not, kernels, layers."""
+    sweep_file.write_text(
+        '[base]\npaper = "layer-wise"\n[axes]\n'
+        '"workload.context_tokens" = [40, 1_000, 5_000]\n'
+        '"workload.phase" = ["decode", "prefill"]\n'
+        '"workload.num_microbatches" = [0, 2]\n'
+        'placement = [{strategy = "layer-wise"}, {strategy = "tensor-pipeline", tensor_parallel = 8, '
+        'pipeline_parallel = 2}]\n"workload.batch_size" = [8, 32]\n'
+    )
+    sweep = load_sweep(sweep_file)
+    placed = list(place_points(sweep, {"h100-sxm": profile}))
+    points = tuple(one.point for one in placed if one.point)
+    task = Task(points=points, profiles={"h100-sxm": pickle.dumps(profile)},
+                columns=tuple(COLUMNS), code=code_digest())  # fmt: skip
+    alone = [predict(point.scenario, profile) for point in points]
+
+    assert 48 == len(points)
+    assert [tuple(column(one) for column in COLUMNS.values()) for one in alone] == [
+        result.values for result in predict_points(task, 600.0)
+    ]
+
+
+def test_a_refused_run_leaves_nothing_behind(
+    sweep_file: Path, profile: Profile, tmp_path: Path
+) -> None:
+    """Neither the folders it made for its rows, nor a journal beside a result of another sweep."""
+    sweep, out = load_sweep(sweep_file), tmp_path / "new" / "folder" / "rows.csv"
+
+    class Refusing(Deadly):
+        def submit(self, task: Task, budget_s: float) -> Future[list[Result]]:
+            return super().submit(replace(task, code="0" * 12), budget_s)
+
+    with pytest.raises(SpecError, match="runs on a worker"):
+        run_sweep(sweep, out, {"h100-sxm": profile}, Refusing(0))
+    assert not (tmp_path / "new").exists()
+
+    other = tmp_path / "rows.parquet"
+    run_sweep(sweep, other, {"h100-sxm": profile}, Deadly(0))
+    sweep_file.write_text(SMALL.replace("[2, 4, 8]", "[2, 4]"))
+    with pytest.raises(FileFormatError, match="2 of its rows are of points"):
+        run_sweep(load_sweep(sweep_file), other, {"h100-sxm": profile}, Deadly(0))
+    assert [other] == list(tmp_path.glob("*.parquet*"))
 
 
 def test_intervals_and_every_belief_on_request(
@@ -473,7 +529,8 @@ def test_a_fault_of_the_simulator_is_one_row(profile: Profile) -> None:
     broken = replace(scenario, kernels="not kernels")
     task = Task(
         points=(Point(key="k", scenario=broken, belief="calibrated"),),
-        profiles={"h100-sxm": profile}, columns=("tokens_per_s",), code=code_digest(),
+        profiles={"h100-sxm": pickle.dumps(profile)}, columns=("tokens_per_s",),
+        code=code_digest(),
     )  # fmt: skip
     (found,) = predict_points(task, 1.0)
 

@@ -153,3 +153,14 @@ def test_bad_file(tmp_path: Path, text: str, expected: str) -> None:
 
     assert expected in str(raised.value)
     assert str(tmp_path) in str(raised.value)
+
+
+def test_points_that_differ_in_context_alone_run_in_a_row(tmp_path: Path) -> None:
+    sweep = loaded(
+        tmp_path,
+        PAPER + '[axes]\n"workload.context_tokens" = [1, 2]\n"workload.batch_size" = [8, 64]\n',
+    )
+    running = [(place, sweep.written(settings)) for place, settings, _ in sweep.in_running_order()]
+
+    assert [(0, [1, 8]), (2, [2, 8]), (1, [1, 64]), (3, [2, 64])] == running
+    assert values(sweep) == [written for _, written in sorted(running)]

@@ -1,0 +1,76 @@
+"""What a machine works out once about programs it is given, whatever context they are run at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from sim.cost.model import CostModel
+from sim.machine.contention import Contention, Flow, find_contention, flow_of, meetings_of
+from sim.machine.task import NOTHING, State, Task
+from sim.machine.work import Work, cut_into_work
+from sim.plan import ops
+from sim.plan.hardware import ClusterSpec
+from sim.plan.program import Program, StepPrograms
+
+
+@dataclass(eq=False)
+class Setup:
+    """Programs on a machine. `twins`: each rank that is simulated, and those it stands for.
+
+    `states` are what an L2 was seen to hold, by token (`tokens`). What is kept by an identity is
+    kept alive by the templates of `run`.
+    """
+
+    run: tuple[StepPrograms, ...]
+    cost: CostModel
+    cluster: ClusterSpec
+    alone: int
+    twins: dict[int, tuple[int, ...]]
+    tasks: dict[int, list[Task]] = field(default_factory=dict[int, list[Task]])
+    tokens: dict[State, int] = field(default_factory=lambda: {NOTHING: 0})
+    states: list[State] = field(default_factory=lambda: [NOTHING])
+    contention: Contention = field(init=False)
+    _work: dict[int, list[Work]] = field(default_factory=dict[int, list[Work]])
+    _flows: dict[tuple[int, int], Flow] = field(default_factory=dict[tuple[int, int], Flow])
+    _members: dict[tuple[int, ...], int] = field(default_factory=dict[tuple[int, ...], int])
+
+    def __post_init__(self) -> None:
+        programs = self._programs() if self.alone < 0 else ()
+        self.contention = find_contention(programs, self.cost, self.cluster)
+
+    def _programs(self) -> Iterable[Program]:
+        found = {id(p): p for step in self.run for p in map(step.template.__getitem__, self.twins)}
+        return found.values()
+
+    def work_of(self, program: Program) -> list[Work]:
+        """The program cut where ranks meet: blocks of local parts, messages, collectives."""
+        found = self._work.get(id(program))
+        if found is None:
+            meet = self.alone >= 0 or any(
+                self.num_members(op) > 1
+                for op in meetings_of(program) if isinstance(op, (ops.AllReduce, ops.AllGather))
+            )  # fmt: skip
+            found = self._work[id(program)] = cut_into_work(program, collectives_meet=meet)
+        return found
+
+    def num_members(self, op: ops.CollectiveOp) -> int:
+        """Members of a collective that are simulated."""
+        found = self._members.get(op.group)
+        if found is None:
+            found = self._members[op.group] = sum(rank in self.twins for rank in op.group)
+        return found
+
+    def flow_of(self, op: ops.Send, source: int) -> Flow:
+        """What a message asks for."""
+        found = self._flows.get((source, id(op)))
+        if found is None:
+            found = self._flows[source, id(op)] = flow_of(op, source, self.cost, self.cluster)
+        return found
+
+    def remember(self, state: State) -> int:
+        """The token of a state of the L2."""
+        token = self.tokens.setdefault(state, len(self.states))
+        if token == len(self.states):
+            self.states.append(state)
+        return token
