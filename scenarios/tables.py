@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
 from rich import markup
 from rich.console import Console
-from rich.table import Table
+from rich.measure import Measurement
+from rich.table import Column, Table
 from rich.text import Text
 
 from sim.plan.errors import visible
 
 WIDTH = 100
+# Of a terminal; no table is made to fit a narrower one.
+LEAST_WIDTH = 80
 
 
 class PlainConsole(Console):
@@ -22,13 +26,33 @@ class PlainConsole(Console):
         """As rich does, with control characters spelled out."""
         return super().render_str(visible(text, keep="\n"), **options)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does; names in tables wrap on a narrow console, and no figure is cut off."""
+        for each in objects:
+            if isinstance(each, Table) and self._least_width(each) > self.width:
+                each.padding = (0, 1, 0, 0)
+                least = self._least_width(each)
+                each.width = least if least > self.width else None
+        options.setdefault("crop", False)
+        super().print(*objects, **options)
+
+    def _least_width(self, made: Table) -> int:
+        """Columns of all its figures, and of the longest word of its names."""
+        gaps = sum(made.padding[1::2]) * (len(made.columns) - 1)
+        return gaps + sum(self._least_column(column) for column in made.columns)
+
+    def _least_column(self, column: Column) -> int:
+        unbounded = self.options.update(width=10 * WIDTH)
+        cells = (column.header, *column.cells)
+        sizes = [Measurement.get(self, unbounded, cell) for cell in cells]
+        return max(size.maximum if column.no_wrap else size.minimum for size in sizes)
+
 
 def console(*, stderr: bool = False) -> Console:
-    """Standard output (or error): coloured on a terminal only, WIDTH columns wide.
-
-    Also on a narrower terminal: a wrapped line is ugly, a number that lost digits is wrong.
-    """
-    return PlainConsole(highlight=False, emoji=False, width=WIDTH, stderr=stderr)
+    """Standard output (or error): coloured on a terminal only, as wide as it, WIDTH columns at most."""
+    found = shutil.get_terminal_size((WIDTH, 24)).columns
+    width = min(WIDTH, max(LEAST_WIDTH, found))
+    return PlainConsole(highlight=False, emoji=False, width=width, stderr=stderr)
 
 
 def escape(text: str) -> str:

@@ -36,6 +36,7 @@ def measure_to(
     Raises MissingPackageError without torch, NotAvailableError without a GPU, SpecError.
     """
     require_torch()
+    _check_kernels(scenario, device)
     from hw.instrument.power import PowerOptions
     from hw.ranks.launch import Options, launch
 
@@ -161,6 +162,21 @@ def require_torch() -> None:
             "torch", "measure", "pip install '.[hw]'",
             "all that predicts (layerwise paper, predict, compare)",
         )  # fmt: skip
+
+
+def _check_kernels(scenario: Scenario, device: Literal["cpu", "cuda"]) -> None:
+    """Raise SpecError for an attention kernel that the run would meet and the CPU does not have."""
+    if device != "cpu" or scenario.kernels is None:
+        return
+    work = scenario.workload
+    keys = ["decode_attention"]
+    if work.phase == "prefill":
+        chunked = work.context_tokens > work.prefill_chunk_tokens
+        keys = ["prefill_attention", *(["chunked_prefill_attention"] if chunked else [])]
+    for key in keys:
+        if getattr(scenario.kernels, key) == "cudnn":
+            raise SpecError(f"kernels.{key}", "cudnn", "runs on GPUs alone, and --device is 'cpu'",
+                            "use 'math' or 'flash', or leave [kernels] out")  # fmt: skip
 
 
 def best_microbatches(scenario: Scenario, profile: Profile | None) -> int:

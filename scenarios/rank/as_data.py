@@ -8,14 +8,15 @@ from typing import Any
 from scenarios.predict.beliefs import provenance_of
 from scenarios.rank.asked import Candidate
 from scenarios.rank.flips import Flip
-from scenarios.rank.ranking import Ranking
-from scenarios.rank.words import flip_sentence, short_reason, verdict
+from scenarios.rank.ranking import Ranking, widths_of_ratio
+from scenarios.rank.words import flip_sentence, short_reason, unvalidated_sentence, verdict
 
 
 def ranking_as_data(ranking: Ranking) -> dict[str, Any]:
     """Everything that a ranking says."""
     asked, tied = ranking.asked, ranking.tied
     winner, rival = ranking.winner, ranking.rival
+    widths = widths_of_ratio(winner, rival) if winner and rival else None
     return {
         "model": asdict(asked.model), "cluster": asdict(asked.cluster),
         "workload": asdict(asked.workload), "run": asdict(asked.run), "belief": asked.belief,
@@ -23,8 +24,11 @@ def ranking_as_data(ranking: Ranking) -> dict[str, Any]:
         "winner": candidate_as_data(winner) if winner else None,
         "rival": candidate_as_data(rival) if rival else None,
         "lead": winner.tokens_per_s / rival.tokens_per_s - 1 if winner and rival else None,
+        "lead_half_width_calibrated": widths[0] if widths else None,
+        "lead_half_width_unvalidated": widths[1] if widths else None,
         "tied": [each.layout.name for each in tied],
         "verdict": verdict(ranking), "what_flips_it": flip_sentence(ranking),
+        "what_is_not_validated": unvalidated_sentence(ranking),
         "flips": [_flip_as_data(flip) for flip in ranking.flips],
         "candidates": [
             candidate_as_data(each)
@@ -65,6 +69,7 @@ def candidate_as_data(each: Candidate) -> dict[str, Any]:
         "bubble_share": each.bubble,
         "num_extrapolated_ops": each.num_extrapolated_ops,
         "is_steady": each.is_steady,
+        "unvalidated": [asdict(part) for part in each.unvalidated],
     }
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from scenarios.rank.flips import Knob
 from scenarios.rank.layouts import Layout
-from sim.cost.model import Belief, Calibrated, CostModel
+from scenarios.rank.unvalidated import Pairs, Part
+from sim.cost.model import Belief, Calibrated
 from sim.cost.uncalibrated import RESERVED_BYTES, published_profile
 from sim.memory import MemoryBudget
 from sim.plan.compile import KernelChoice
@@ -21,7 +22,10 @@ from sim.uncertainty import Interval, Uncertainty
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is ranked. Without a profile beliefs are uncalibrated; factors make what-ifs of it."""
+    """What is ranked. Without a profile beliefs are uncalibrated; factors make what-ifs of it.
+
+    `pairs`: collectives of two GPUs, as others published them and as measured here.
+    """
 
     model: ModelSpec
     cluster: ClusterSpec
@@ -29,6 +33,7 @@ class Asked:
     run: RunSpec = RunSpec()
     profile: Profile | None = None
     latency_factor: float = 1.0
+    pairs: Pairs = field(default_factory=dict, repr=False)
 
     @property
     def belief(self) -> Belief:
@@ -40,7 +45,7 @@ class Asked:
         """Memory that is not the program's own."""
         return self.profile.reserved_bytes if self.profile else RESERVED_BYTES
 
-    def cost(self) -> CostModel:
+    def cost(self) -> Calibrated:
         """What ops cost here. Raises ProfileMismatchError for a profile of another GPU."""
         profile = self.profile or published_profile(self.cluster)
         if self.latency_factor != 1.0:
@@ -74,7 +79,8 @@ class Candidate:
     """One layout at one number of microbatches and one batch, predicted.
 
     `share` and `bubble` as in `Prediction`; `memory` is the fullest GPU's. `ttft_s`: the prefill of
-    one prompt per replica, alone. `uncertainty` None: the belief has no interval.
+    one prompt per replica, alone. `uncertainty` None: the belief has no interval. `unvalidated`:
+    what it rests on besides that nothing measured here has checked.
     """
 
     layout: Layout
@@ -89,6 +95,7 @@ class Candidate:
     num_extrapolated_ops: int
     is_steady: bool
     uncertainty: Uncertainty | None = field(default=None, repr=False)
+    unvalidated: tuple[Part, ...] = field(default=(), repr=False)
 
     @property
     def fits(self) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from scenarios.rank.asked import Asked, Candidate
 from scenarios.rank.layouts import Layout, Refused, microbatch_grid
-from sim.cost.model import CostModel
+from scenarios.rank.unvalidated import parts_of
+from sim.cost.model import Calibrated
 from sim.plan.errors import ProfileMismatchError
 from sim.plan.workload import MAX_CHUNKS
 from sim.predict import Prediction, predict_with
@@ -40,7 +41,7 @@ def explore(task: tuple[Asked, Layout]) -> Explored | Refused:
 
 
 def _microbatches(
-    asked: Asked, layout: Layout, cost: CostModel, ttft_s: float
+    asked: Asked, layout: Layout, cost: Calibrated, ttft_s: float
 ) -> tuple[Candidate, ...]:
     """The grid from as many as stages, then halving between neighbours of the best found."""
     limit = asked.workload.batch_size // layout.data_parallel
@@ -49,7 +50,7 @@ def _microbatches(
     def attempt(number: int) -> tuple[bool, float]:
         if number not in tried:
             found = predict_with(asked.scenario(layout, number), cost, asked.reserved_bytes)
-            tried[number] = _candidate(asked, layout, found, ttft_s)
+            tried[number] = _candidate(asked, layout, cost, found, ttft_s)
         return order_of(tried[number])
 
     fixed = asked.workload.num_microbatches
@@ -83,7 +84,7 @@ def _climb(attempt: Callable[[int], tuple[bool, float]], numbers: Sequence[int])
 
 
 def _smaller_batches(
-    asked: Asked, layout: Layout, cost: CostModel, ttft_s: float
+    asked: Asked, layout: Layout, cost: Calibrated, ttft_s: float
 ) -> Iterator[Candidate]:
     """The best number of microbatches (`sim.predict`'s search) at each power of two below."""
     size = 1
@@ -93,11 +94,11 @@ def _smaller_batches(
             small = replace(asked, workload=replace(asked.workload, batch_size=size))
             scenario = small.scenario(layout, fixed)
             found = predict_with(scenario, cost, asked.reserved_bytes)
-            yield _candidate(small, layout, found, ttft_s)
+            yield _candidate(small, layout, cost, found, ttft_s)
         size *= 2
 
 
-def _first_token_s(asked: Asked, layout: Layout, cost: CostModel) -> float:
+def _first_token_s(asked: Asked, layout: Layout, cost: Calibrated) -> float:
     """One prompt on every replica, all of it prefilled, from idle."""
     context = asked.workload.context_tokens
     chunk = max(asked.workload.prefill_chunk_tokens, -(-context // MAX_CHUNKS))
@@ -109,14 +110,16 @@ def _first_token_s(asked: Asked, layout: Layout, cost: CostModel) -> float:
     return predict_with(scenario, cost, asked.reserved_bytes).step_s
 
 
-def _candidate(asked: Asked, layout: Layout, found: Prediction, ttft_s: float) -> Candidate:
+def _candidate(
+    asked: Asked, layout: Layout, cost: Calibrated, found: Prediction, ttft_s: float
+) -> Candidate:
     return Candidate(
         layout=layout, batch_size=asked.workload.batch_size,
         num_microbatches=found.num_microbatches, tokens_per_s=found.tokens_per_s,
         tpot_s=found.tpot_s, ttft_s=ttft_s, share=found.share, bubble=found.bubble,
         memory=max(found.memory, key=lambda budget: budget.total_bytes),
         num_extrapolated_ops=found.num_extrapolated_ops, is_steady=found.is_steady,
-        uncertainty=found.uncertainty,
+        uncertainty=found.uncertainty, unvalidated=parts_of(found, cost, asked.pairs),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from sim.plan.errors import SpecError
 from sim.plan.files import load_gpu, load_model_config
 from sim.plan.hardware import GPUS, ClusterSpec, GpuSpec, dgx_cluster
 from sim.plan.model import MODELS, ModelSpec, divisors
-from sim.plan.overrides import parse_settings, with_values
+from sim.plan.overrides import nearest, parse_settings, with_values
 from sim.plan.scenario import Launch, RunSpec, Scenario
 from sim.plan.units import parse_real
 from sim.plan.workload import Workload
@@ -81,9 +81,8 @@ def gpu_named(text: str) -> GpuSpec:
     if text.endswith(".toml"):
         return load_gpu(Path(text))
     if text not in GPUS:
-        raise SpecError(
-            "--gpu", text, "is not known", f"use one of {', '.join(GPUS)}, or a .toml file"
-        )
+        own = "one's own: --gpu FILE.toml, with its datasheet's values"
+        raise SpecError("--gpu", text, "is not known", f"{nearest(text, GPUS)} ({own})")
     return GPUS[text]
 
 

@@ -7,20 +7,17 @@ All figures are steady decode. Time to first token is one prompt's prefill, alon
 
 from __future__ import annotations
 
-import gc
 import math
-import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
-from typing import Any
+from typing import TypeVar
 
 from scenarios.rank.asked import Asked, Candidate
 from scenarios.rank.explore import Explored, explore, order_of
 from scenarios.rank.flips import Flip, Knob, find_flip, knobs_of
 from scenarios.rank.layouts import Layout, Refused, layouts_of
+from scenarios.rank.unvalidated import measured_pairs, width_of_ratio
+from scenarios.rank.workers import spreading
 from sim.memory import Remedy, remedies
 from sim.plan.errors import PlacementError, SpecError
 from sim.plan.hardware import ClusterSpec
@@ -30,6 +27,8 @@ from sim.plan.workload import Workload
 from sim.predict import predict_with
 from sim.profile import Profile
 from sim.uncertainty import half_width_of_ratio
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +67,19 @@ class Ranking:
 
     @property
     def tied(self) -> tuple[Candidate, ...]:
-        """Layouts whose difference from the winner lies inside its 90 % interval."""
+        """Layouts whose difference from the winner `is_tied` cannot tell."""
         winner = self.winner
         if winner is None:
             return ()
         return tuple(c for c in self.best if c is not winner and c.meets(self.tpot_below_s)
                      and is_tied(winner, c))  # fmt: skip
+
+    @property
+    def runner_up(self) -> Candidate | None:
+        """The second best layout that qualifies, tied with the winner or not."""
+        winner = self.winner
+        return next((c for c in self.best if winner and c is not winner
+                     and c.meets(self.tpot_below_s)), None)  # fmt: skip
 
     @property
     def rival(self) -> Candidate | None:
@@ -93,27 +99,31 @@ def rank(
     tpot_below_s: float | None = None,
     fits_only: bool = False,
     workers: int = 1,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Ranking:
     """Predict every layout and put them in order.
 
     A number of microbatches in the workload is kept; 0 tries many. `workers` above 1 are processes:
-    a script that asks for them must be importable (`if __name__ == "__main__"`). Raises SpecError
-    for a workload that is not decode, PlacementError when no layout is valid, what `Asked.cost`
-    raises.
+    a script that asks for them must be importable (`if __name__ == "__main__"`). `progress` is told
+    how many layouts and knobs are done, of how many. Raises SpecError for a workload that is not
+    decode, PlacementError when no layout is valid, what `Asked.cost` raises.
     """
     if workload.phase != "decode":
         raise SpecError("workload.phase", workload.phase, "is not ranked",
                         "use 'decode'; each row has its time to first token")  # fmt: skip
     asked = Asked(
-        model=model, cluster=cluster, workload=workload, run=run or RunSpec(), profile=profile
-    )
+        model=model, cluster=cluster, workload=workload, run=run or RunSpec(), profile=profile,
+        pairs=measured_pairs() if profile else {},
+    )  # fmt: skip
     asked.cost()
     layouts, refused = layouts_of(model, cluster, workload, profile)
     if not layouts:
         raise _nothing_valid(asked, refused)
-    with _pool(min(workers, len(layouts))) as spread:
+    with spreading(min(workers, len(layouts))) as spread:
         tasks = sorted(((asked, layout) for layout in layouts), key=_work, reverse=True)
-        done = list(spread(explore, tasks))
+        knobs = knobs_of(cluster, asked.run.launch)
+        total = len(tasks) + len(knobs)
+        done = list(_counted(spread(explore, tasks), 0, total, progress))
         refused += tuple(each for each in done if isinstance(each, Refused))
         explored = [each for each in done if isinstance(each, Explored)]
         if not explored:
@@ -122,19 +132,31 @@ def rank(
         winner, rival = ranking.winner, ranking.rival
         if winner is None or rival is None:
             return ranking
-        pairs = [(asked, knob, winner, rival) for knob in knobs_of(cluster, asked.run.launch)]
-        return replace(ranking, flips=tuple(spread(_flip, pairs)))
+        pairs = [(asked, knob, winner, rival) for knob in knobs]
+        flips = _counted(spread(_flip, pairs), len(tasks), total, progress)
+        return replace(ranking, flips=tuple(flips))
 
 
 def is_tied(one: Candidate, other: Candidate) -> bool:
-    """Is their difference inside the 90 % interval of their ratio? Never, where there is none.
+    """Is their difference inside the interval of their ratio? Never, where there is none."""
+    widths = widths_of_ratio(one, other)
+    lead = abs(math.log(one.tokens_per_s / other.tokens_per_s))
+    return widths is not None and lead <= sum(widths)
 
-    Errors that both share cancel: two overlapping intervals may still tell them apart.
+
+def widths_of_ratio(one: Candidate, other: Candidate) -> tuple[float, float] | None:
+    """What the ratio of two may be off by, as ln; None where either has no interval.
+
+    First the 90 % half-width of what was calibrated: errors that both share cancel, so that two
+    overlapping intervals may still tell them apart. Then the known error of what nothing measured
+    here has checked.
     """
     if one.uncertainty is None or other.uncertainty is None:
-        return False
-    width = half_width_of_ratio(one.uncertainty, other.uncertainty)
-    return abs(math.log(one.tokens_per_s / other.tokens_per_s)) <= width
+        return None
+    return (
+        half_width_of_ratio(one.uncertainty, other.uncertainty),
+        width_of_ratio(one.unvalidated, other.unvalidated),
+    )
 
 
 def pareto(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
@@ -144,11 +166,6 @@ def pareto(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
         if not front or each.tokens_per_s > front[-1].tokens_per_s:
             front.append(each)
     return tuple(front)
-
-
-def available_workers() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ranking(
@@ -219,17 +236,9 @@ def _flip(task: tuple[Asked, Knob, Candidate, Candidate]) -> Flip:
     return find_flip(knob, lead, asked.cluster)
 
 
-@contextmanager
-def _pool(
-    workers: int,
-) -> Generator[Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]]:
-    """`map` over processes, or in this one."""
-    if workers < 2:
-        yield map
-        return
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("forkserver"),
-        # Millions of small objects, and an end: as in the command line.
-        initializer=gc.set_threshold, initargs=(200_000, 20, 20),
-    ) as pool:  # fmt: skip
-        yield pool.map
+def _counted(
+    results: Iterable[Result], before: int, total: int, progress: Callable[[int, int], None]
+) -> Iterator[Result]:
+    for number, result in enumerate(results, before + 1):
+        progress(number, total)
+        yield result

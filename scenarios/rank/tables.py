@@ -11,7 +11,13 @@ from scenarios import tables
 from scenarios.predict.tables import BOUND_NAMES, UNCALIBRATED_NOTE
 from scenarios.rank.asked import Candidate
 from scenarios.rank.ranking import Ranking
-from scenarios.rank.words import flip_sentence, seconds, short_reason, verdict
+from scenarios.rank.words import (
+    flip_sentence,
+    seconds,
+    short_reason,
+    unvalidated_sentence,
+    verdict,
+)
 from scenarios.tables import escape
 
 TOP = 12
@@ -30,8 +36,9 @@ def print_ranking(ranking: Ranking, out: Console, *, everything: bool = False) -
     _print_front(ranking, out)
     out.print()
     out.print(f"[bold]{escape(plain(verdict(ranking)))}[/bold]")
-    if sentence := flip_sentence(ranking):
-        out.print(escape(sentence))
+    for sentence in (unvalidated_sentence(ranking), flip_sentence(ranking)):
+        if sentence:
+            out.print(escape(plain(sentence)))
 
 
 def plain(text: str) -> str:
@@ -82,7 +89,7 @@ def _print_table(ranking: Ranking, out: Console, *, everything: bool) -> None:
     if ranking.asked.cluster.num_gpus > VALIDATED_GPUS:
         out.print(
             "Validated by measurement on one GPU and on two H200s; of placements on more GPUs nothing "
-            "was measured by this project, and no interval here knows of it.",
+            "was measured by this project, and no row's interval knows of it.",
             style="dim",
         )  # fmt: skip
 

@@ -6,12 +6,14 @@ import math
 
 from scenarios.rank.asked import Candidate
 from scenarios.rank.flips import HIGH, HIGH_L2, LOW, Flip
-from scenarios.rank.ranking import Ranking
+from scenarios.rank.ranking import Ranking, widths_of_ratio
+from scenarios.rank.unvalidated import Part, paired, width_of_ratio
 from scenarios.tables import gigabytes, number, seconds
 from sim.memory import MemoryBudget
-from sim.uncertainty import half_width_of_ratio
 
 NUM_FLIPS = 3
+# Of a step: what two placements rest on differently is told from here on.
+LEAST_SHARE = 0.001
 SCALES = {
     "bytes_per_s": ((1e12, "TB/s"), (1e9, "GB/s"), (1e6, "MB/s")),
     "flops_per_s": ((1e15, "PFLOP/s"), (1e12, "TFLOP/s"), (1e9, "GFLOP/s")),
@@ -26,7 +28,7 @@ def verdict(ranking: Ranking) -> str:
         return _no_winner(ranking)
     said: list[str] = []
     if ranking.tied:
-        said.append(f"{winner.layout.name} leads, tied with {_tied(ranking)}")
+        said.append(f"{winner.layout.name} leads, tied with {_tied(winner, ranking.tied)}")
     if ranking.rival is not None:
         said.append(
             f"{winner.layout.name} leads {ranking.rival.layout.name} by "
@@ -58,6 +60,21 @@ def flip_sentence(ranking: Ranking) -> str:
     if more > 0:
         rest = f"{more} larger change{'s' if more > 1 else ''} would too"
     return f"It would take {ways} to flip it; {rest}."
+
+
+def unvalidated_sentence(ranking: Ranking) -> str:
+    """What nothing measured here has checked, where winner and runner-up rest on it differently."""
+    winner, other = ranking.winner, ranking.runner_up
+    if winner is None or other is None:
+        return ""
+    told = [
+        _part_phrase(first, second)
+        for first, second in paired(winner.unvalidated, other.unvalidated)
+        if abs(first.share - second.share) >= LEAST_SHARE or not (first.share and second.share)
+    ]
+    if not told:
+        return ""
+    return f"Not validated, {winner.layout.name} against {other.layout.name}: {'; '.join(told)}."
 
 
 def flip_phrase(flip: Flip) -> str:
@@ -116,14 +133,28 @@ def _nearest_remedy(ranking: Ranking, nearest: Candidate) -> str:
                    "no single change makes it fit; use more GPUs.")  # fmt: skip
 
 
-def _tied(ranking: Ranking) -> str:
-    names = [each.layout.name for each in ranking.tied]
+def _tied(winner: Candidate, tied: tuple[Candidate, ...]) -> str:
+    names = [each.layout.name for each in tied]
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"{listed} (inside the 90 % interval of their ratio)"
+    most = math.expm1(max(width_of_ratio(winner.unvalidated, each.unvalidated) for each in tied))
+    part = f", up to ±{most:.1%} of it from what is not validated" if most >= LEAST_SHARE else ""
+    return f"{listed} (inside the interval of their ratio{part})"
+
+
+def _part_phrase(first: Part, second: Part) -> str:
+    if first.carried is None or second.carried is None:
+        return f"{first.name}, error not known and not counted"
+    width = math.expm1(abs(first.carried - second.carried))
+    shares = f"{first.share:.1%} against {second.share:.1%} of a step"
+    return f"{first.name}, {shares}, counted as ±{width:.1%}, as far as two GPUs' were off"
 
 
 def _sureness(winner: Candidate, rival: Candidate) -> str:
-    if winner.uncertainty is None or rival.uncertainty is None:
+    widths = widths_of_ratio(winner, rival)
+    if widths is None:
         return ""
-    width = math.expm1(half_width_of_ratio(winner.uncertainty, rival.uncertainty))
-    return f" (±{width:.1%} at 90 %, from the costs of ops that the two do not share, alone)"
+    calibrated, unvalidated = (math.expm1(width) for width in widths)
+    more = ""
+    if unvalidated >= LEAST_SHARE:
+        more = f", and ±{unvalidated:.1%} from what is not validated"
+    return f" (±{calibrated:.1%} at 90 % from the costs of ops that the two do not share{more})"

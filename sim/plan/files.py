@@ -322,7 +322,8 @@ def _resolve_cluster(table: ClusterTable, folder: Path, source: str) -> ClusterS
 
 def _known(table: dict[str, Any], key: str, name: str, source: str) -> Any:
     if name not in table:
-        raise SpecError(key, name, "is not known", nearest(name, sorted(table)), source)
+        own = " (one's own: the path of a .toml file)" if table is GPUS else ""
+        raise SpecError(key, name, "is not known", nearest(name, sorted(table)) + own, source)
     return table[name]
 
 

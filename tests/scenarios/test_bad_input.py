@@ -62,7 +62,54 @@ def test_profile_for_another_gpu(layerwise: Run, tmp_path: Path) -> None:
 
 
 def test_profile_that_is_missing(layerwise: Run, tmp_path: Path) -> None:
-    assert "nothing.json" in refused(layerwise, "paper", "--profile", tmp_path / "nothing.json")
+    message = refused(layerwise, "paper", "--profile", tmp_path / "nothing.json")
+    assert "nothing.json' is no file" in message
+    assert "those of h100-sxm and h200 are taken without it" in message
+
+
+def test_gpu_without_a_profile_where_one_is_needed(layerwise: Run) -> None:
+    message = refused(layerwise, "accuracy", "--gpu", "b200")
+    assert "no calibration profile for b200, only for h100-sxm and h200" in message
+    assert "--profile FILE" in message
+
+
+NEAREST = "did you mean 'h100-pcie' or 'h100-sxm'?"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own"),
+    [
+        (("rank", "--model", "paper-16", "--gpu", "h10"), "--gpu FILE.toml"),
+        (("accuracy", "--gpu", "h10"), "--profile FILE"),
+        (("calibrate", "--gpu", "h10"), "a .toml file"),
+        (("calibrate", "--collect", "nowhere", "--gpu", "h10"), "a .toml file"),
+        (("calibrate", "--fit", "nowhere", "--out", "p.json", "--gpu", "h10"), "a .toml file"),
+    ],
+)
+def test_an_unknown_gpu_names_the_nearest_and_what_to_do_for_ones_own(
+    layerwise: Run, arguments: tuple[str, ...], own: str
+) -> None:
+    message = refused(layerwise, *arguments)
+    assert f"--gpu='h10' is not known; {NEAREST}" in message
+    assert own in message
+
+
+def test_an_unknown_gpu_that_is_set_names_the_nearest(layerwise: Run) -> None:
+    message = refused(layerwise, "paper", "--set", "cluster.gpu=h10")
+    assert f"cluster.gpu='h10' is not known; {NEAREST}" in message
+
+
+def test_an_unknown_gpu_in_a_file_names_the_nearest(layerwise: Run, tmp_path: Path) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text(f'{PRESET}[cluster]\ngpu = "h10"\n')
+    message = refused(layerwise, "predict", path)
+    assert f"scenario.toml: cluster.gpu='h10' is not known; {NEAREST}" in message
+    assert "one's own: the path of a .toml file" in message
+
+
+def test_a_gpu_that_is_not_the_profiles_is_refused(layerwise: Run, profile_file: Path) -> None:
+    message = refused(layerwise, "accuracy", "--gpu", "h200", "--profile", profile_file)
+    assert "--gpu='h200' is not the profile's, h100-sxm" in message
 
 
 def test_trace_of_another_schema_version(

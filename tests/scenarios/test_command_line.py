@@ -119,7 +119,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from scenarios.command_line import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "print(sorted({'numpy', 'pydantic', 'simpy', 'scipy', 'torch'} & set(sys.modules)))"
+        "print(sorted({'numpy', 'pydantic', 'rich', 'simpy', 'scipy', 'torch'} & set(sys.modules)))"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
@@ -262,6 +262,36 @@ def test_a_hostile_name_is_shown_as_text() -> None:
     assert 3 == captured.get().count(SHOWN)
     assert "two\\nlines" in captured.get()
     assert "\x1b" not in captured.get()
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, columns: int, *cells: str) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = tables.console()
+    with out.capture() as captured:
+        made = tables.table("", "name", *(f"{n}" for n in range(1, len(cells))))
+        made.add_row(*cells)
+        out.print(made)
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def test_names_wrap_where_figures_leave_them_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = ("a name of several words", *["1,234,567"] * 6)
+    wide, narrow = (drawn(monkeypatch, columns, *cells) for columns in (100, 80))
+
+    assert 2 == len(wide)
+    assert 3 == len(narrow)
+    assert max(map(len, narrow)) <= 80
+    assert 6 == " ".join(narrow).count("1,234,567")
+
+
+@pytest.mark.parametrize(("digits", "width"), [(20, 97), (30, 137)])
+def test_a_table_of_wide_figures_moves_together_then_grows(
+    monkeypatch: pytest.MonkeyPatch, digits: int, width: int
+) -> None:
+    lines = drawn(monkeypatch, 100, "n" * 10, *["7" * digits] * 4, "77")
+
+    assert width == max(map(len, lines))
+    assert 4 * digits + 2 == "".join(lines).count("7")
 
 
 @pytest.fixture

@@ -124,9 +124,8 @@ def test_compare_marks_in_json_too(
     assert [(False, [], pytest.approx(1.01)), (True, [mark], pytest.approx(1.1))] == found
 
 
-def test_measure_prints_what_it_found(layerwise: Run, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    file = tmp_path / "scenario.toml"
+def small_file(folder: Path, more: str = "") -> Path:
+    file = folder / "scenario.toml"
     file.write_text(
         'name = "small"\n'
         "[model]\n"
@@ -134,10 +133,59 @@ def test_measure_prints_what_it_found(layerwise: Run, tmp_path: Path) -> None:
         'num_attention_heads = 4\nnum_key_value_heads = 2\nhead_dim = 16\ndtype = "float32"\n'
         '[placement]\nstrategy = "tensor-pipeline"\n'
         "[workload]\nbatch_size = 2\ncontext_tokens = 8\nnum_microbatches = 1\n"
-        '[run]\nlaunch = "eager"\nrepeats = 5\n'
+        f'[run]\nlaunch = "eager"\nrepeats = 5\n{more}'
     )
+    return file
+
+
+def test_measure_prints_what_it_found(layerwise: Run, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    file = small_file(tmp_path)
     ran = layerwise("measure", file, "--out", tmp_path / "trace.jsonl", "--device", "cpu")
     assert 0 == ran.code, ran.err
     assert "ms of 5 repeats, half of them" in ran.err
     assert "energy: not sampled: NVML reads GPUs, and this ran on the CPU" in ran.err
     assert "clock" == read_trace(tmp_path / "trace.jsonl").timing
+
+
+def test_a_field_is_changed_for_a_measurement_and_it_is_said(
+    layerwise: Run, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    out = tmp_path / "trace.jsonl"
+    ran = layerwise("measure", small_file(tmp_path), "--out", out, "--device", "cpu",
+                    "--set", "workload.batch_size=4")  # fmt: skip
+    assert 0 == ran.code, ran.err
+    assert "changed: workload.batch_size=4" in ran.err
+    assert 4 == read_trace(out).scenario["workload"]["batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("key", "workload"),
+    [
+        ("decode_attention", ()),
+        ("prefill_attention", ("workload.phase=prefill",)),
+        ("chunked_prefill_attention",
+         ("workload.phase=prefill", "workload.prefill_chunk_tokens=4")),
+    ],
+)  # fmt: skip
+def test_cudnn_attention_on_the_cpu_says_what_runs_there(
+    layerwise: Run, tmp_path: Path, key: str, workload: tuple[str, ...]
+) -> None:
+    pytest.importorskip("torch")
+    file = small_file(tmp_path, f'[kernels]\n{key} = "cudnn"\n')
+    ran = layerwise("measure", file, "--out", tmp_path / "trace.jsonl", "--device", "cpu",
+                    *(f"--set={each}" for each in workload))  # fmt: skip
+    assert 2 == ran.code
+    assert f"kernels.{key}='cudnn' runs on GPUs alone, and --device is 'cpu'" in ran.err
+    assert "use 'math' or 'flash'" in ran.err
+    assert not (tmp_path / "trace.jsonl").exists()
+
+
+def test_cudnn_attention_that_a_run_never_meets_is_no_matter(
+    layerwise: Run, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    file = small_file(tmp_path, '[kernels]\nprefill_attention = "cudnn"\n')
+    ran = layerwise("measure", file, "--out", tmp_path / "trace.jsonl", "--device", "cpu")
+    assert 0 == ran.code, ran.err

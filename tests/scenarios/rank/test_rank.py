@@ -307,7 +307,7 @@ def test_the_rival_is_the_best_outside_the_tie_and_both_are_said() -> None:
     )
 
     assert ["TP=2 x PP=2"] == [each.layout.name for each in found.tied]
-    assert "TP=4 leads, tied with TP=2 x PP=2 (inside the 90 % interval of their ratio)" in (
+    assert "TP=4 leads, tied with TP=2 x PP=2 (inside the interval of their ratio)" in (
         verdict(found)
     )
     assert "TP=4 leads layer-wise PP=4 by 100.0%" in verdict(found)

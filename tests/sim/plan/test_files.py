@@ -100,7 +100,10 @@ def test_scenario_without_a_name_is_called_after_its_file(tmp_path: Path) -> Non
         ),
         (
             "[model]\npreset='paper-16'\n[cluster]\ngpu='h100'",
-            "cluster.gpu='h100' is not known; did you mean 'h100-pcie' or 'h100-sxm'?",
+            (
+                "cluster.gpu='h100' is not known; did you mean 'h100-pcie' or 'h100-sxm'? "
+                "(one's own: the path of a .toml file)"
+            ),
         ),
         (
             "[model]\npreset='paper-16'\nconfig='c.json'",
