@@ -61,6 +61,14 @@ def _filling_the_l2() -> list[Scenario]:
     ]  # fmt: skip
 
 
+def seasoning_layers() -> list[Scenario]:
+    """Layers that a process runs before what it measures counts: of several shapes, none kept."""
+    return [
+        decode(896, 8, 128), decode(640, 4, 400), decode(1408, 2, 100, kv_heads=1),
+        decode(2560, 16, 300), decode(1152, 32, 128, kv_heads=3),
+    ]  # fmt: skip
+
+
 def validation_layers() -> list[Scenario]:
     """Layers that only score: by design, not a grid.
 

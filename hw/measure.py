@@ -7,6 +7,7 @@ from itertools import chain
 
 import torch
 
+from hw.engine.memory import reserve_block
 from hw.engine.residency import check_windows
 from hw.engine.weights import WeightSource
 from hw.errors import NotAvailableError
@@ -66,6 +67,7 @@ def measure(
     if only_rank < 0:
         session.require_world_size(run[0].placement.num_ranks)
     plan = plan_stream(run, alone=session.store is None)
+    reserve_block(session.device)
     before = sample_clocks(session.device, "before")
     meter = PowerMeter(power, session.device)
     journal, progress = journal or Journal(), session.progress

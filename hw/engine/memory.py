@@ -29,6 +29,8 @@ Fill = Callable[["Slot"], Tensor]
 NUM_PEER_TENSORS = 3
 # cuBLAS and cuDNN workspaces, loaded modules, a graph's own pool.
 CUDA_RESERVE_BYTES = 1 * 2**30
+# Forty times an L2.
+RESERVED_BLOCK_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,19 @@ def free_bytes_of(device: torch.device) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise OSError("/proc/meminfo has no MemAvailable: free memory is unknown here")
+
+
+def reserve_block(device: torch.device) -> None:
+    """Have torch's allocator hold one large block, from which small models are then carved.
+
+    Taken while the driver still has memory in one piece. A layer that fills most of the L2 repeats
+    within 1 % in it, and within 9 % in pieces collected from all over (`traces/placement`). What
+    does not fit beside it is given back by the allocator itself.
+    """
+    if device.type == "cuda" and torch.cuda.memory_reserved(device) < RESERVED_BLOCK_BYTES:
+        free, _ = torch.cuda.mem_get_info(device)
+        if free > 2 * RESERVED_BLOCK_BYTES:
+            torch.empty(RESERVED_BLOCK_BYTES, dtype=torch.uint8, device=device)
 
 
 def check_fits(

@@ -7,9 +7,10 @@ it goes on where it stopped.
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -24,12 +25,13 @@ from calibration.selection import (
     SCORED_SIZES_BYTES,
     engine_layers,
     fit_layers,
+    seasoning_layers,
     two_gpu_runs,
     validation_layers,
 )
 from calibration.unseen import unseen
 from sim.plan.compile import KernelChoice
-from sim.plan.errors import SpecError
+from sim.plan.errors import LayerwiseError, SpecError
 from sim.plan.files import load_scenario
 from sim.plan.hardware import GPUS, dgx_cluster
 from sim.plan.scenario import Scenario
@@ -61,6 +63,7 @@ LAYERS: dict[str, tuple[Literal["fit", "validation"], Callable[[], list[Scenario
     "fit-layers": ("fit", fit_layers), "validation-layers": ("validation", validation_layers),
     "engine-layers": ("validation", engine_layers),
 }  # fmt: skip
+ENVIRONMENT = "environment.json"
 CURVES = {"read-curve": "read_curve.json", "read-curve-scored": "read_curve_scored.json"}
 
 
@@ -114,11 +117,33 @@ def collect(
 ) -> Collected:
     """Measure into the folder `out`, task by task, until the budget is used up.
 
-    `gpu` names what is measured: stages and layers are put on it.
+    `gpu` names what is measured: stages and layers are put on it. What is refused before anything
+    was measured leaves no folder behind.
     """
+    with _nothing_if_refused(out):
+        return _collect(out, budget_s, tasks, progress, instruments, gpu)
+
+
+@contextmanager
+def _nothing_if_refused(out: Path) -> Generator[None]:
+    folders = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        yield
+    except LayerwiseError:
+        measured = [path for path in out.rglob("*") if path.is_file() and path.name != ENVIRONMENT]
+        if out in folders and not measured:
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _collect(
+    out: Path, budget_s: float, tasks: Sequence[Task], progress: Callable[[str], None],
+    instruments: Instruments | None, gpu: str,
+) -> Collected:  # fmt: skip
     chosen = instruments or gpu_instruments(progress)
     deadline_s = time.monotonic() + budget_s
-    _write_json(out / "environment.json", chosen.environment())
+    _write_json(out / ENVIRONMENT, chosen.environment())
     missing = failed = 0
     for task in tasks:
         left_s = deadline_s - time.monotonic()
@@ -166,11 +191,30 @@ def _collect_one(
             purpose, layers = LAYERS[task]
             outcome = measure_scenarios(
                 [on_gpu(layer, gpu).with_kernels(GPU_KERNELS) for layer in layers()],
-                measure=chosen.layer,
+                measure=_seasoned(chosen.layer, gpu),
                 folder=out / "layers", purpose=purpose, budget_s=left_s,
                 failed=out / "failed.jsonl", progress=progress,
             )  # fmt: skip
             return Collected(outcome.num_missing, outcome.num_failed)
+
+
+def _seasoned(measure: Callable[[Scenario], Trace], gpu: str) -> Callable[[Scenario], Trace]:
+    """The same, after a few layers that are thrown away before the first one that is kept.
+
+    A young process is not what anybody serves with: small layers take up to 9 % longer once others
+    ran before them, and then stay so (`traces/placement`).
+    """
+
+    @cache
+    def season() -> None:
+        for layer in seasoning_layers():
+            measure(on_gpu(layer, gpu).with_kernels(GPU_KERNELS))
+
+    def measured(scenario: Scenario) -> Trace:
+        season()
+        return measure(scenario)
+
+    return measured
 
 
 def designed_points(gpu: str) -> list[SweepPoint]:

@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 
-from calibration.selection import engine_layers, fit_layers, two_gpu_runs, validation_layers
+from calibration.selection import (
+    engine_layers,
+    fit_layers,
+    seasoning_layers,
+    two_gpu_runs,
+    validation_layers,
+)
 from scenarios.calibrate.collect import (
     DEFAULT_TASKS,
     FIT_SCENARIOS,
@@ -96,9 +102,17 @@ def test_layers_are_traces_with_their_purpose(
     pretended = Pretended()
 
     assert Collected() == run(pretended, tmp_path, task)
-    assert [layer.name for layer in layers] == pretended.asked
+    assert [layer.name for layer in (*seasoning_layers(), *layers)] == pretended.asked
     assert {GPU_KERNELS} == pretended.kernels
     assert {purpose} == {read_trace(path).purpose for path in (tmp_path / "layers").iterdir()}
+
+
+def test_layers_that_are_there_season_nothing(tmp_path: Path) -> None:
+    run(Pretended(), tmp_path, "fit-layers")
+    again = Pretended()
+    run(again, tmp_path, "fit-layers")
+
+    assert [] == again.asked
 
 
 def test_layers_whose_context_grows_take_the_kernel_that_can(tmp_path: Path) -> None:
@@ -106,7 +120,7 @@ def test_layers_whose_context_grows_take_the_kernel_that_can(tmp_path: Path) -> 
     growing = [layer for layer in engine_layers() if layer.run.context_growth_tokens]
 
     assert Collected() == run(pretended, tmp_path, "engine-layers")
-    assert [layer.name for layer in engine_layers()] == pretended.asked
+    assert [layer.name for layer in (*seasoning_layers(), *engine_layers())] == pretended.asked
     assert {GPU_KERNELS, replace(GPU_KERNELS, decode_attention="split_kv")} == pretended.kernels
     assert growing
 
@@ -151,3 +165,21 @@ def test_tasks_come_one_by_one_or_with_commas() -> None:
 def test_unknown_task_names_all() -> None:
     with pytest.raises(SpecError, match=", ".join(TASKS)):
         tasks_of(["sweeps"])
+
+
+def test_a_gpu_nobody_knows_leaves_no_folder(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with pytest.raises(SpecError, match="--gpu='h1000' is not known"):
+        collect(out, 600.0, ("stages",), lambda line: None, Pretended().instruments, "h1000")
+
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_was_measured_before_a_refusal_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="--gpu"):
+        collect(tmp_path / "out", 600.0, ("read-curve", "stages"), lambda line: None,
+                Pretended().instruments, "h1000")  # fmt: skip
+
+    assert ["environment.json", "read_curve.json"] == sorted(
+        path.name for path in (tmp_path / "out").iterdir()
+    )
