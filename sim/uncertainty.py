@@ -149,12 +149,15 @@ def uncertainty_of(
                for rank, found in spent.items()}  # fmt: skip
     pacing = max(compute, key=lambda rank: compute[rank])
     idle = max(0.0, 1 - compute[pacing] * PS / step_s)
-    total_ps = sum(found.time_ps for each in spent.values() for found in each.values()) or 1
+    total_ps = sum(
+        found.time_ps * simulation.num_alike(rank)
+        for rank, each in spent.items() for found in each.values()
+    ) or 1  # fmt: skip
     shares: dict[Source, float] = defaultdict(float)
     widest: dict[Source, _Found] = {}
     for rank, each in spent.items():
         for source, found in each.items():
-            shares[source] += idle * found.time_ps / total_ps
+            shares[source] += idle * found.time_ps * simulation.num_alike(rank) / total_ps
             if rank == pacing and source[0] != "send":
                 shares[source] += found.time_ps * PS / step_s
             if source not in widest or found.half_width > widest[source].half_width:

@@ -20,7 +20,7 @@ from scenarios.rank.unvalidated import measured_pairs, width_of_ratio
 from scenarios.rank.workers import spreading
 from sim.memory import Remedy, remedies
 from sim.plan.errors import PlacementError, SpecError
-from sim.plan.hardware import ClusterSpec
+from sim.plan.hardware import NOTHING_SLOW, ClusterSpec
 from sim.plan.model import ModelSpec
 from sim.plan.scenario import RunSpec
 from sim.plan.workload import Workload
@@ -216,7 +216,7 @@ def _nothing_valid(asked: Asked, refused: tuple[Refused, ...]) -> PlacementError
 
 
 def _has_layout(asked: Asked, num_gpus: int) -> bool:
-    one_node = replace(asked.cluster, num_nodes=1, gpus_per_node=num_gpus)
+    one_node = replace(asked.cluster, num_nodes=1, gpus_per_node=num_gpus, slow=NOTHING_SLOW)
     return bool(layouts_of(asked.model, one_node, asked.workload, None)[0])
 
 

@@ -14,20 +14,21 @@ import pytest
 from sim.cost.model import Calibrated, OpCost, Traffic, TransferCost
 from sim.cost.shapes import kind_of
 from sim.plan import ops
-from sim.plan.hardware import LinkSpec
+from sim.plan.hardware import GPUS, LinkSpec, SlowParts, dgx_cluster
 from sim.plan.model import MODELS
 from sim.plan.ops import CollectiveOp, LocalOp
 from sim.plan.scenario import PlacementSpec, Scenario, compile_run
 from sim.predict import predict
 from sim.profile import Profile
 from sim.residuals import ErrorScale
-from sim.simulate import simulate_scenario
+from sim.simulate import simulate, simulate_scenario
 from sim.uncertainty import (
     Contribution,
     Uncertainty,
     around,
     half_width_of_ratio,
     half_widths_of,
+    uncertainty_of,
 )
 from tests.sim.scenes import scenario_of
 from tests.synthetic import synthetic_profile
@@ -142,6 +143,27 @@ def test_shares_of_a_step_add_up_to_nearly_all_of_it() -> None:
 
     assert found is not None
     assert 0.95 < sum(one.share for one in found.contributions) < 1.0 + 1e-9
+
+
+def test_ranks_that_were_folded_count_as_often_as_they_are_there() -> None:
+    """TP=4 x PP=2 with one slow GPU: its stage paces, the other idles, and only some ranks fold."""
+    scenario = scenario_of(
+        PlacementSpec(strategy="tensor-pipeline", tensor_parallel=4, pipeline_parallel=2),
+        model=replace(MODELS["paper-16"], num_layers=4), microbatches=4,
+    )  # fmt: skip
+    slow = SlowParts(gpus=(2,), clock_share=0.3, hbm_share=0.3)
+    cluster = replace(dgx_cluster(GPUS["h100-sxm"], 8), slow=slow)
+    cost = Calibrated(cluster, profile_with())
+    folded, unfolded = (
+        simulate(compile_run(replace(scenario, cluster=cluster)), cost, cluster, folded=flag)
+        for flag in (True, False)
+    )
+    one, other = (uncertainty_of(each, [1], each.steady_step_s) for each in (folded, unfolded))
+
+    assert len(list(folded.ranks)) < len(list(unfolded.ranks))
+    assert one is not None
+    assert other is not None
+    assert other.half_width == pytest.approx(one.half_width, rel=1e-9)
 
 
 def test_interval_of_the_rate_is_that_of_the_step_upside_down() -> None:

@@ -32,7 +32,7 @@ from scenarios.rank.tables import print_ranking
 from scenarios.rank.words import flip_sentence, quantity, short_reason, verdict
 from sim.memory import MemoryBudget
 from sim.plan.errors import LayerwiseError, PlacementError, ProfileMismatchError, SpecError
-from sim.plan.hardware import GPUS, ClusterSpec, dgx_cluster
+from sim.plan.hardware import GPUS, ClusterSpec, SlowParts, dgx_cluster
 from sim.plan.model import ModelSpec
 from sim.plan.scenario import PlacementSpec, Scenario, place
 from sim.plan.workload import Workload
@@ -503,6 +503,13 @@ def test_when_every_placement_is_invalid_the_reasons_and_a_number_of_gpus_are_sa
     assert "cluster.num_gpus=11 has no valid placement of small at batch 8" in str(caught.value)
     assert "leave some without a layer" in str(caught.value)
     assert "use 10 GPUs" in str(caught.value)
+
+
+def test_a_slow_gpu_that_fewer_gpus_would_not_have_hides_no_number_of_them() -> None:
+    eleven = replace(cluster_of("h100-sxm", 11, 1), slow=SlowParts(gpus=(10,), clock_share=0.5))
+
+    with pytest.raises(PlacementError, match="use 10 GPUs"):
+        rank(SMALL, eleven, WORK, synthetic_profile())
 
 
 def test_nothing_fits_is_an_answer_with_the_nearest_remedy() -> None:
