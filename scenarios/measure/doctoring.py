@@ -59,5 +59,5 @@ def abilities_of(machine: Machine) -> tuple[str, ...]:
 
 
 def _text(finding: Finding) -> str:
-    cost = f"\ncosts: {finding.cost}" if finding.cost else ""
-    return escape(f"{finding.found}{cost}")
+    cost = f"\ncosts: {escape(finding.cost)}" if finding.cost else ""
+    return f"{escape(finding.found)}{cost}"

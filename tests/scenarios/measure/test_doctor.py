@@ -198,6 +198,7 @@ def test_the_command_answers_on_this_machine(layerwise: Run) -> None:
     ran = layerwise("doctor", "--quick")
     assert (0, "") == (ran.code, ran.err)
     assert "predicting (paper, predict, compare) works: it needs no GPU" in ran.out
+    assert "\\n" not in ran.out
 
 
 def test_the_command_leaves_gpus_alone_for_the_cpu(layerwise: Run) -> None:
