@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Literal
@@ -103,5 +104,5 @@ def is_held_down(reasons: str) -> bool:
 
 
 def as_data(value: Any) -> dict[str, Any]:
-    """A frozen spec as plain data, for a trace's header."""
-    return asdict(value)
+    """A frozen spec as plain data, for a trace's header: as it is when it is read again."""
+    return json.loads(json.dumps(asdict(value)))

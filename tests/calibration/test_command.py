@@ -168,7 +168,7 @@ def test_failed_fit_prints_its_table_and_writes_nothing(
         (("--fit", "nowhere"), "--out=None is missing; add --out PROFILE.json"),
         (("--fit", "nowhere", "--out", "p"), "nowhere/environment.json: cannot be read"),
         (("--fit", COLLECTED, "--out", "p", "--gpu", "h200"), "and a h200 has 62914560"),
-        (("--fit", COLLECTED, "--out", "p", "--gpu", "a100"), "use one of h100-sxm, h200"),
+        (("--fit", COLLECTED, "--out", "p", "--gpu", "a100"), "did you mean 'a100-80gb'?"),
     ],
 )
 def test_bad_input_is_one_line(
