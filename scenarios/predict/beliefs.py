@@ -174,6 +174,17 @@ def warnings_of(scenario: Scenario, prediction: Prediction) -> tuple[str, ...]:
             f"{name}: the stream of steps is not steady after the longest run simulated; the last "
             "two steps differ by more than 0.1 %."
         )
+    if scenario.run.launch == "eager":
+        found.append(
+            f"{name}: one constant stands for what a host takes to launch anything, messages too; no "
+            "interval knows how far it is off (layerwise accuracy --gpu h200 shows it for two GPUs)."
+        )
+    used, there = place(scenario).num_ranks, scenario.cluster.num_gpus
+    if used < there and scenario.run.only_rank < 0:
+        found.append(
+            f"{name} uses {used} of {there} GPUs; give placement.pipeline_parallel or "
+            "placement.data_parallel to use them all."
+        )
     return tuple(found)
 
 
@@ -192,10 +203,30 @@ def on_chip_line(scenario: Scenario) -> str:
     if any(fitting) and not all(fitting):
         verdict = f"fits in {sum(fitting)} of {len(fitting)} stages only"
     whose = "one stage's" if len(fitting) > 1 else "the stage's"
+    kv_bytes = _kv_bytes_of_a_microbatch(scenario, len(fitting))
+    if all(fitting) and size + kv_bytes > placement.on_chip_bytes:
+        verdict += (
+            f", but each microbatch reads {kv_bytes / 1e6:,.0f} MB of KV cache between two uses of "
+            "them, and pushes them out"
+        )
     return (
         f"{whose} weights: {size / 1e6:,.1f} MB, {size / placement.on_chip_bytes:.3g} times the "
         f"{placement.on_chip_bytes / 1e6:,.1f} MB on-chip capacity: {verdict}"
     )
+
+
+def _kv_bytes_of_a_microbatch(scenario: Scenario, num_stages: int) -> int:
+    """What one decode step of a stage reads of its cache; of a prefill, nothing is known here.
+
+    Where the number of microbatches is searched, one for each stage is taken.
+    """
+    work, replicas = scenario.workload, place(scenario).data_parallel
+    if work.phase != "decode":
+        return 0
+    layers = max(stage.num_layers for stage in place(scenario).replicas[0])
+    sequences = work.batch_size / replicas / (work.num_microbatches or num_stages)
+    per_token = scenario.model.kv_bytes_per_token_per_layer * layers
+    return round(sequences * work.context_tokens * per_token)
 
 
 def predicted_as_data(

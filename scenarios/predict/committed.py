@@ -116,7 +116,12 @@ def earlier_than(run_date: str, path: Path, created: str) -> Earlier:
 
 
 def _introduced(path: Path) -> _Introduced | None:
-    """Ask git; None where the file lies in no repository, or there is no git."""
+    """Ask git; None where there is none, or the file is not one of those it keeps.
+
+    An installed copy may lie in an ignored folder of a checkout, of which git knows nothing.
+    """
+    if _git(path, "ls-files", "--error-unmatch", path.name) is None:
+        return None
     cut = _git(path, "rev-parse", "--is-shallow-repository")
     blob = _git(path, "hash-object", path.name)
     if cut is None or blob is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scenarios.predict.beliefs import count_ops, on_chip_line, prediction_as_data, warnings_of
-from sim.plan.scenario import paper_scenario
+from sim.plan.scenario import PlacementSpec, paper_scenario
 from sim.plan.workload import Workload
 from sim.predict import predict
 from sim.profile import write_profile
@@ -22,7 +22,14 @@ from tests.synthetic import synthetic_profile
     ("on_chip_bytes", "expected"),
     [
         (0, "536.9 MB, 10.2 times the 52.4 MB on-chip capacity: does not fit"),
-        (10**9, "536.9 MB, 0.537 times the 1,000.0 MB on-chip capacity: fits"),
+        (
+            10**9,
+            (
+                "536.9 MB, 0.537 times the 1,000.0 MB on-chip capacity: fits, but each microbatch "
+                "reads 1,311 MB of KV cache between two uses of them, and pushes them out"
+            ),
+        ),
+        (2 * 10**9, "536.9 MB, 0.268 times the 2,000.0 MB on-chip capacity: fits"),
     ],
 )
 def test_stage_against_on_chip_capacity(on_chip_bytes: int, expected: str) -> None:
@@ -34,6 +41,26 @@ def test_stage_against_on_chip_capacity(on_chip_bytes: int, expected: str) -> No
 
 def test_a_placement_that_aims_at_no_capacity_says_nothing() -> None:
     assert on_chip_line(paper_scenario("tensor-pipeline")) == ""
+
+
+def test_gpus_that_a_placement_leaves_idle_are_said() -> None:
+    spec = PlacementSpec(strategy="tensor-pipeline", tensor_parallel=8)
+    scenario = replace(
+        paper_scenario("tensor-pipeline", workload=Workload(num_microbatches=1)), placement=spec
+    )
+    (said,) = warnings_of(scenario, predict(scenario, None))
+
+    assert "uses 8 of 16 GPUs; give placement.pipeline_parallel" in said
+
+
+def test_eager_runs_say_what_no_interval_knows() -> None:
+    workload = Workload(num_microbatches=16)
+    graph = paper_scenario("layer-wise", workload=workload)
+    eager = replace(graph, run=replace(graph.run, launch="eager"))
+    found = predict(graph, None)
+
+    assert () == warnings_of(graph, found)
+    assert ["no interval knows how far" in said for said in warnings_of(eager, found)] == [True]
 
 
 def test_extrapolated_ops_and_an_unsteady_stream_are_said() -> None:
