@@ -98,7 +98,7 @@ def build_profile(
         kernels = replace(kernels, small_matmul="cublas")
     alone = Profile(
         name=name, gpu=gpu, kernels=kernels, fits=fits, transfers=transfers,
-        machine=machine | no_interleaving(), provenance={},
+        machine=machine | no_interleaving(machine), provenance={},
     )  # fmt: skip
     machine |= fit_interleaving(alone, traces, f"{source}: decode steps kept for fitting")
     factor = fit_step_factor(replace(alone, machine=machine), traces)

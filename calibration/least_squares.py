@@ -98,16 +98,36 @@ def fit_positive(
     }
 
 
-def standard_errors(jacobian: Column, residuals: Column, widths: Column) -> Column:
+def fit_linear(design: Column, target: Column, *, soft: float) -> tuple[Column, Column]:
+    """(x, residuals) with x >= 0 for which `design @ x` is nearest to `target`: soft L1 beyond `soft`.
+
+    `design`: [points, x], `target`: [points].
+    """
+    from scipy.optimize import least_squares
+
+    found = least_squares(
+        lambda x: design @ x - target, np.ones(design.shape[1]), bounds=(0, np.inf),
+        loss="soft_l1", f_scale=soft, xtol=1e-10, ftol=1e-12, gtol=1e-12,
+    )  # fmt: skip
+    return found.x, found.fun
+
+
+def standard_errors(
+    jacobian: Column, residuals: Column, widths: Column, scatter: float = 0.0
+) -> Column:
     """Residual variance times the diagonal of the inverse normal matrix, rooted.
 
     A parameter is known to lie within its bounds, `widths` apart, before any data: one that the
     data do not move gets that width, where the bare inverse would be singular and say 0.
+    `scatter`: what residuals are of at least, however well so few are met.
     """
     freedom = max(1, len(residuals) - jacobian.shape[1])
-    variance = max(float(residuals @ residuals) / freedom, TINY)
-    precision = jacobian.T @ jacobian / variance + np.diag(1 / widths**2)
-    return np.sqrt(np.diag(np.linalg.inv(precision)))
+    variance = max(float(residuals @ residuals) / freedom, scatter**2, TINY)
+    # By singular values: columns that the data do not tell apart leave no inverse to rounding.
+    _, strengths, directions = np.linalg.svd(jacobian * widths / math.sqrt(variance))
+    known = np.zeros(jacobian.shape[1])
+    known[: len(strengths)] = strengths
+    return widths * np.sqrt((1 / (1 + known**2)) @ directions**2)
 
 
 def significant(value: float, digits: int = 4) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -180,7 +181,7 @@ class Profile:
     @cached_property
     def in_a_row(self) -> Profile:
         """The same for ops in a row of their own kind, as a sweep repeats them."""
-        return replace(self, machine=self.machine | no_interleaving())
+        return replace(self, machine=self.machine | no_interleaving(self.machine))
 
     @property
     def digest(self) -> str:
@@ -198,12 +199,12 @@ class Profile:
             )
 
 
-def no_interleaving() -> dict[str, Constant]:
+def no_interleaving(machine: Mapping[str, Constant]) -> dict[str, Constant]:
     """Ops cost what the sweep says, in an L2 that keeps what the read curve says."""
     zero = Constant(value=0.0, standard_error=0.0, unit="", source="none")
     return {
-        "interleaved_s": zero, "interleaved_hbm_slowdown": zero,
-        "interleaved_l2_share": replace(zero, value=1.0),
+        "interleaved_s": zero, "interleaved_code_s": zero, "interleaved_hbm_s": zero,
+        "interleaved_full_hit": machine["l2_full_hit"], "interleaved_no_hit": machine["l2_no_hit"],
     }  # fmt: skip
 
 

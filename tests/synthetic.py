@@ -51,9 +51,10 @@ def synthetic_profile(gpu: str = "h100-sxm") -> Profile:
     }
     machine = {
         "hbm_bytes_per_s": 3.1e12, "eager_issue_s": 8e-6, "graph_gap_s": 1.0e-6, "graph_launch_s": 3.0e-6,
-        "interleaved_s": 0.0, "interleaved_hbm_slowdown": 0.0, "set_aside_hbm_slowdown": 0.06,
+        "interleaved_s": 0.0, "interleaved_code_s": 0.0, "interleaved_hbm_s": 0.0,
+        "set_aside_hbm_slowdown": 0.06,
         "op_speed_beside_message": 0.8, "message_speed_beside_hbm": 0.5, "message_num_sms": 16.0,
-        "interleaved_l2_share": 1.0,
+        "interleaved_full_hit": 0.75, "interleaved_no_hit": 0.95,
         "l2_full_hit": 0.75, "l2_no_hit": 0.95,
     }  # fmt: skip
     transfers = {

@@ -22,6 +22,9 @@ from sim.profile import OpFit, Profile, TransferFit
 Bound = Literal["hbm", "l2", "compute", "link", "launch"]
 Belief = Literal["speed_of_light", "uncalibrated", "calibrated"]
 
+# Shares of the L2 at which hits begin to fail inside a layer, and at which none is left.
+INTERLEAVED_RAMP = ("interleaved_full_hit", "interleaved_no_hit")
+
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
@@ -144,13 +147,12 @@ class CostModel(Protocol):
         """The reuse distance from which nothing hits any more."""
         ...
 
-    @property
-    def weights_obey_windows(self) -> bool:
-        """Do kernels that read weights keep them where an access-policy window says so?"""
-        ...
-
     def hit_fraction(self, reuse_distance_bytes: int) -> float:
         """Share of a buffer found in L2 after so many other bytes were touched."""
+        ...
+
+    def obeys_windows(self, op: Op) -> bool:
+        """Does this op's kernel keep weights where an access-policy window says so?"""
         ...
 
     def local(self, op: LocalOp, traffic: Traffic) -> OpCost:
@@ -182,7 +184,6 @@ class SpeedOfLight:
     belief: Belief = "speed_of_light"
     issue_s: float = 0.0
     graph_launch_s: float = 0.0
-    weights_obey_windows: bool = True
     is_disturbed_by_messages: bool = False
 
     def speeds_beside_messages(self, bound: Bound) -> tuple[float, float]:
@@ -195,6 +196,10 @@ class SpeedOfLight:
 
     def hit_fraction(self, reuse_distance_bytes: int) -> float:
         return 1.0 if reuse_distance_bytes <= self.cluster.gpu.l2_bytes else 0.0
+
+    def obeys_windows(self, op: Op) -> bool:
+        del op
+        return True
 
     def local(self, op: LocalOp, traffic: Traffic) -> OpCost:
         gpu = self.cluster.gpu
@@ -278,31 +283,33 @@ class Calibrated:
     def graph_launch_s(self) -> float:
         return self._machine("graph_launch_s")
 
-    @property
-    def weights_obey_windows(self) -> bool:
-        """Documents say so; cuBLAS' Hopper kernels load weights by TMA, which measured does not.
-
-        Source: torch.mm with windows on its graph nodes, traces/windows-h100-sxm.
-        """
-        return self.belief == "uncalibrated"
-
     @cached_property
     def _l2_ramp(self) -> tuple[float, float]:
-        size = self.cluster.gpu.l2_bytes * self._machine("interleaved_l2_share")
-        return self._machine("l2_full_hit") * size, self._machine("l2_no_hit") * size
+        full, no = (self._machine(name) * self.cluster.gpu.l2_bytes for name in INTERLEAVED_RAMP)
+        return full, no
 
     @property
     def hit_horizon_bytes(self) -> float:
         return self._l2_ramp[1]
 
     def hit_fraction(self, reuse_distance_bytes: int) -> float:
-        """Linear ramp between two multiples of what kernels in turn have of the L2.
+        """Linear ramp between two shares of the L2: where kernels in turn begin to miss, and end.
 
-        Source: shared best of the forms tried on public Hopper curves; constants refitted to this
-        project's own read sweep, and the share to its whole layers.
+        Source: shared best of the forms tried on public Hopper curves; its ends are fitted to this
+        project's whole layers, and for ops in a row of their own kind to its read sweep.
         """
         low, high = self._l2_ramp
         return forms.ramp(reuse_distance_bytes, low, high)
+
+    def obeys_windows(self, op: Op) -> bool:
+        """Documents say that all do; cuBLAS' Hopper kernels load weights by TMA, which does not.
+
+        Source: a kernel of plain loads and torch.mm, each with windows on its graph nodes,
+        traces/windows-h100-sxm. Skinny matmuls and norms are kernels of plain loads.
+        """
+        if self.belief == "uncalibrated":
+            return True
+        return op.kernel == "skinny" if isinstance(op, ops.Matmul) else isinstance(op, ops.Norm)
 
     def local(self, op: LocalOp, traffic: Traffic) -> OpCost:
         cached = self._cache.get((op, traffic))
@@ -398,12 +405,14 @@ class Calibrated:
     def _among_others(self, alone_s: float, bound: Bound, code_miss_share: float) -> float:
         """A kernel between other kernels is slower than in a row of its own kind.
 
-        Sweeps repeat one kernel; in a layer its code may have left the L2 before its next turn.
-        Both constants are fitted to whole steps kept for fitting.
+        Sweeps repeat one kernel. In a layer another one came before, its code may have left the L2
+        before its next turn, and HBM must come back up to speed. All three times are fitted to
+        whole steps kept for fitting.
         """
+        alone_s += self._machine("interleaved_s")
         if bound == "hbm":
-            alone_s *= 1 + self._machine("interleaved_hbm_slowdown")
-        return alone_s + self._machine("interleaved_s") * code_miss_share
+            alone_s += self._machine("interleaved_hbm_s")
+        return alone_s + self._machine("interleaved_code_s") * code_miss_share
 
     def _form(self, op: LocalOp, fit: OpFit, traffic: Traffic) -> tuple[float, dict[Bound, float]]:
         """Seconds of the form, and what each resource alone would take."""

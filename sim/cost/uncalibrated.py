@@ -119,8 +119,10 @@ MACHINE: dict[str, Published] = {
         5e-6, "s", "rule of thumb for a host that launches one kernel; no measurement published"
     ),
     "interleaved_s": Published(0.0, "s", NONE_PUBLISHED),
-    "interleaved_hbm_slowdown": Published(0.0, "1", NONE_PUBLISHED),
-    "interleaved_l2_share": Published(1.0, "of the ramp", NONE_PUBLISHED),
+    "interleaved_code_s": Published(0.0, "s", NONE_PUBLISHED),
+    "interleaved_hbm_s": Published(0.0, "s", NONE_PUBLISHED),
+    "interleaved_full_hit": Published(0.73, "of L2 size", NONE_PUBLISHED),
+    "interleaved_no_hit": Published(1.19, "of L2 size", NONE_PUBLISHED),
     "set_aside_hbm_slowdown": Published(0.0, "1", "none published: windows are taken to be free"),
     "op_speed_beside_message": Published(1 / 1.189, "of its speed alone", OVERLAP),
     "message_speed_beside_hbm": Published(1 / 1.189, "of its speed alone", OVERLAP),

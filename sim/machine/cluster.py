@@ -107,11 +107,10 @@ class SimulatedCluster:
         gpu = self.cluster.gpu
         if not (self.persisting_weights and gpu.persisting_l2_bytes):
             return L2State(self.cost)
-        if not self.cost.weights_obey_windows:
-            return L2State(self.cost, set_aside=True)
-        weights = rank_weight_bytes([step.template[rank] for step in self.run[:2]])
-        left = 1 - min(gpu.persisting_l2_bytes, weights) / gpu.l2_bytes
-        share = window_hit_ratio(weights, gpu)
+        programs = [step.template[rank] for step in self.run[:2]]
+        share = window_hit_ratio(rank_weight_bytes(programs), gpu)
+        held = share * rank_weight_bytes(programs, self.cost.obeys_windows)
+        left = 1 - min(held, gpu.persisting_l2_bytes) / gpu.l2_bytes
         return L2State(self.cost, persisting=share, left=left, set_aside=True)
 
     def work_of(self, program: Program) -> list[Work]:

@@ -30,9 +30,9 @@ def code_of(op: Op) -> BufferKey:
 class L2State:
     """Residency of one GPU's L2.
 
-    `persisting`: the share of every weight that an access-policy window keeps, in lines set aside
-    for it; what is set aside is lost to everything else (`left`, the share of the L2 that others
-    see). `kept` names the weights whose lines the windows hold already. `set_aside`: a part of the
+    `persisting`: the share of a weight that an access-policy window keeps, in lines set aside for
+    it, where the kernel that reads it obeys; lines that are held so are lost to everything else
+    (`left`, the share of the L2 that others see). `kept` names the weights whose lines the windows hold already. `set_aside`: a part of the
     L2 is set aside, whether or not the kernels make use of it.
     """
 
@@ -62,9 +62,10 @@ class L2State:
         code = code_of(op)
         code_missed = 1.0 - self._hit_fraction(code, CODE_BYTES)
         self._touch(code, CODE_BYTES, 0)
+        obeys = self.persisting > 0 and self.cost.obeys_windows(op)
         for buffer, size in demand.reads:
             key = buffer.key(layer, microbatch)
-            covered = round(self.persisting * size) if buffer.kind == "weight" else 0
+            covered = round(self.persisting * size) if obeys and buffer.kind == "weight" else 0
             fraction = self._hit_fraction(key, size - covered)
             hit_bytes = round(fraction * (size - covered)) + covered * (key in self.kept)
             if covered:

@@ -5,7 +5,7 @@ One rule for the engine, which sets the windows, and the simulator, which counts
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sim.plan import ops
 from sim.plan.hardware import GpuSpec
@@ -22,14 +22,19 @@ def weight_of(op: Op) -> Buffer | None:
             return None
 
 
-def rank_weight_bytes(programs: Iterable[Program]) -> int:
-    """Bytes of all weights that one rank's programs read whole, each counted once."""
+def rank_weight_bytes(
+    programs: Iterable[Program], counts: Callable[[Op], bool] = lambda _op: True
+) -> int:
+    """Bytes of all weights that one rank's programs read whole, each counted once.
+
+    `counts`: which ops' weights; all of them if not given.
+    """
     found: dict[BufferKey, int] = {}
     for program in programs:
         for part in program.parts:
             for op in part.segment.ops:
                 weight = weight_of(op)
-                if weight is not None:
+                if weight is not None and counts(op):
                     found[weight.key(part.layer, part.microbatch)] = weight.num_bytes
     return sum(found.values())
 

@@ -156,9 +156,9 @@ def stage_scenario(hidden: int = 2048, **run: object) -> Scenario:
     )  # fmt: skip
 
 
-def with_interleaving(profile: Profile, per_op_s: float, hbm_slowdown: float) -> Profile:
+def with_interleaving(profile: Profile, code_s: float, hbm_s: float) -> Profile:
     return replace(profile, machine=profile.machine | {
-        "interleaved_s": constant(per_op_s), "interleaved_hbm_slowdown": constant(hbm_slowdown),
+        "interleaved_code_s": constant(code_s), "interleaved_hbm_s": constant(hbm_s),
     })  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle
 
 import pytest
 
@@ -10,29 +11,40 @@ from calibration.interleaving import (
     held_out_step_errors,
 )
 from calibration.least_squares import FitError
+from calibration.selection import decode
 from sim.plan.errors import ProfileMismatchError
+from sim.plan.scenario import Scenario
 from sim.plan.workload import Workload
 from sim.profile import Profile, no_interleaving
 from sim.residuals import ErrorScale
 from sim.trace import Trace, as_data
-from tests.calibration.fabricated import stage_scenario, stage_trace, with_interleaving
-from tests.synthetic import synthetic_profile
+from tests.calibration.fabricated import KERNELS, stage_scenario, stage_trace
+from tests.synthetic import constant, synthetic_profile
 
-ALONE = replace(synthetic_profile(), machine=synthetic_profile().machine | no_interleaving())
-TRUTH = with_interleaving(ALONE, 0.6e-6, 0.03)
-KNOWN = {
-    "interleaved_s": 0.6e-6, "interleaved_hbm_slowdown": 0.03, "interleaved_l2_share": 1.0,
-}  # fmt: skip
+MACHINE = synthetic_profile().machine
+ALONE = replace(synthetic_profile(), machine=MACHINE | no_interleaving(MACHINE))
+TIMES = {"interleaved_s": 0.1e-6, "interleaved_code_s": 0.6e-6, "interleaved_hbm_s": 0.3e-6}
+TRUTH = replace(
+    ALONE, machine=ALONE.machine | {name: constant(value) for name, value in TIMES.items()}
+)
+KNOWN = TIMES | {"interleaved_full_hit": 0.75, "interleaved_no_hit": 0.95}
+SIGNS = (1, -1, -1, 1)
 
 
 def traces(truth: Profile, noise: float = 0.0) -> list[Trace]:
-    """Small and large layers, so that a time per op and a share of the time are told apart."""
-    signs = (1, -1, -1, 1)
-    made = [stage_trace(stage_scenario(hidden), truth) for hidden in (1024, 2048, 4096, 6144)]
+    """Layers of which all, some and nothing is in the L2, so that the three times are told apart."""
+    stages = [stage_scenario(hidden) for hidden in (2048, 4096)]
+    made = [stage_trace(scenario, truth) for scenario in (*stages, *layers(512, 768, 1024, 6144))]
     return [
         replace(trace, untraced_step_s=(trace.untraced_step_s[0] * (1 + sign * noise),))
-        for trace, sign in zip(made, signs, strict=True)
+        for trace, sign in zip(made, cycle(SIGNS), strict=False)
     ]
+
+
+def layers(*widths: int, batch: int = 1) -> list[Scenario]:
+    """Decode steps of one layer, each in a graph of its own."""
+    made = [decode(hidden, batch, 128) for hidden in widths]
+    return [replace(one, kernels=KERNELS, run=replace(one.run, steps_per_graph=1)) for one in made]
 
 
 def values(traces: list[Trace]) -> dict[str, float]:
@@ -46,7 +58,7 @@ def test_known_constants_are_recovered() -> None:
 def test_known_constants_are_recovered_through_noise() -> None:
     found = fit_interleaving(ALONE, traces(TRUTH, 0.002), "here")
 
-    for name in ("interleaved_s", "interleaved_hbm_slowdown"):
+    for name in TIMES:
         assert 0 < found[name].standard_error
         assert abs(found[name].value - KNOWN[name]) < 3 * found[name].standard_error
 
@@ -61,9 +73,31 @@ def test_rows_of_a_tracer_are_not_asked() -> None:
 
 
 def test_ops_that_cost_what_the_sweep_says_give_nothing() -> None:
-    nothing = {name: constant.value for name, constant in no_interleaving().items()}
+    nothing = {name: constant.value for name, constant in no_interleaving(MACHINE).items()}
 
     assert nothing == pytest.approx(values(traces(ALONE)), abs=1e-9)
+
+
+def test_ends_of_hits_are_recovered() -> None:
+    """Layers of 8 to 48 MB: some lie between where hits begin to end and where none is left."""
+    ends = {"interleaved_full_hit": constant(0.45), "interleaved_no_hit": constant(0.85)}
+    truth = replace(TRUTH, machine=TRUTH.machine | ends)
+    widths = (512, 640, 768, 896, 1024, 1152, 2048, 4096)
+    made = [stage_trace(one, truth) for batch in (1, 2) for one in layers(*widths, batch=batch)]
+
+    found = values(made)
+
+    assert (0.45, 0.85) == (found["interleaved_full_hit"], found["interleaved_no_hit"])
+    assert 0.6e-6 == pytest.approx(found["interleaved_code_s"], rel=0.02)
+
+
+def test_few_steps_leave_the_ends_of_hits_to_the_read_curve() -> None:
+    earlier = {"interleaved_full_hit": constant(0.45), "interleaved_no_hit": constant(0.85)}
+    truth = replace(TRUTH, machine=TRUTH.machine | earlier)
+
+    found = values(traces(truth))
+
+    assert (0.75, 0.95) == (found["interleaved_full_hit"], found["interleaved_no_hit"])
 
 
 def test_held_out_error_is_of_a_step_that_the_fit_did_not_see() -> None:

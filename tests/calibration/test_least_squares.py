@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from calibration import least_squares
-from calibration.least_squares import Estimate, FitError, Parameter, fit_positive, significant
+from calibration.least_squares import (
+    Estimate,
+    FitError,
+    Parameter,
+    fit_linear,
+    fit_positive,
+    significant,
+    standard_errors,
+)
 
 LINE = {
     "offset": Parameter(start=1.0, low=0.01, high=100.0, unit="s"),
@@ -82,6 +90,36 @@ def test_constants_have_four_digits_unit_and_source() -> None:
 
 def test_significant_digits() -> None:
     assert [0.0, 1.2, 120000.0] == [significant(v, 2) for v in (0.0, 1.249, 123456.0)]
+
+
+def test_one_outlier_does_not_rule_a_linear_fit() -> None:
+    design = np.array([[1.0, float(x)] for x in range(20)])
+    target = design @ np.array([2.0, 0.5])
+    target[7] += 5.0
+
+    found, residuals = fit_linear(design, target, soft=0.01)
+
+    assert [2.0, 0.5] == pytest.approx(found, abs=0.01)
+    assert -5.0 == pytest.approx(residuals[7], abs=0.1)
+
+
+def test_linear_fit_gives_nothing_below_zero() -> None:
+    design = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+
+    found, _ = fit_linear(design, design @ np.array([1.0, -1.0]), soft=10.0)
+
+    assert 0.0 <= found.min() < 1e-6
+
+
+def test_columns_that_nothing_tells_apart_are_not_known() -> None:
+    column = np.linspace(1, 2, 9)
+    widths = np.array([100.0, 100.0, 100.0])
+    design = np.stack([column, column * (1 + 1e-9), column**2], axis=1)
+
+    errors = standard_errors(design, np.full(9, 1e-12), widths, 1e-3)
+
+    assert [100 / 2**0.5] * 2 == pytest.approx(errors[:2], rel=1e-3)
+    assert errors[2] < 0.01
 
 
 def test_no_other_module_calls_the_solver() -> None:

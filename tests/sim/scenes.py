@@ -13,7 +13,7 @@ from sim.plan import ops
 from sim.plan.compile import KernelChoice, compile_step
 from sim.plan.hardware import GPUS, ClusterSpec, LinkSpec, Speed, dgx_cluster
 from sim.plan.model import ModelSpec
-from sim.plan.ops import Buffer, CollectiveOp, LocalOp
+from sim.plan.ops import Buffer, CollectiveOp, LocalOp, Op
 from sim.plan.placement import Placement, layer_wise, tensor_pipeline
 from sim.plan.program import StepPrograms
 from sim.plan.scenario import PlacementSpec, RunSpec, Scenario
@@ -41,7 +41,6 @@ class FlatCost:
     issue_s: float = 0.0
     graph_launch_s: float = 0.0
     belief: Belief = "calibrated"
-    weights_obey_windows: bool = True
     op_speed: float = 1.0
     message_speed: float = 1.0
 
@@ -58,6 +57,9 @@ class FlatCost:
 
     def hit_fraction(self, reuse_distance_bytes: int) -> float:
         return 0.0
+
+    def obeys_windows(self, op: Op) -> bool:
+        return True
 
     def local(self, op: LocalOp, traffic: Traffic) -> OpCost:
         return OpCost(self.launch_s, self.op_s, "compute")

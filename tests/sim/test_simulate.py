@@ -491,6 +491,12 @@ def test_windows_that_are_obeyed_keep_a_share_of_weights_that_do_not_fit() -> No
     assert 1 - H100.persisting_l2_bytes / 302e6 == pytest.approx(kept / plain, abs=0.02)
 
 
+def test_windows_that_no_kernel_obeys_only_cost() -> None:
+    plain, lost = windowed(calibrated(), 3072)
+
+    assert plain < lost < plain * 1.07
+
+
 def test_windows_over_weights_that_fit_gain_nothing() -> None:
     plain, kept = windowed(SpeedOfLight(CLUSTER), 768)
 

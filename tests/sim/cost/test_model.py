@@ -165,7 +165,7 @@ def test_set_aside_slows_what_hbm_bounds_and_nothing_else() -> None:
 
 def test_only_code_that_left_the_l2_costs_an_op_among_others() -> None:
     profile = synthetic_profile()
-    machine = profile.machine | {"interleaved_s": constant(1e-6)}
+    machine = profile.machine | {"interleaved_code_s": constant(1e-6)}
     cost, op = Calibrated(CLUSTER, replace(profile, machine=machine)), matmul_op("m", MIB)
     missed, half, hit = (
         seconds(cost.local(op, replace(cold(op), code_miss_share=share)))
@@ -175,12 +175,42 @@ def test_only_code_that_left_the_l2_costs_an_op_among_others() -> None:
     assert (1e-6, 0.5e-6) == (pytest.approx(missed - hit), pytest.approx(half - hit))
 
 
-def test_less_of_the_l2_is_left_among_others() -> None:
+def test_every_op_costs_more_among_others_and_one_that_hbm_bounds_more_again() -> None:
+    times = {"interleaved_s": constant(1e-7), "interleaved_hbm_s": constant(3e-7)}
     profile = synthetic_profile()
-    machine = profile.machine | {"interleaved_l2_share": constant(0.8)}
-    cost = Calibrated(CLUSTER, replace(profile, machine=machine))
+    among = Calibrated(CLUSTER, replace(profile, machine=profile.machine | times))
+    op = matmul_op("m", 64 * MIB)
+    more = [
+        seconds(among.local(op, traffic)) - seconds(calibrated().local(op, traffic))
+        for traffic in (Traffic(0, 64 * MIB, 0), cold(op))
+    ]
 
-    assert 0.8 * calibrated().hit_horizon_bytes == pytest.approx(cost.hit_horizon_bytes)
+    assert [1e-7, 4e-7] == pytest.approx(more)
+
+
+def test_kernels_of_plain_loads_obey_windows_and_tma_does_not() -> None:
+    matmul = matmul_op("m", MIB)
+    cost = calibrated()
+
+    assert cost.obeys_windows(replace(matmul, kernel="skinny"))
+    assert not cost.obeys_windows(matmul)
+
+
+def test_documents_say_that_every_kernel_obeys_windows() -> None:
+    op = matmul_op("m", MIB)
+
+    assert LIGHT.obeys_windows(op)
+    assert Calibrated(CLUSTER, synthetic_profile(), "uncalibrated").obeys_windows(op)
+
+
+def test_hits_end_where_they_do_among_others() -> None:
+    profile = synthetic_profile()
+    ends = {"interleaved_full_hit": constant(0.4), "interleaved_no_hit": constant(0.8)}
+    cost = Calibrated(CLUSTER, replace(profile, machine=profile.machine | ends))
+    size = CLUSTER.gpu.l2_bytes
+
+    assert 0.8 * size == cost.hit_horizon_bytes
+    assert 0.5 == pytest.approx(cost.hit_fraction(round(0.6 * size)))
 
 
 def test_write_that_pushes_another_out_is_counted_at_hbm_alone() -> None:

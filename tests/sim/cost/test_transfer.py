@@ -33,7 +33,10 @@ WIRES = (NVLINK4, NDR400)
 TIMES = (
     "launch_s", "prologue_s", "miss_s", "tile_s", "block_s", "split_s", "seconds_per_logit",
 )  # fmt: skip
-HOST_TIMES = ("eager_issue_s", "graph_gap_s", "graph_launch_s", "interleaved_s")
+HOST_TIMES = (
+    "eager_issue_s", "graph_gap_s", "graph_launch_s", "interleaved_s", "interleaved_code_s",
+    "interleaved_hbm_s",
+)  # fmt: skip
 RATES = ("peak_flops_per_s", "hbm_bytes_per_s", "l2_bytes_per_s")
 
 

@@ -222,10 +222,18 @@ def test_message_that_arrived_is_found_in_the_l2() -> None:
 
 def test_windows_keep_their_share_of_weights_that_do_not_fit() -> None:
     state = L2State(calibrated(), persisting=0.25, left=0.5)
-    op = matmul_op("m", 128 * MIB)
+    op = replace(matmul_op("m", 128 * MIB), kernel="skinny")
     first, second = (state.traffic_of(op, 0, 0) for _ in range(2))
 
     assert op.weight.num_bytes // 4 == second.l2_read_bytes - first.l2_read_bytes
+
+
+def test_kernel_that_does_not_obey_windows_keeps_nothing_in_them() -> None:
+    plain, windowed = L2State(calibrated()), L2State(calibrated(), persisting=0.25)
+    op = matmul_op("m", 128 * MIB)
+
+    for _ in range(2):
+        assert plain.traffic_of(op, 0, 0) == windowed.traffic_of(op, 0, 0)
 
 
 def test_windows_take_from_everything_else() -> None:

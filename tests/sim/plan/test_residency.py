@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sim.plan import ops
 from sim.plan.hardware import GPUS
 from sim.plan.residency import rank_weight_bytes, weight_of, window_bytes, window_hit_ratio
 from sim.plan.scenario import compile_run
@@ -30,6 +31,13 @@ def test_weights_of_a_rank_are_counted_once() -> None:
     programs = [step.programs[1] for step in run]
 
     assert 2 * TINY.layer_weight_bytes == rank_weight_bytes(programs)
+
+
+def test_weights_of_some_ops_are_counted_alone() -> None:
+    run = compile_run(scenario())
+    norms = 2 * TINY.num_layers * TINY.hidden_size * TINY.dtype_bytes
+
+    assert norms == rank_weight_bytes([run[0].programs[0]], lambda op: isinstance(op, ops.Norm))
 
 
 def test_shards_count_their_own_part() -> None:
