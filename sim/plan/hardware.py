@@ -231,7 +231,9 @@ GPUS: dict[str, GpuSpec] = {
         hbm_bytes_per_s=4.8e12,
         l2_bytes=60 * 2**20,
         l2_bytes_per_s=96 * 64 * 1.98e9,
-        source="NVIDIA H200 datasheet; L2 size from device properties",
+        persisting_l2_bytes=39_321_600,
+        access_window_bytes=134_217_728,
+        source="NVIDIA H200 datasheet; L2 from device properties",
     ),
     "h100-pcie": GpuSpec(
         name="h100-pcie",
