@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
 from sim.plan.compile import KernelChoice, compile_step
 from sim.plan.errors import SpecError
+from sim.plan.hardware import MAX_GPUS
 from sim.plan.model import DTYPE_BYTES
 from sim.plan.ops import Buffer, BufferKey, BufferKind
 from sim.plan.placement import Placement
@@ -24,6 +25,20 @@ KV_CAPACITY_AXIS = 3
 Held = list[tuple[BufferKind, int]]
 """Kind and bytes of every tensor that programs touch; of a KV cache, bytes per token it has room for."""
 WorkloadKey = Literal["workload.batch_size", "workload.context_tokens"]
+
+BATCH, CONTEXT = "batch_size at most", "context_tokens at most"
+KV_HEADS = "num_key_value_heads at most (GQA)"
+KV_BITS = "KV bits per element at most (bf16 is 16)"
+MORE_GPUS = "times as many GPUs, weights and KV spread over them"
+REMEDY_WORDS = {
+    BATCH: "a batch of at most {value:,}",
+    CONTEXT: "a context of at most {value:,} tokens",
+    KV_HEADS: "at most {value:,} KV heads (GQA)",
+    KV_BITS: "a KV cache of at most {value:,} bits per element",
+    MORE_GPUS: "{value:,} times as many GPUs, with weights and KV spread over them",
+}
+# A placement is spread this many times beyond the least that could do: layers and heads divide unevenly.
+NUM_MULTIPLES = 4
 
 # Bytes over capacity are nearly a straight line in what grows, so that a few guesses by
 # interpolation meet the answer; what is rounded may bend it, and halving takes over then.
@@ -196,11 +211,16 @@ class Remedy:
     change: str
     value: int
 
+    @property
+    def words(self) -> str:
+        """The change with its value, as people say it."""
+        return REMEDY_WORDS[self.change].format(value=self.value)
+
 
 def remedies(scenario: Scenario, budget: MemoryBudget) -> tuple[Remedy, ...]:
-    """The largest batch, the longest context, the fewest KV heads' share, or KV bytes that fit.
+    """The largest batch, longest context, most KV heads, most KV bits, or fewest GPUs that fit.
 
-    Batch and context are exact; the others are what is left for KV over what KV needs.
+    Batch, context and GPUs are exact; heads and bits are what is left for KV over what KV needs.
     """
     left = budget.capacity_bytes - (budget.total_bytes - budget.kv_bytes)
     share = max(0.0, left / budget.kv_bytes) if budget.kv_bytes else 1.0
@@ -210,21 +230,62 @@ def remedies(scenario: Scenario, budget: MemoryBudget) -> tuple[Remedy, ...]:
              if model.num_attention_heads % h == 0 and h <= model.num_key_value_heads * share]  # fmt: skip
     stored = 8 * DTYPE_BYTES[model.stored_kv_dtype]
     bits = [b for b in (8, 4) if b < stored and b <= stored * share]
-    gpus = -(-budget.kv_bytes // left) if left > 0 else 0
     batch, context = (
         largest_that_fits(scenario, key, budget.reserved_bytes)
         for key in ("workload.batch_size", "workload.context_tokens")
     )
     return (
-        Remedy(change="batch_size at most", value=batch),
-        Remedy(change="context_tokens at most", value=context),
-        Remedy(change="num_key_value_heads at most (GQA)", value=max(heads, default=0)),
-        Remedy(
-            change="KV bits per element at most (bf16 is 16)",
-            value=max(bits, default=0),
-        ),
-        Remedy(change="times as many GPUs, KV spread over them", value=gpus),
+        Remedy(change=BATCH, value=batch),
+        Remedy(change=CONTEXT, value=context),
+        Remedy(change=KV_HEADS, value=max(heads, default=0)),
+        Remedy(change=KV_BITS, value=max(bits, default=0)),
+        Remedy(change=MORE_GPUS, value=_times_as_many(scenario, budget)),
     )
+
+
+def _times_as_many(scenario: Scenario, budget: MemoryBudget) -> int:
+    """How many times the GPUs a placement fits on, longer or wider in one direction; 0 if on none.
+
+    More stages or more shards divide weights and KV, more replicas only KV.
+    """
+    spread = budget.weight_bytes + budget.kv_bytes
+    left = budget.capacity_bytes - (budget.total_bytes - spread)
+    if left <= 0:
+        return 0
+    # No GPU of k times as many holds less than a k-th of what the fullest one does.
+    least = max(2, -(-spread // left))
+    most = min(NUM_MULTIPLES * least, MAX_GPUS // scenario.cluster.num_gpus)
+    return next(
+        (times for times in range(least, most + 1)
+         if any(_fits(wider, budget.reserved_bytes) for wider in _spread_over(scenario, times))),
+        0,
+    )  # fmt: skip
+
+
+def _spread_over(scenario: Scenario, times: int) -> Iterator[Scenario]:
+    """The scenario on `times` its GPUs: that many times the stages, the shards, or the replicas."""
+    spec, cluster = scenario.placement, scenario.cluster
+    number = spec.num_gpus and times * spec.num_gpus
+    larger = replace(cluster, num_nodes=times * cluster.num_nodes)
+    degrees = {key: times * getattr(spec, key) for key in
+               ("pipeline_parallel", "tensor_parallel", "data_parallel")}  # fmt: skip
+    # A layer-wise placement's stages are its GPUs.
+    changes = [{key: value} for key, value in degrees.items()]
+    if spec.strategy == "layer-wise":
+        changes = [{}, {"data_parallel": degrees["data_parallel"]}]
+    for change in changes:
+        if change.get("tensor_parallel", 1) <= max(spec.tensor_parallel, cluster.gpus_per_node):
+            placement = replace(spec, num_gpus=number, **change)
+            yield replace(scenario, cluster=larger, placement=placement)
+
+
+def _fits(scenario: Scenario, reserved_bytes: int) -> bool:
+    """On the fullest GPU, with one microbatch a stage or as many as were asked for."""
+    try:
+        same = _with(scenario, "workload.batch_size", scenario.workload.batch_size)
+        return free_bytes(same, reserved_bytes) >= 0
+    except SpecError:
+        return False  # no placement of this model at all
 
 
 def largest_that_fits(scenario: Scenario, key: WorkloadKey, reserved_bytes: int) -> int:
@@ -236,16 +297,16 @@ def largest_that_fits(scenario: Scenario, key: WorkloadKey, reserved_bytes: int)
     replicas = place(scenario).data_parallel
     unit = replicas if key == "workload.batch_size" else 1
 
-    def free_bytes(value: int) -> int:
+    def left_bytes(value: int) -> int:
         try:
             changed = _with(scenario, key, value * unit)
         except SpecError:
             # Beyond what a workload may be at all: no answer either.
             return -scenario.cluster.gpu.hbm_bytes
-        return _free_bytes(changed, reserved_bytes)
+        return free_bytes(changed, reserved_bytes)
 
     asked = getattr(scenario.workload, key.removeprefix("workload.")) // unit
-    return unit * _largest(free_bytes, asked)
+    return unit * _largest(left_bytes, asked)
 
 
 def _with(scenario: Scenario, key: WorkloadKey, value: int) -> Scenario:
@@ -259,8 +320,11 @@ def _with(scenario: Scenario, key: WorkloadKey, value: int) -> Scenario:
     )
 
 
-def _free_bytes(scenario: Scenario, reserved_bytes: int) -> int:
-    """What the fullest GPU has left; below 0 when it does not fit."""
+def free_bytes(scenario: Scenario, reserved_bytes: int) -> int:
+    """What the fullest GPU has left; below 0 when it does not fit.
+
+    Raises SpecError when the number of microbatches is left open, PlacementError as `place` does.
+    """
     placement = _telling_stages(place(scenario))
     kernels = scenario.kernels or KernelChoice()
     run = [
@@ -271,15 +335,15 @@ def _free_bytes(scenario: Scenario, reserved_bytes: int) -> int:
     return min(budget.capacity_bytes - budget.total_bytes for budget in budgets)
 
 
-def _largest(free_bytes: Callable[[int], int], start: int) -> int:
+def _largest(left_bytes: Callable[[int], int], start: int) -> int:
     """The largest number from 1 up that leaves 0 bytes free or more, 0 if 1 does not.
 
-    `free_bytes` falls as its number grows. The answer was tried, and so was the next number.
+    `left_bytes` falls as its number grows. The answer was tried, and so was the next number.
     """
     tried: dict[int, int] = {}
     low, high, guess = 0, 0, start
     while high != low + 1:
-        tried[guess] = free_bytes(guess)
+        tried[guess] = left_bytes(guess)
         if tried[guess] >= 0:
             low = guess
         else:

@@ -9,10 +9,12 @@ from rich.console import Console
 
 from scenarios import tables
 from scenarios.predict.beliefs import ThreeBeliefs, on_chip_line, warnings_of
+from scenarios.rank.layouts import Layout
 from scenarios.tables import escape
 from sim.cost.model import Belief
 from sim.memory import MemoryBudget, Remedy, remedies
-from sim.plan.scenario import Scenario
+from sim.plan.compile import KernelChoice
+from sim.plan.scenario import Scenario, place
 from sim.predict import BOUNDS, Prediction
 from sim.profile import Profile
 
@@ -37,10 +39,10 @@ def print_predicted(
     scenario: Scenario, beliefs: ThreeBeliefs, profile: Profile | None, out: Console
 ) -> None:
     """All beliefs side by side, and the memory budget when it does not fit."""
-    work = scenario.workload
+    work, name = scenario.workload, placement_name(scenario, profile)
     out.print(
         f"[bold]{escape(scenario.name)}[/bold]: {escape(scenario.model.name)} "
-        f"({scenario.model.parameters / 1e9:.3g} B parameters), {beliefs.best.placement}, "
+        f"({scenario.model.parameters / 1e9:.3g} B parameters), {name}, "
         f"{work.phase}, batch {work.batch_size}, {work.context_tokens:,} tokens, "
         f"{escape(scenario.cluster.name)}."
     )
@@ -57,8 +59,20 @@ def print_predicted(
     if not beliefs.best.fits:
         fullest = max(beliefs.best.memory, key=lambda budget: budget.total_bytes)
         out.print()
-        print_budget({beliefs.best.placement: fullest}, out)
-        print_remedies(beliefs.best.placement, remedies(scenario, fullest), out)
+        print_budget({name: fullest}, out)
+        print_remedies(name, remedies(scenario, fullest), out)
+
+
+def placement_name(scenario: Scenario, profile: Profile | None) -> str:
+    """Its degrees above one and its all-reduce, as a ranking calls them."""
+    placement = place(scenario)
+    kernels = scenario.kernels or (profile.kernels if profile else KernelChoice())
+    shards = placement.tensor_parallel
+    return Layout(
+        tensor_parallel=shards, pipeline_parallel=placement.num_stages,
+        data_parallel=placement.data_parallel,
+        all_reduce=kernels.all_reduce if shards > 1 else "nccl",
+    ).name  # fmt: skip
 
 
 def _describe_beliefs(scenario: Scenario, profile: Profile | None) -> str:
@@ -120,7 +134,7 @@ def print_remedies(name: str, found: tuple[Remedy, ...], out: Console) -> None:
     useful = [remedy for remedy in found if remedy.value]
     out.print(f"{name} would fit with any one of:" if useful else f"{name}: no single change fits.")
     for remedy in useful:
-        out.print(f"- {remedy.change}: {remedy.value:,}")
+        out.print(f"- {remedy.words}")
 
 
 def rate_interval(prediction: Prediction) -> str:

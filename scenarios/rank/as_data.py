@@ -9,7 +9,13 @@ from scenarios.predict.beliefs import provenance_of
 from scenarios.rank.asked import Candidate
 from scenarios.rank.flips import Flip
 from scenarios.rank.ranking import Ranking, widths_of_ratio
-from scenarios.rank.words import flip_sentence, short_reason, unvalidated_sentence, verdict
+from scenarios.rank.words import (
+    flip_sentence,
+    leeway_sentence,
+    short_reason,
+    unvalidated_sentence,
+    verdict,
+)
 
 
 def ranking_as_data(ranking: Ranking) -> dict[str, Any]:
@@ -21,13 +27,13 @@ def ranking_as_data(ranking: Ranking) -> dict[str, Any]:
         "model": asdict(asked.model), "cluster": asdict(asked.cluster),
         "workload": asdict(asked.workload), "run": asdict(asked.run), "belief": asked.belief,
         "provenance": provenance_of(asked.profile), "tpot_below_s": ranking.tpot_below_s,
-        "winner": candidate_as_data(winner) if winner else None,
-        "rival": candidate_as_data(rival) if rival else None,
+        "winner": _optional(winner), "rival": _optional(rival),
         "lead": winner.tokens_per_s / rival.tokens_per_s - 1 if winner and rival else None,
         "lead_half_width_calibrated": widths[0] if widths else None,
         "lead_half_width_unvalidated": widths[1] if widths else None,
         "tied": [each.layout.name for each in tied],
         "verdict": verdict(ranking), "what_flips_it": flip_sentence(ranking),
+        "what_the_bar_leaves_room_for": leeway_sentence(ranking),
         "what_is_not_validated": unvalidated_sentence(ranking),
         "flips": [_flip_as_data(flip) for flip in ranking.flips],
         "candidates": [
@@ -36,8 +42,11 @@ def ranking_as_data(ranking: Ranking) -> dict[str, Any]:
             for each in ranking.candidates
         ],
         "pareto_front": [candidate_as_data(each) for each in ranking.front],
-        "smaller_batch": candidate_as_data(ranking.needed) if ranking.needed else None,
+        "smaller_batch": _optional(ranking.needed),
         "remedies": [asdict(remedy) for remedy in ranking.remedies],
+        "fits_on": [asdict(room) | {"layout": room.layout.name} for room in ranking.rooms],
+        "larger_batch": _optional(ranking.leeway.larger),
+        "fewer_gpus": _optional(ranking.leeway.fewer),
         "left_out": [asdict(each) for each in ranking.refused],
     }  # fmt: skip
 
@@ -71,6 +80,10 @@ def candidate_as_data(each: Candidate) -> dict[str, Any]:
         "is_steady": each.is_steady,
         "unvalidated": [asdict(part) for part in each.unvalidated],
     }
+
+
+def _optional(each: Candidate | None) -> dict[str, Any] | None:
+    return candidate_as_data(each) if each else None
 
 
 def _flip_as_data(flip: Flip) -> dict[str, Any]:

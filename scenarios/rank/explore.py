@@ -40,6 +40,17 @@ def explore(task: tuple[Asked, Layout]) -> Explored | Refused:
         return Refused(name=layout.name, reason=str(error))
 
 
+def at_once(task: tuple[Asked, Layout]) -> Candidate | None:
+    """One layout at the best number of microbatches; None where the profile lacks a table for it."""
+    asked, layout = task
+    cost = asked.cost()
+    try:
+        ttft_s = _first_token_s(asked, layout, cost)
+        return _at_best(asked, layout, cost, ttft_s)
+    except ProfileMismatchError:
+        return None
+
+
 def _microbatches(
     asked: Asked, layout: Layout, cost: Calibrated, ttft_s: float
 ) -> tuple[Candidate, ...]:
@@ -92,10 +103,15 @@ def _smaller_batches(
         fixed = asked.workload.num_microbatches
         if size % layout.data_parallel == 0 and fixed <= size // layout.data_parallel:
             small = replace(asked, workload=replace(asked.workload, batch_size=size))
-            scenario = small.scenario(layout, fixed)
-            found = predict_with(scenario, cost, asked.reserved_bytes)
-            yield _candidate(small, layout, cost, found, ttft_s)
+            yield _at_best(small, layout, cost, ttft_s)
         size *= 2
+
+
+def _at_best(asked: Asked, layout: Layout, cost: Calibrated, ttft_s: float) -> Candidate:
+    """At the number of microbatches asked for, or at the best that `sim.predict` finds."""
+    scenario = asked.scenario(layout, asked.workload.num_microbatches)
+    found = predict_with(scenario, cost, asked.reserved_bytes)
+    return _candidate(asked, layout, cost, found, ttft_s)
 
 
 def _first_token_s(asked: Asked, layout: Layout, cost: Calibrated) -> float:

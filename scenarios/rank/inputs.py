@@ -77,13 +77,14 @@ def cluster_of(gpu: str, num_gpus: int, gpus_per_node: int = 0) -> ClusterSpec:
 
 
 def gpu_named(text: str) -> GpuSpec:
-    """A known GPU, or a TOML file of one's own."""
+    """A known GPU in any case, or a TOML file of one's own."""
     if text.endswith(".toml"):
         return load_gpu(Path(text))
-    if text not in GPUS:
+    name = text.lower()
+    if name not in GPUS:
         own = "one's own: --gpu FILE.toml, with its datasheet's values"
-        raise SpecError("--gpu", text, "is not known", f"{nearest(text, GPUS)} ({own})")
-    return GPUS[text]
+        raise SpecError("--gpu", text, "is not known", f"{nearest(name, GPUS)} ({own})")
+    return GPUS[name]
 
 
 def tpot_s_of(text: str | None) -> float | None:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scenarios.rank.asked import Candidate
 from scenarios.rank.ranking import Ranking
 from scenarios.rank.tables import plain
 from sim.plan.errors import MissingPackageError, SpecError
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 SUFFIXES = (".png", ".svg", ".pdf")
+NUM_RIVALS = 3
+# A bar within so many times the longest TPOT is drawn.
+NEAR = 1.5
+# Of the highest point: room for the rivals' names.
+TOP_SHARE = 1.2
+# Of the picture's width: the same.
+NAMES_SHARE = 0.25
 
 
 def check_plot_path(path: Path) -> None:
@@ -44,29 +57,68 @@ def write_plot(ranking: Ranking, path: Path) -> str:
     axes.errorbar(
         [c.tpot_s * 1e3 for c in front], [c.tokens_per_s for c in front],
         yerr=[[_below(c) for c in front], [_above(c) for c in front]],
-        marker="o", capsize=3, label="Pareto front over batches, 90 % interval",
+        marker="o", capsize=3, label=_front_words(front),
     )  # fmt: skip
     for each in front:
+        # Above and to the left of a front that rises to the right, nothing else is drawn.
         axes.annotate(
-            f"{each.layout.name}, batch {each.batch_size}", (each.tpot_s * 1e3, each.tokens_per_s),
-            xytext=(6, -10), textcoords="offset points", fontsize=7,
+            f"batch {each.batch_size}", (each.tpot_s * 1e3, each.tokens_per_s), xytext=(-6, 4),
+            textcoords="offset points", ha="right", fontsize=7,
         )  # fmt: skip
-    if ranking.tpot_below_s is not None:
-        axes.axvline(ranking.tpot_below_s * 1e3, color="tab:red", label="TPOT asked for")
-    asked = ranking.asked
+    _draw_range(ranking, axes, [*fitting, *front])
+    _name_rivals(axes, [each for each in fitting if each is not ranking.winner][:NUM_RIVALS])
+    work = ranking.asked.workload
     axes.set_title(
-        plain(
-            f"{asked.model.name} on {asked.cluster.name}, {asked.workload.context_tokens:,} tokens"
-        ),
+        plain(f"{ranking.asked.model.name} on {ranking.asked.cluster.name}, batch "
+              f"{work.batch_size}, {work.context_tokens:,} tokens of context"),
         parse_math=False,
-    )
-    axes.set_xlabel("TPOT, ms")
+    )  # fmt: skip
     axes.set_ylabel("tokens/s")
-    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=150)
     return f"{path}: {len(front)} points on the front, {len(fitting)} placements"
+
+
+def _front_words(front: Sequence[Candidate]) -> str:
+    """The front's placements, each with the batches that it leads at."""
+    words = ["Pareto front over batches, 90 % interval:"]
+    for layout, each in groupby(front, key=lambda c: c.layout.name):
+        batches = [c.batch_size for c in each]
+        to = f" to {batches[-1]}" if len(batches) > 1 else ""
+        words.append(f"batch {batches[0]}{to}: {layout}")
+    return "\n".join(words)
+
+
+def _draw_range(ranking: Ranking, axes: Axes, shown: Sequence[Candidate]) -> None:
+    """As far as the data go; the bar is drawn where it is near them, and told where it is not."""
+    label, bar_s = "TPOT, ms", ranking.tpot_below_s
+    most_s = max((c.tpot_s for c in shown), default=1e-3)
+    if bar_s is not None and bar_s <= NEAR * most_s:
+        axes.axvline(bar_s * 1e3, color="tab:red", label=f"bar: {bar_s * 1e3:g} ms")
+        most_s = max(most_s, bar_s)
+    elif bar_s is not None:
+        label += f" (bar: {bar_s * 1e3:g} ms, beyond the right edge)"
+    axes.set_xlabel(label)
+    least_s = min((c.tpot_s for c in shown), default=0.0)
+    # Room on the left for the batches' names.
+    axes.set_xlim(max(0.0, least_s - 0.15 * most_s) * 1e3, 1.1 * most_s * 1e3)
+    axes.set_ylim(0, TOP_SHARE * max((c.tokens_per_s + _above(c) for c in shown), default=1.0))
+
+
+def _name_rivals(axes: Axes, rivals: Sequence[Candidate]) -> None:
+    """Above everything and to the right of all their dots, so that no line crosses a name."""
+    low, high = axes.get_xlim()
+    last = max((each.tpot_s * 1e3 for each in rivals), default=low)
+    high = max(high, low + (last - low) / (1 - NAMES_SHARE))
+    axes.set_xlim(low, high)
+    at = last + 0.03 * (high - low)
+    for place, each in enumerate(rivals):
+        axes.annotate(
+            each.layout.name, (each.tpot_s * 1e3, each.tokens_per_s),
+            xytext=(at, axes.get_ylim()[1] * (0.96 - 0.04 * place)), fontsize=7, va="center",
+            arrowprops={"arrowstyle": "-", "color": "tab:gray", "lw": 0.5, "relpos": (0, 0.5)},
+        )  # fmt: skip
 
 
 def _below(each: Candidate) -> float:

@@ -14,8 +14,10 @@ from typing import TypeVar
 
 from scenarios.rank.asked import Asked, Candidate
 from scenarios.rank.explore import Explored, explore, order_of
+from scenarios.rank.fitting import Room, rooms_of
 from scenarios.rank.flips import Flip, Knob, find_flip, knobs_of
 from scenarios.rank.layouts import Layout, Refused, layouts_of
+from scenarios.rank.leeway import Leeway, leeway_of
 from scenarios.rank.unvalidated import measured_pairs, width_of_ratio
 from scenarios.rank.workers import spreading
 from sim.memory import Remedy, remedies
@@ -39,7 +41,8 @@ class Ranking:
     `front`: over batches up to the one asked for, what no other candidate beats in both tokens/s
     and TPOT (at one batch the two say the same). `rival`: the best that is not tied with the
     winner. `nearest` and `remedies`: what needs the least memory, and what would make it fit, when
-    nothing does. `needed`: the fastest smaller batch that meets a TPOT which the whole one does not.
+    nothing does; `rooms`: on which GPUs all of it would. `needed`: the fastest smaller batch that
+    meets a TPOT which the whole one does not; `leeway`: what a TPOT met with ease leaves room for.
     """
 
     asked: Asked
@@ -51,6 +54,8 @@ class Ranking:
     nearest: Candidate | None
     remedies: tuple[Remedy, ...]
     needed: Candidate | None
+    rooms: tuple[Room, ...] = ()
+    leeway: Leeway = Leeway()
 
     @property
     def best(self) -> tuple[Candidate, ...]:
@@ -130,6 +135,10 @@ def rank(
             raise _nothing_valid(asked, refused)
         ranking = _ranking(asked, explored, refused, tpot_below_s, fits_only=fits_only)
         winner, rival = ranking.winner, ranking.rival
+        if winner:
+            meeting = [each for each in ranking.best if each.meets(tpot_below_s)]
+            leeway = leeway_of(asked, meeting, tpot_below_s, spread)
+            ranking = replace(ranking, leeway=leeway)
         if winner is None or rival is None:
             return ranking
         pairs = [(asked, knob, winner, rival) for knob in knobs]
@@ -189,6 +198,7 @@ def _ranking(
         asked=asked, candidates=tuple(c for c in ordered if c.fits or not fits_only), front=front,
         refused=refused, tpot_below_s=tpot_below_s, flips=(), nearest=nearest,
         remedies=_remedies(asked, nearest) if nearest else (), needed=needed,
+        rooms=rooms_of(asked) if nearest else (),
     )  # fmt: skip
 
 

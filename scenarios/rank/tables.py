@@ -9,16 +9,18 @@ from rich.console import Console
 
 from scenarios import tables
 from scenarios.predict.tables import BOUND_NAMES, UNCALIBRATED_NOTE
-from scenarios.rank.asked import Candidate
+from scenarios.rank.asked import Asked, Candidate
 from scenarios.rank.ranking import Ranking
 from scenarios.rank.words import (
-    flip_sentence,
+    advice,
+    leeway_sentence,
     seconds,
     short_reason,
     unvalidated_sentence,
     verdict,
 )
 from scenarios.tables import escape
+from sim.plan.compile import KernelChoice
 
 TOP = 12
 BAR = 24
@@ -35,8 +37,10 @@ def print_ranking(ranking: Ranking, out: Console, *, everything: bool = False) -
     _print_refused(ranking, out)
     _print_front(ranking, out)
     out.print()
+    if sentence := unvalidated_sentence(ranking):
+        out.print(escape(plain(sentence)), style="dim")
     out.print(f"[bold]{escape(plain(verdict(ranking)))}[/bold]")
-    for sentence in (unvalidated_sentence(ranking), flip_sentence(ranking)):
+    for sentence in (leeway_sentence(ranking), advice(ranking)):
         if sentence:
             out.print(escape(plain(sentence)))
 
@@ -83,7 +87,8 @@ def _print_table(ranking: Ranking, out: Console, *, everything: bool) -> None:
         "* winner  = tied with it  ! misses memory or TPOT  ~ outside what was calibrated  mb "
         "microbatches\nTTFT: one prompt of this context, alone. layer-wise: one GPU a stage, "
         "layers in as many groups. 1-shot: all-reduce by a one-/two-shot kernel over peer memory, as "
-        "serving engines have it; without it, NCCL's.",
+        "serving engines have it; without it, NCCL's. bound by: what limits the GPU for most of the "
+        f"step, not how near it is to that limit (see predict). {_attention(ranking.asked)}",
         style="dim",
     )  # fmt: skip
     if ranking.asked.cluster.num_gpus > VALIDATED_GPUS:
@@ -92,6 +97,13 @@ def _print_table(ranking: Ranking, out: Console, *, everything: bool) -> None:
             "was measured by this project, and no row's interval knows of it.",
             style="dim",
         )  # fmt: skip
+
+
+def _attention(asked: Asked) -> str:
+    """The kernels that every row assumes."""
+    kernels = asked.profile.kernels if asked.profile else KernelChoice()
+    return (f"Attention kernels assumed: {kernels.decode_attention} (decode), "
+            f"{kernels.prefill_attention} (prefill).")  # fmt: skip
 
 
 def _first_layer_wise(ranking: Ranking, shown: Sequence[Candidate]) -> tuple[int, Candidate] | None:

@@ -9,11 +9,15 @@ from scenarios.rank.flips import HIGH, HIGH_L2, LOW, Flip
 from scenarios.rank.ranking import Ranking, widths_of_ratio
 from scenarios.rank.unvalidated import Part, paired, width_of_ratio
 from scenarios.tables import gigabytes, number, seconds
-from sim.memory import MemoryBudget
+from sim.memory import MORE_GPUS, MemoryBudget
 
 NUM_FLIPS = 3
 # Of a step: what two placements rest on differently is told from here on.
 LEAST_SHARE = 0.001
+# As many tied placements are named; more are counted.
+NUM_NAMED = 2
+# From here on a percentage is said without decimals.
+WHOLE_PERCENT = 0.1
 SCALES = {
     "bytes_per_s": ((1e12, "TB/s"), (1e9, "GB/s"), (1e6, "MB/s")),
     "flops_per_s": ((1e15, "PFLOP/s"), (1e12, "TFLOP/s"), (1e9, "GFLOP/s")),
@@ -22,44 +26,67 @@ SCALES = {
 
 
 def verdict(ranking: Ranking) -> str:
-    """Who leads whom, or why nobody does."""
-    winner = ranking.winner
+    """Who leads, who cannot be told from it and why, who is behind; or why nobody leads."""
+    winner, tied, rival = ranking.winner, ranking.tied, ranking.rival
     if winner is None:
         return _no_winner(ranking)
-    said: list[str] = []
-    if ranking.tied:
-        said.append(f"{winner.layout.name} leads, tied with {_tied(winner, ranking.tied)}")
-    if ranking.rival is not None:
-        said.append(
-            f"{winner.layout.name} leads {ranking.rival.layout.name} by "
-            f"{winner.tokens_per_s / ranking.rival.tokens_per_s - 1:.1%}"
-            + _sureness(winner, ranking.rival)
-        )
-    if not said:
+    if tied:
+        behind = f" Clearly behind: {_behind(winner, rival)}." if rival else ""
+        return (f"{winner.layout.name} is predicted fastest, but {_others(tied)} cannot be told from "
+                f"it: {_why_tied(winner, tied)}.{behind}")  # fmt: skip
+    if rival is None:
         return f"{winner.layout.name} is the only placement that qualifies."
-    return ". ".join(said) + "."
+    told = "clearly ahead of" if widths_of_ratio(winner, rival) else "ahead of"
+    return (f"{winner.layout.name} is predicted fastest, {told} {_behind(winner, rival)}"
+            f"{_sureness(winner, rival)}.")  # fmt: skip
+
+
+def advice(ranking: Ranking) -> str:
+    """What to do with it: how to choose among the tied, and what would put the rival ahead."""
+    tied = "Among the tied, choose by other grounds (time to first token, memory)."
+    said = (tied if ranking.tied else "", flip_sentence(ranking))
+    return " ".join(sentence for sentence in said if sentence)
+
+
+def leeway_sentence(ranking: Ranking) -> str:
+    """What a bar that is met with ease leaves room for; "" where it leaves none."""
+    larger, fewer = ranking.leeway.larger, ranking.leeway.fewer
+    told: list[str] = []
+    if larger:
+        told.append(
+            f"{larger.batch_size:,} sequences fit under it ({larger.layout.name}, "
+            f"{number(larger.tokens_per_s)} tokens/s, {seconds(larger.tpot_s)})"
+        )
+    if fewer:
+        count = fewer.layout.num_gpus
+        told.append(
+            f"{count} GPU{'s' if count > 1 else ''} would do for {fewer.batch_size:,} "
+            f"({fewer.layout.name}, {seconds(fewer.tpot_s)})"
+        )
+    return f"The bar leaves room: {'; '.join(told)}." if told else ""
 
 
 def flip_sentence(ranking: Ranking) -> str:
     """What it would take for the rival to draw level; "" when there is no rival."""
     if not ranking.flips or ranking.rival is None or ranking.winner is None:
         return ""
+    name = ranking.rival.layout.name
     found = sorted(
         (flip for flip in ranking.flips if flip.nearest is not None),
         key=lambda flip: abs(math.log(flip.nearest or 1.0)),
     )
     if not found:
         return (
-            f"Nothing flips it: no bandwidth, rate, size or latency within {LOW:g}x to {HIGH:g}x "
-            f"(L2 size to {HIGH_L2:,.0f}x)"
+            f"Nothing puts {name} ahead: no bandwidth, rate, size or latency within {LOW:g}x to "
+            f"{HIGH:g}x (L2 size to {HIGH_L2:,.0f}x)"
             + (", nor eager launches." if ranking.asked.run.launch != "eager" else ".")
         )
     ways = ", or ".join(flip_phrase(flip) for flip in found[:NUM_FLIPS])
     more = len(found) - NUM_FLIPS
-    rest = f"nothing else within {HIGH:g}x does"
+    rest = f"nothing else within {HIGH:g}x"
     if more > 0:
         rest = f"{more} larger change{'s' if more > 1 else ''} would too"
-    return f"It would take {ways} to flip it; {rest}."
+    return f"To put {name} ahead instead would take {ways}; {rest}."
 
 
 def unvalidated_sentence(ranking: Ranking) -> str:
@@ -70,11 +97,12 @@ def unvalidated_sentence(ranking: Ranking) -> str:
     told = [
         _part_phrase(first, second)
         for first, second in paired(winner.unvalidated, other.unvalidated)
-        if abs(first.share - second.share) >= LEAST_SHARE or not (first.share and second.share)
+        if _differs(first, second)
     ]
     if not told:
         return ""
-    return f"Not validated, {winner.layout.name} against {other.layout.name}: {'; '.join(told)}."
+    return (f"Not measured here, and not alike in {winner.layout.name} and {other.layout.name}: "
+            f"{'; '.join(told)}.")  # fmt: skip
 
 
 def flip_phrase(flip: Flip) -> str:
@@ -127,26 +155,65 @@ def _no_winner(ranking: Ranking) -> str:
 
 
 def _nearest_remedy(ranking: Ranking, nearest: Candidate) -> str:
-    useful = [f"{remedy.change}: {remedy.value:,}" for remedy in ranking.remedies if remedy.value]
-    text = f"Nearest is {nearest.layout.name} ({short_reason(nearest.memory)}); "
-    return text + (f"any one of these makes it fit: {'; '.join(useful)}." if useful else
-                   "no single change makes it fit; use more GPUs.")  # fmt: skip
+    useful = [r.words for r in ranking.remedies if r.value and r.change != MORE_GPUS]
+    text = f"Nearest is {nearest.layout.name} ({short_reason(nearest.memory)})"
+    if useful:
+        text += f"; any one of these makes it fit: {'; '.join(useful)}"
+    if not ranking.rooms:
+        return text + ("." if useful else "; no single change makes it fit.")
+    *others, last = (
+        f"on {room.num_gpus} {room.gpu} ({room.layout.name}, {gigabytes(room.total_bytes)} GB)"
+        for room in ranking.rooms
+    )
+    rooms = f"{', '.join(others)} or {last}" if others else last
+    return f"{text}. {'As asked, it' if useful else 'It'} fits {rooms}."
 
 
-def _tied(winner: Candidate, tied: tuple[Candidate, ...]) -> str:
-    names = [each.layout.name for each in tied]
-    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    most = math.expm1(max(width_of_ratio(winner.unvalidated, each.unvalidated) for each in tied))
-    part = f", up to ±{most:.1%} of it from what is not validated" if most >= LEAST_SHARE else ""
-    return f"{listed} (inside the interval of their ratio{part})"
+def _others(tied: tuple[Candidate, ...]) -> str:
+    if len(tied) <= NUM_NAMED:
+        return " and ".join(each.layout.name for each in tied)
+    return f"{len(tied)} others"
+
+
+def _behind(winner: Candidate, rival: Candidate) -> str:
+    return f"{rival.layout.name} ({_signed(rival.tokens_per_s / winner.tokens_per_s - 1)})"
+
+
+def _why_tied(winner: Candidate, tied: tuple[Candidate, ...]) -> str:
+    """What was not measured here, where the costs that were would tell some of them apart."""
+    told = [each for each in tied if not _is_inside(winner, each)]
+    if not told:
+        return "their differences lie inside the 90 % interval of the ratio"
+    widest = max(told, key=lambda each: width_of_ratio(winner.unvalidated, each.unvalidated))
+    names = [
+        first.name.partition(" (")[0]
+        for first, second in paired(winner.unvalidated, widest.unvalidated)
+        if first.carried is not None and _differs(first, second)
+    ]
+    width = width_of_ratio(winner.unvalidated, widest.unvalidated)
+    return (f"the time of {' and of '.join(names)} was not measured here, and that alone could move "
+            f"the ratio by {_percent(math.expm1(width))}")  # fmt: skip
+
+
+def _is_inside(winner: Candidate, other: Candidate) -> bool:
+    """Do the costs that were measured already leave the two apart by less than their error?"""
+    widths = widths_of_ratio(winner, other)
+    return widths is not None and math.log(winner.tokens_per_s / other.tokens_per_s) <= widths[0]
+
+
+def _differs(first: Part, second: Part) -> bool:
+    """An error that is known counts by what it moves; one that is not, by what it is the error of."""
+    if first.carried is not None and second.carried is not None:
+        return abs(first.carried - second.carried) >= LEAST_SHARE
+    return abs(first.share - second.share) >= LEAST_SHARE or not (first.share and second.share)
 
 
 def _part_phrase(first: Part, second: Part) -> str:
     if first.carried is None or second.carried is None:
         return f"{first.name}, error not known and not counted"
     width = math.expm1(abs(first.carried - second.carried))
-    shares = f"{first.share:.1%} against {second.share:.1%} of a step"
-    return f"{first.name}, {shares}, counted as ±{width:.1%}, as far as two GPUs' were off"
+    return (f"{first.name}, {_percent(first.share)} and {_percent(second.share)} of a step, counted as "
+            f"±{_percent(width)}, as far as two GPUs' were off")  # fmt: skip
 
 
 def _sureness(winner: Candidate, rival: Candidate) -> str:
@@ -156,5 +223,13 @@ def _sureness(winner: Candidate, rival: Candidate) -> str:
     calibrated, unvalidated = (math.expm1(width) for width in widths)
     more = ""
     if unvalidated >= LEAST_SHARE:
-        more = f", and ±{unvalidated:.1%} from what is not validated"
-    return f" (±{calibrated:.1%} at 90 % from the costs of ops that the two do not share{more})"
+        more = f", and what was not measured here may be off by {_percent(unvalidated)}"
+    return f"; measured costs leave that ±{_percent(calibrated)} (90 %){more}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= WHOLE_PERCENT else f"{100 * share:.1f} %"
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f} %"

@@ -14,7 +14,8 @@ from sim.memory import (
     remedies,
     slack_bytes_of,
 )  # fmt: skip
-from sim.plan.model import MODELS
+from sim.plan.hardware import GPUS, dgx_cluster
+from sim.plan.model import MODELS, ModelSpec
 from sim.plan.program import buffers_of
 from sim.plan.scenario import (
     PlacementSpec,
@@ -209,8 +210,54 @@ def test_kv_of_eight_bits_is_what_would_fit() -> None:
 
 def test_weights_alone_too_large_leave_no_remedy_in_kv() -> None:
     large = replace(PAPER_30B, model=replace(MODELS["paper-30b"], intermediate_size=800_000))
+    *of_kv, gpus = remedies(large, budget(large))
 
-    assert {0} == {r.value for r in remedies(large, budget(large))}
+    assert {0} == {r.value for r in of_kv}
+    # One of its 112 layers a GPU: two hold 42 GB of KV and 40 GB of weights.
+    assert 7 == gpus.value
+
+
+def test_so_many_times_the_gpus_fit_as_replicas() -> None:
+    times = remedy("times as many GPUs")
+    cluster = replace(PAPER_30B.cluster, num_nodes=times * PAPER_30B.cluster.num_nodes)
+    placement = replace(PAPER_30B.placement, data_parallel=times)
+    wider = replace(PAPER_30B, cluster=cluster, placement=placement)
+
+    assert 2 == times
+    assert all(b.fits for b in memory_budgets(compile_run(wider), CAPACITY, 2 * 10**9))
+
+
+def test_more_gpus_divide_the_weights_too() -> None:
+    # 140 GB of weights and 168 GB of KV on two GPUs: five would do, and so three times two.
+    model = ModelSpec(
+        name="70b", num_layers=80, hidden_size=8192, intermediate_size=28672,
+        num_attention_heads=64, num_key_value_heads=8, head_dim=128,
+        vocab_size=128_256,
+    )  # fmt: skip
+    scenario = Scenario(
+        name="", model=model, cluster=dgx_cluster(GPUS["h100-sxm"], 2),
+        placement=PlacementSpec(strategy="tensor-pipeline", tensor_parallel=2),
+        workload=Workload(batch_size=64, context_tokens=8000, num_microbatches=1),
+    )  # fmt: skip
+
+    assert 3 == remedies(scenario, budget(scenario))[-1].value
+
+
+def test_remedies_of_what_no_cluster_holds_are_found_at_once() -> None:
+    huge = replace(PAPER_30B, workload=replace(PAPER_30B.workload, context_tokens=MAX_CONTEXT))
+    full = budget(huge)
+    started = time.perf_counter()
+
+    assert 0 == remedies(huge, full)[-1].value
+    assert time.perf_counter() - started < 3
+
+
+def test_remedies_are_said_in_words() -> None:
+    words = [r.words for r in remedies(PAPER_30B, budget(PAPER_30B))]
+
+    assert f"a batch of at most {remedy('batch_size')}" in words
+    assert "a KV cache of at most 8 bits per element" in words
+    assert "2 times as many GPUs, with weights and KV spread over them" in words
 
 
 def test_activations_are_those_of_the_largest_microbatch() -> None:

@@ -107,7 +107,7 @@ def test_paper_30b_answers_with_its_budget(layerwise: Run, profile_file: Path) -
     ran = layerwise("paper", "--model", "paper-30b", "--profile", profile_file)
     assert ran.code == 0
     assert "it does not fit" in ran.out
-    assert "batch_size at most" in ran.out
+    assert "a batch of at most" in ran.out
     assert "it needs 152.6 GB on a GPU of 80 GB" in " ".join(ran.out.split())
 
 

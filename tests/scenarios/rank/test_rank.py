@@ -27,9 +27,16 @@ from scenarios.rank.flips import (
 )
 from scenarios.rank.inputs import RankInputs, cluster_of, model_named, resolve, tpot_s_of
 from scenarios.rank.layouts import Layout, layouts_of, microbatch_grid
+from scenarios.rank.leeway import Leeway
 from scenarios.rank.ranking import Ranking, is_tied, pareto, rank
 from scenarios.rank.tables import print_ranking
-from scenarios.rank.words import flip_sentence, quantity, short_reason, verdict
+from scenarios.rank.words import (
+    flip_sentence,
+    leeway_sentence,
+    quantity,
+    short_reason,
+    verdict,
+)
 from sim.memory import MemoryBudget
 from sim.plan.errors import LayerwiseError, PlacementError, ProfileMismatchError, SpecError
 from sim.plan.hardware import GPUS, ClusterSpec, SlowParts, dgx_cluster
@@ -307,10 +314,10 @@ def test_the_rival_is_the_best_outside_the_tie_and_both_are_said() -> None:
     )
 
     assert ["TP=2 x PP=2"] == [each.layout.name for each in found.tied]
-    assert "TP=4 leads, tied with TP=2 x PP=2 (inside the interval of their ratio)" in (
-        verdict(found)
-    )
-    assert "TP=4 leads layer-wise PP=4 by 100.0%" in verdict(found)
+    assert (
+        "TP=4 is predicted fastest, but TP=2 x PP=2 cannot be told from it: their differences lie "
+        "inside the 90 % interval of the ratio. Clearly behind: layer-wise PP=4 (-50.0 %)."
+    ) == verdict(found)
     assert "= TP=2 x PP=2" in printed(found)
 
 
@@ -370,10 +377,10 @@ def test_what_would_flip_it_is_one_sentence_from_the_smallest_change() -> None:
         Flip(knob=LATENCY, value=1.0),
     )
 
-    assert "TP=4 leads layer-wise PP=4 by 24.0%." == verdict(found)
+    assert "TP=4 is predicted fastest, ahead of layer-wise PP=4 (-19.4 %)." == verdict(found)
     assert (
-        "It would take an NVLink bandwidth of 0.4x (180 GB/s), or an L2 size of 61x (3.2 GB) "
-        "to flip it; nothing else within 10x does."
+        "To put layer-wise PP=4 ahead instead would take an NVLink bandwidth of 0.4x (180 GB/s), or "
+        "an L2 size of 61x (3.2 GB); nothing else within 10x."
     ) == flip_sentence(found)
 
 
@@ -387,7 +394,7 @@ def test_flips_beyond_the_third_are_counted(more: int, said: str) -> None:
 def test_when_nothing_flips_it_that_is_said() -> None:
     found = with_flips(Flip(knob=LATENCY, value=1.0), Flip(knob=EAGER, value=1, lead_switched=1))
 
-    assert flip_sentence(found).startswith("Nothing flips it")
+    assert flip_sentence(found).startswith("Nothing puts layer-wise PP=4 ahead: no")
 
 
 def test_a_flip_that_was_found_does_flip_the_simulation(ranking: Ranking) -> None:
@@ -462,6 +469,19 @@ def test_nodes_are_filled(gpus: int, nodes: int, per_node: int) -> None:
     assert (nodes, per_node) == (cluster.num_nodes, cluster.gpus_per_node)
 
 
+@pytest.mark.parametrize("text", ["h100-sxm", "H100-SXM", "H100-sxm"])
+def test_a_gpu_is_known_in_any_case(text: str) -> None:
+    assert H100 == cluster_of(text, 2).gpu
+
+
+def test_the_legend_says_what_is_assumed(ranking: Ranking) -> None:
+    said = " ".join(printed(ranking).split())
+    kernels = synthetic_profile().kernels
+
+    assert "bound by: what limits the GPU for most of the step, not how near it is to that" in said
+    assert f"Attention kernels assumed: {kernels.decode_attention} (decode)" in said
+
+
 def test_model_from_a_folder_is_that_of_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
 
@@ -520,7 +540,9 @@ def test_nothing_fits_is_an_answer_with_the_nearest_remedy() -> None:
     assert found.winner is None
     assert found.nearest is not None
     assert "Nothing fits. Nearest is" in verdict(found)
-    assert "context_tokens at most:" in verdict(found)
+    assert "any one of these makes it fit: a context of at most" in verdict(found)
+    assert "As asked, it fits on" in verdict(found)
+    assert "times as many GPUs" not in verdict(found)
     assert "Nothing fits." in " ".join(printed(found).split())
 
 
@@ -533,6 +555,56 @@ def test_a_tpot_that_only_a_smaller_batch_meets_names_that_batch(ranking: Rankin
     assert found.needed is not None
     assert found.needed.tpot_s < limit_s
     assert f"A batch of {found.needed.batch_size} meets it" in verdict(found)
+
+
+def test_many_tied_are_counted() -> None:
+    sure = unsure(matmul=0.03)
+    others = [candidate(99, uncertainty=unsure(norm=0.03), layout=(1, 1, n)) for n in range(2, 5)]
+    found = ranked(candidate(100, uncertainty=sure, layout=(4, 1, 1)), *others)
+
+    assert "but 3 others cannot be told from it" in verdict(found)
+
+
+def roomy(tpot_below_s: float | None) -> Ranking:
+    return rank(SMALL, dgx_cluster(H100, 4), WORK, synthetic_profile(), tpot_below_s=tpot_below_s)
+
+
+def test_a_bar_met_with_ease_says_what_it_leaves_room_for(ranking: Ranking) -> None:
+    assert ranking.winner is not None
+    limit_s = 3 * ranking.winner.tpot_s
+    found = roomy(limit_s)
+    larger, fewer = found.leeway.larger, found.leeway.fewer
+
+    assert larger is not None
+    assert fewer is not None
+    assert larger.batch_size in (16 << k for k in range(20))
+    assert fewer.layout.num_gpus in (1, 2)
+    assert (WORK.batch_size, 4) == (fewer.batch_size, larger.layout.num_gpus)
+    assert larger.meets(limit_s)
+    assert fewer.meets(limit_s)
+    said = leeway_sentence(found)
+    assert said.startswith(f"The bar leaves room: {larger.batch_size:,} sequences fit under it (")
+    assert f"would do for 8 ({fewer.layout.name}, " in said
+    assert said in " ".join(printed(found).split())
+
+
+def test_leeway_is_what_a_prediction_of_that_scenario_says(ranking: Ranking) -> None:
+    assert ranking.winner is not None
+    larger = roomy(3 * ranking.winner.tpot_s).leeway.larger
+    assert larger is not None
+    asked = replace(ranking.asked, workload=replace(WORK, batch_size=larger.batch_size))
+    scenario = asked.scenario(larger.layout, larger.num_microbatches)
+
+    assert predict(scenario, synthetic_profile()).tpot_s == larger.tpot_s
+
+
+@pytest.mark.parametrize("times", [None, 1.5])
+def test_no_bar_or_a_near_one_leaves_no_room(ranking: Ranking, times: float | None) -> None:
+    assert ranking.winner is not None
+    found = roomy(times and times * ranking.winner.tpot_s)
+
+    assert Leeway() == found.leeway
+    assert "" == leeway_sentence(found)
 
 
 def test_a_tpot_that_nothing_meets_says_so() -> None:
@@ -621,6 +693,35 @@ def test_the_command_prints_what_the_library_finds(
     assert " ".join(data["verdict"].split()) in " ".join(ran.out.split())
     assert data["winner"]["tpot_s"] == 8 / data["winner"]["tokens_per_s"]
     assert {each["placement"] for each in data["candidates"]} >= {"TP=4", "layer-wise PP=4"}
+
+
+def words_drawn(found: Ranking, path: Path) -> str:
+    pytest.importorskip("matplotlib")
+    import matplotlib as mpl
+
+    from scenarios.rank.plot import write_plot
+
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        write_plot(found, path)
+    return path.read_text()
+
+
+def test_the_picture_names_batch_context_and_the_first_rivals(
+    tmp_path: Path, ranking: Ranking
+) -> None:
+    drawn = words_drawn(ranking, tmp_path / "front.svg")
+
+    assert "small on 4x h100-sxm, batch 8, 1,000 tokens of context" in drawn
+    assert [1, 1, 1, 0] == [drawn.count(f">{each.layout.name}<") for each in ranking.best[1:5]]
+
+
+@pytest.mark.parametrize(("times", "said"), [(1.2, ">bar: "), (100, "ms, beyond the right edge)<")])
+def test_a_bar_is_drawn_where_it_is_near_and_told_where_not(
+    tmp_path: Path, ranking: Ranking, times: float, said: str
+) -> None:
+    limit_s = times * max(each.tpot_s for each in ranking.best)
+
+    assert said in words_drawn(replace(ranking, tpot_below_s=limit_s), tmp_path / "front.svg")
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

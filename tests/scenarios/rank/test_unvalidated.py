@@ -22,7 +22,7 @@ from scenarios.rank.unvalidated import (
     paired,
     width_of_ratio,
 )
-from scenarios.rank.words import unvalidated_sentence, verdict
+from scenarios.rank.words import advice, unvalidated_sentence, verdict
 from sim.plan.hardware import GPUS, dgx_cluster
 from sim.plan.model import ModelSpec
 from sim.plan.scenario import RunSpec
@@ -157,7 +157,8 @@ def test_an_error_that_nobody_knows_makes_no_tie_and_is_said() -> None:
 
     assert () == found.tied
     assert (
-        "Not validated, TP=4 against layer-wise PP=4: a, error not known and not counted."
+        "Not measured here, and not alike in TP=4 and layer-wise PP=4: a, error not known and not "
+        "counted."
     ) == unvalidated_sentence(found)
     assert unvalidated_sentence(found) in " ".join(printed(found).split())
 
@@ -168,11 +169,35 @@ def test_a_tie_and_a_lead_say_what_of_them_is_not_validated() -> None:
         rested(90, layout=(2, 2, 1)),
     )  # fmt: skip
 
-    assert "up to ±4.1% of it from what is not validated" in verdict(found)
-    assert "and ±4.1% from what is not validated" in verdict(found)
     assert (
-        "a, 10.0% against 0.0% of a step, counted as ±4.1%, as far as two GPUs' were off."
+        "TP=4 is predicted fastest, but layer-wise PP=4 cannot be told from it: the time of a was not "
+        "measured here, and that alone could move the ratio by 4.1 %. Clearly behind: TP=2 x PP=2 "
+        "(-10.0 %)."
+    ) == verdict(found)
+    assert (
+        "a, 10 % and 0.0 % of a step, counted as ±4.1 %, as far as two GPUs' were off."
     ) in unvalidated_sentence(found)
+    assert "Among the tied, choose by other grounds (time to first token, memory)." == advice(found)
+
+
+def test_a_lead_says_how_sure_it_is() -> None:
+    found = ranked(
+        rested(100, part("a", 0.1, 0.04), layout=(4, 1, 1)), rested(90, layout=(2, 2, 1))
+    )
+
+    assert (
+        "TP=4 is predicted fastest, clearly ahead of TP=2 x PP=2 (-10.0 %); measured costs leave that "
+        "±0.0 % (90 %), and what was not measured here may be off by 4.1 %."
+    ) == verdict(found)
+    assert "" == advice(found)
+
+
+def test_a_part_whose_error_moves_nothing_is_not_said() -> None:
+    found = ranked(
+        rested(100, part("a", 0.1, 0.0001), layout=(4, 1, 1)), rested(90, layout=(2, 2, 1))
+    )
+
+    assert "" == unvalidated_sentence(found)
 
 
 def test_what_both_rest_on_alike_is_not_said() -> None:
