@@ -15,7 +15,7 @@ from scenarios.predict.beliefs import on_chip_line
 from scenarios.report.charts import BOUND_NAMES, bottlenecks
 from scenarios.report.markup import visible
 from scenarios.report.of_scenario import memory_chart, step_timeline
-from scenarios.report.questions import CONTROLS, scenarios_of, settings_of
+from scenarios.report.questions import CONTROLS, START, defaults_of, scenarios_of, settings_of
 from scenarios.report.sections import shares_of
 from sim.cost.model import Belief, CostModel
 from sim.cost.uncalibrated import RESERVED_BYTES
@@ -33,11 +33,13 @@ MAX_RANKS, MAX_SLICES, MAX_ANSWERS, MAX_COSTS = 2, 1_000, 256, 16
 class Explorer:
     """Answers questions one at a time, and remembers what it answered.
 
-    `profiles`: the profile of a GPU type, or None. `models`: what `model` may name.
+    `profiles`: the profile of a GPU type, or None. `models`: what `model` may name; `start`: the
+    one that is asked about first.
     """
 
     profiles: Callable[[str], Profile | None]
     models: Mapping[str, ModelSpec] = field(default_factory=lambda: dict(MODELS))
+    start: str = START
     _answers: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
     _costs: OrderedDict[tuple[ClusterSpec, Belief], CostModel] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -45,14 +47,18 @@ class Explorer:
     def answer(self, given: Mapping[str, str]) -> dict[str, Any]:
         """Rows, charts and notes; or only `message`, where what was given does not go."""
         try:
-            settings = settings_of(given, self.models)
+            settings = settings_of(given, self.models, self.start)
             with self._lock:
                 return self._remembered(settings)
         except LayerwiseError as error:
             return {"message": visible(error)}
 
     def _remembered(self, settings: dict[str, str]) -> dict[str, Any]:
-        key = urlencode({k: v for k, v in settings.items() if v != CONTROLS[k].default})
+        # A model is named unless it is everybody's default: another server starts on another.
+        here = defaults_of(self.start)
+        key = urlencode({
+            k: v for k, v in settings.items() if v != CONTROLS[k].default or v != here[k]
+        })  # fmt: skip
         if key not in self._answers:
             begin = time.perf_counter()
             made = self._made(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ BOUND_NAMES = {
     "hbm": "HBM", "l2": "L2", "compute": "compute", "link": "links", "launch": "launch",
     "wait": "peers", "bubble": "bubble",
 }  # fmt: skip
+# Of a logarithmic axis: beyond its values, and marks below which finer ones are taken.
+LOG_MARGIN, LEAST_MARKS = 1.15, 4
 DIVERGING = [[0.0, "#b2512f"], [0.5, "#d9d9d9"], [1.0, "#2f6fb0"]]
 
 
@@ -43,6 +46,25 @@ Series = Mapping[str, Sequence[Point]]
 def axis(title: str, **more: Any) -> dict[str, Any]:
     """An axis with its title."""
     return {"title": {"text": in_chart(title), "standoff": 12}, "automargin": True, **more}
+
+
+def log_axis(title: str, values: Iterable[float], **more: Any) -> dict[str, Any]:
+    """A logarithmic axis over positive values, marked in round numbers written out.
+
+    At each power of ten; at 1, 2 and 5 times it, or at every multiple, where that is fewer than
+    LEAST_MARKS.
+    """
+    known = list(values) or [1.0]
+    low, high = min(known) / LOG_MARGIN, max(known) * LOG_MARGIN
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = ((1,), (1, 2, 5), range(1, 10))
+    marks = [[step * 10.0**power for power in powers for step in each] for each in steps]
+    inside = [[mark for mark in each if low <= mark <= high] for each in marks]
+    chosen = next((each for each in inside if len(each) >= LEAST_MARKS), inside[-1])
+    return axis(
+        title, type="log", range=[math.log10(low), math.log10(high)], tickvals=chosen,
+        ticktext=[f"{mark:,.0f}" if mark >= 10 else f"{mark:g}" for mark in chosen], **more,
+    )  # fmt: skip
 
 
 def layout(height: int, x: dict[str, Any], y: dict[str, Any], **more: Any) -> dict[str, Any]:

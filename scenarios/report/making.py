@@ -39,8 +39,24 @@ def _made_by(results: Sequence[Path], found: Found) -> str:
     from scenarios.predict.beliefs import provenance_of
 
     version = str(provenance_of(None)["package_version"]).replace("not installed", "")
-    of = f"{len(results)} results" if results else "the paper and every committed validation run"
-    return f"Made by {f'layerwise {version}'.strip()} of {of}, in {len(found.sections)} parts."
+    of = (
+        _counted(len(results), "result")
+        if results
+        else "the paper and every committed validation run"
+    )
+    parts = _counted(len(found.sections), "part")
+    return f"Made by {f'layerwise {version}'.strip()} of {of}, in {parts}."
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def explorer_of(profiles: Profiles, models: Sequence[Path]) -> Explorer:
+    """One that offers the presets and these files' models, and starts on the first of the files."""
+    given = [load_model_config(path) for path in models]
+    known = dict(MODELS) | {model.name: model for model in given}
+    return Explorer(profiles, known, given[0].name) if given else Explorer(profiles, known)
 
 
 def serve(
@@ -50,11 +66,7 @@ def serve(
 
     Raises FileFormatError or SpecError for a model's file, SpecError for a port that is taken.
     """
-    known = dict(MODELS)
-    for path in models:
-        model = load_model_config(path)
-        known[model.name] = model
-    server = ExplorerServer(Explorer(profiles, known), port)
+    server = ExplorerServer(explorer_of(profiles, models), port)
     tell(server.url)
     try:
         server.serve_forever()

@@ -43,7 +43,7 @@ def scenario_section(scenario: Scenario, beliefs: ThreeBeliefs, key: str) -> Sec
     notes = [on_chip_line(scenario), *warnings_of(scenario, best)]
     if not best.fits:
         found = [r for r in remedies(scenario, fullest) if r.value]
-        notes += [f"it would fit with {r.change} at {r.value:,}" for r in found]
+        notes += [f"it would fit with {r.words}" for r in found]
     part.add(bullets(note for note in notes if note))
     if best.simulation:
         part.draw(step_timeline({best.placement: best}))

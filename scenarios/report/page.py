@@ -38,7 +38,7 @@ def page_of(found: Found, made: str) -> str:
     packed = packed_plotly_js()
     return fill(template("report.html"), {
         "nonce": Html(hashlib.sha256((body + packed).encode()).hexdigest()[:32]),
-        "title": safe("layerwise: predicted beside measured"),
+        "title": safe(f"layerwise: predicted{' beside measured' if found.has_measured else ''}"),
         "made": safe(made),
         "style": Html(template("page.css")),
         "contents": _contents(sections),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from scenarios.rank.layouts import Layout
 from sim.plan.compile import KernelChoice
 from sim.plan.errors import PlacementError, SpecError, UnknownKeyError
 from sim.plan.hardware import GPUS, dgx_cluster
@@ -16,11 +17,17 @@ from sim.plan.workload import Workload
 from sim.profile import Profile
 
 GPU_COUNTS = (1, 2, 4, 8, 16, 32)
-TENSOR = {"tp1": 1, "tp2": 2, "tp4": 4, "tp8": 8, "tp16": 16}
-PLACEMENTS = {"layer-wise": "layer-wise"} | {
-    name: f"TP={size} x PP=rest" for name, size in TENSOR.items()
-}
+SIZES = (1, 2, 4, 8, 16)
+# What the URL says: the GPUs of a tensor-parallel group; the rest are stages, or replicas.
+STAGED = {f"tp{size}": size for size in SIZES}
+REPLICATED = {f"tp{size}-dp": size for size in SIZES}
+PLACEMENTS = (
+    {"layer-wise": "layer-wise"}
+    | {name: f"TP={size} x PP=rest" for name, size in STAGED.items()}
+    | {name: f"TP={size} x DP=rest" for name, size in REPLICATED.items()}
+)
 REDUCES = {"nccl": "NCCL", "one_shot": "custom one-/two-shot"}
+START = "paper-16"
 # A request does at most this much: stages that each go through so many microbatches.
 MAX_WORK, MAX_TEXT = 1_024, 64
 
@@ -46,7 +53,7 @@ def _same(names: Iterable[object]) -> dict[str, str]:
 
 
 CONTROLS: dict[str, Control] = {
-    "model": Control(label="Model", default="paper-16", choices=_same(MODELS)),
+    "model": Control(label="Model", default=START, choices=_same(MODELS)),
     "batch": Control(
         label="Batch, sequences", default="128", low=1, high=4096,
         stops=tuple(str(2**n) for n in range(13)),
@@ -80,15 +87,22 @@ CONTROLS: dict[str, Control] = {
 }  # fmt: skip
 
 
-def settings_of(given: Mapping[str, str], models: Mapping[str, ModelSpec]) -> dict[str, str]:
-    """Every control's text, the given ones checked.
+def defaults_of(start: str) -> dict[str, str]:
+    """Every control's text before anything was asked, on the model called `start`."""
+    return {name: control.default for name, control in CONTROLS.items()} | {"model": start}
+
+
+def settings_of(
+    given: Mapping[str, str], models: Mapping[str, ModelSpec], start: str = START
+) -> dict[str, str]:
+    """Every control's text, the given ones checked. `start`: the model where none is given.
 
     Raises UnknownKeyError for what is no control, SpecError for a value out of its bounds.
     """
     for name in given:
         if name not in CONTROLS:
             raise UnknownKeyError(name, given[name], "is no control", nearest(name, CONTROLS))
-    found = {name: given.get(name, control.default).strip() for name, control in CONTROLS.items()}
+    found = {name: given.get(name, text).strip() for name, text in defaults_of(start).items()}
     for name, text in found.items():
         if len(text) > MAX_TEXT:
             raise SpecError(
@@ -121,7 +135,20 @@ def scenarios_of(
     Raises SpecError (or a kind of it) where they do not go together, or are too much work.
     """
     made = [_scenario(settings, models, settings[key], profile) for key in ("placement", "beside")]
-    return {place(scenario).name: scenario for scenario in made}
+    return {_name(scenario): scenario for scenario in made}
+
+
+def _name(scenario: Scenario) -> str:
+    """As `rank` calls it; a pipeline of single GPUs by its strategy, as there are two here."""
+    spec = scenario.placement
+    if spec.tensor_parallel == spec.data_parallel == 1:
+        return place(scenario).name
+    return Layout(
+        tensor_parallel=spec.tensor_parallel, pipeline_parallel=spec.pipeline_parallel,
+        data_parallel=spec.data_parallel,
+        all_reduce=scenario.kernels.all_reduce if scenario.kernels and spec.tensor_parallel > 1
+        else "nccl",
+    ).name  # fmt: skip
 
 
 def _scenario(
@@ -146,15 +173,18 @@ def _scenario(
 
 
 def _spec(named: str, num_gpus: int) -> PlacementSpec:
-    if named not in TENSOR:
+    if named == "layer-wise":
         return PlacementSpec(strategy="layer-wise")
-    size = TENSOR[named]
+    size = (STAGED | REPLICATED)[named]
     if num_gpus % size:
         raise PlacementError("gpus", num_gpus, f"is no multiple of the {size} of {named}",
                              "use more GPUs or a smaller tensor-parallel group")  # fmt: skip
+    rest = num_gpus // size
+    num_stages, num_replicas = (rest, 1) if named in STAGED else (1, rest)
     return PlacementSpec(
-        strategy="tensor-pipeline", tensor_parallel=size, pipeline_parallel=num_gpus // size
-    )
+        strategy="tensor-pipeline", tensor_parallel=size, pipeline_parallel=num_stages,
+        data_parallel=num_replicas,
+    )  # fmt: skip
 
 
 def _hardware(settings: Mapping[str, str]) -> dict[str, object]:

@@ -26,10 +26,14 @@ Profiles = Callable[[str], Profile | None]
 
 @dataclass(kw_only=True)
 class Found:
-    """The parts of a report, and what could not be shown with the reason."""
+    """The parts of a report, and what could not be shown with the reason.
+
+    `has_measured`: is a trace among them?
+    """
 
     sections: list[Section] = field(default_factory=list[Section])
     left_out: list[str] = field(default_factory=list[str])
+    has_measured: bool = False
 
 
 def found_in(paths: Sequence[Path], profiles: Profiles, needed: Callable[[str], Profile]) -> Found:
@@ -50,6 +54,7 @@ def found_in(paths: Sequence[Path], profiles: Profiles, needed: Callable[[str], 
         except OSError as error:
             found.left_out.append(f"{path}: {error.strerror}")
     if compared:
+        found.has_measured = True
         found.sections.insert(0, runs_section(compared))
         for gpu in dict.fromkeys(each.profile.gpu for each in compared):
             found.sections += [s for s in (l2_section(needed(gpu)),) if s]
@@ -86,4 +91,4 @@ def committed(profiles: Profiles, needed: Callable[[str], Profile]) -> Found:
     if profile:
         sections.append(runs_section(compare_all(traces, needed)))
         sections += [section for section in (l2_section(profile),) if section]
-    return Found(sections=sections)
+    return Found(sections=sections, has_measured=profile is not None)

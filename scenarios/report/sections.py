@@ -25,6 +25,11 @@ class Section:
         """A paragraph."""
         self.add(paragraph(text, style))
 
+    def say_left_out(self, num_rows: int, most: int) -> None:
+        """That a table shows `most` rows, where there are more."""
+        if num_rows > most:
+            self.say(f"The first {most:,} of {num_rows:,} rows; the file has all.", "quiet")
+
     def draw(self, figure: Chart) -> None:
         """A chart."""
         self.add(self.drawn(figure))

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 from scenarios.report.answers import Explorer
 from scenarios.report.library import plotly_js
 from scenarios.report.markup import Html, fill, json_for_script, safe, template
-from scenarios.report.questions import CONTROLS, Control
+from scenarios.report.questions import CONTROLS, Control, defaults_of
 from sim.plan.errors import SpecError
 
 HOST = "127.0.0.1"
@@ -132,12 +132,11 @@ class _Handler(BaseHTTPRequestHandler):
 def explorer_page(explorer: Explorer, given: Mapping[str, str]) -> str:
     """The page with its first answer in it; that of the defaults, and why, where `given` is wrong."""
     first = explorer.answer(given)
-    shown = dict(given)
+    shown = defaults_of(explorer.start) | dict(given)
     if first["message"]:
         first = explorer.answer({}) | {"message": first["message"]}
     controls = "".join(
-        _control(name, control, shown.get(name, control.default), explorer)
-        for name, control in CONTROLS.items()
+        _control(name, control, shown[name], explorer) for name, control in CONTROLS.items()
     )
     return fill(template("explore.html"), {
         "controls": Html(controls), "message": safe(first["message"]),

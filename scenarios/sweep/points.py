@@ -8,7 +8,7 @@ import json
 import pickle
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from sim.profile import Profile
 from sim.shared import Shared
 
 # Rows of another layout are not taken over.
-ROWS_VERSION = 1
+ROWS_VERSION = 2
+# One less a sum of shares: less than this is the rounding of the sum.
+ROUNDING = 1e-9
 OK, DOES_NOT_FIT, REFUSED, FAILED = "ok", "does not fit", "refused", "failed"
 
 
@@ -81,19 +83,27 @@ COLUMNS: dict[str, Callable[[Prediction], object]] = {
     "step_s_high": lambda p: p.interval and p.interval.high,
     "from_idle_s": lambda p: p.from_idle_s,
     "bottleneck": lambda p: max(p.share, key=lambda bound: p.share[bound]),
-    "bubble_share": lambda p: p.bubble,
+    "bubble_share": lambda p: p.bubble if p.bubble > ROUNDING else 0.0,
     **{f"{bound}_share": lambda p, bound=bound: p.share[bound] for bound in BOUNDS},
     "wire_bytes": lambda p: sum(p.wire_bytes.values()),
     "peak_memory_bytes": lambda p: p.peak_memory_bytes,
     "is_steady": lambda p: p.is_steady,
     "num_extrapolated_ops": lambda p: p.num_extrapolated_ops,
 }
-"""What can be written of each point. Intervals cost a tenth to a quarter more time."""
+"""What can be written of each point. `_low` and `_high` are the ends of its 90 % interval, empty
+where the belief has none; intervals cost a tenth to a quarter more time."""
 
 DEFAULT_COLUMNS = (
-    "placement", "num_gpus", "num_microbatches", "tokens_per_s", "tokens_per_s_per_gpu", "tpot_s",
-    "from_idle_s", "bottleneck", "bubble_share", "peak_memory_bytes", "num_extrapolated_ops",
+    "placement", "num_gpus", "num_microbatches", "tokens_per_s", "tokens_per_s_low",
+    "tokens_per_s_high", "tokens_per_s_per_gpu", "tpot_s", "from_idle_s", "bottleneck",
+    "bubble_share", "peak_memory_bytes", "num_extrapolated_ops",
 )  # fmt: skip
+
+
+def placement_label(name: str, scenario: Scenario) -> str:
+    """A placement's name with who reduces inside its tensor-parallel groups, as `rank` has it."""
+    is_one_shot = scenario.kernels is not None and scenario.kernels.all_reduce == "one_shot"
+    return f"{name}, 1-shot" if is_one_shot and scenario.placement.tensor_parallel > 1 else name
 
 
 @cache
@@ -186,7 +196,7 @@ def _predict(
     task: Task,
     known: dict[tuple[ClusterSpec, Belief], Shared],
 ) -> Prediction:
-    """As `sim.predict.predict`, with what the task's other points have worked out."""
+    """As `sim.predict.predict`, its placement labelled, with what other points have worked out."""
     scenario = point.scenario
     pickled = task.profiles.get(scenario.cluster.gpu.name)
     profile = _profile(pickled, task.generation) if pickled else None
@@ -196,7 +206,8 @@ def _predict(
     if place not in known:
         known[place] = Shared(cost_model(scenario.cluster, profile, point.belief))
     shared = known[place]
-    return predict_with(scenario, shared.cost, reserved_bytes(point.belief, profile), shared)
+    found = predict_with(scenario, shared.cost, reserved_bytes(point.belief, profile), shared)
+    return replace(found, placement=placement_label(found.placement, scenario))
 
 
 def _shortage(prediction: Prediction) -> str:

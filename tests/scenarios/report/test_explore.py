@@ -8,18 +8,25 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
 
+import scenarios
+from scenarios.rank.ranking import rank
 from scenarios.report.answers import MAX_ANSWERS, Explorer
-from scenarios.report.questions import CONTROLS
+from scenarios.report.making import explorer_of
+from scenarios.report.questions import CONTROLS, PLACEMENTS
 from scenarios.report.server import ExplorerServer, explorer_page
 from sim.plan.errors import SpecError
+from sim.plan.hardware import GPUS, dgx_cluster
 from sim.plan.model import MODELS
 from sim.plan.scenario import paper_scenario
+from sim.plan.workload import Workload
 from sim.predict import predict
 from tests.scenarios.report.chromium import Watched, real_browser
 
+EXAMPLES = Path(scenarios.__file__).parent / "examples"
 EVIL = "<script>alert(1)</script>"
 
 
@@ -82,6 +89,44 @@ def test_links_and_collectives_move_the_placement_beside(explorer, changed):
 
 def test_the_query_holds_what_differs_from_the_defaults(explorer):
     assert "batch=64" == explorer.answer({"batch": "64", "context": "10000"})["query"]
+
+
+def test_what_wins_a_ranking_can_be_asked_for_and_is_called_the_same(explorer, profile):
+    cluster = dgx_cluster(GPUS["h100-sxm"], 4)
+    work = Workload(batch_size=8, context_tokens=1000, num_microbatches=1)
+    ranked = rank(MODELS["paper-16"], cluster, work, profile)
+    names = {each.layout.name: f"{each.tokens_per_s:,.0f}" for each in ranked.candidates}
+    for reduce in ("nccl", "one_shot"):
+        answer = explorer.answer({
+            "placement": "tp2-dp", "beside": "tp1-dp", "gpus": "4", "batch": "8",
+            "context": "1000", "microbatches": "1", "all_reduce": reduce,
+        })  # fmt: skip
+        shown = dict(zip(answer["columns"][1:], figure(answer, "tokens/s"), strict=True))
+        own = "TP=2 x DP=2" + (", 1-shot" if reduce == "one_shot" else "")
+        assert {own: names[own], "DP=4": names["DP=4"]} == shown
+
+
+def test_replicas_that_do_not_share_the_batch_are_a_message(explorer):
+    message = explorer.answer({"placement": "tp2-dp", "batch": "3"})["message"]
+    assert "placement.data_parallel=8 does not divide workload.batch_size=3" in message
+
+
+@pytest.mark.parametrize("named", PLACEMENTS)
+def test_every_placement_goes_on_sixteen_gpus(explorer, named):
+    assert "" == explorer.answer({"placement": named})["message"]
+
+
+def test_it_starts_on_the_model_that_was_given(profile, tmp_path):
+    path = tmp_path / "own-model.json"
+    path.write_text((EXAMPLES / "llama-3-8b.json").read_text())
+    explorer = explorer_of(lambda _: profile, [path])
+    named, first = explorer.answer({"model": "own-model"}), explorer.answer({})
+    page = explorer_page(explorer, {})
+
+    assert named is first
+    assert '<option value="own-model" selected>' in page
+    assert "paper-16" in explorer.models and "model=own-model" == first["query"]
+    assert "model=paper-16" == explorer.answer({"model": "paper-16"})["query"]
 
 
 @pytest.mark.parametrize(("given", "said"), [

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from scenarios.rank.as_data import ranking_as_data
+from scenarios.rank.ranking import Ranking, rank
+from scenarios.rank.tables import print_ranking
+from scenarios.report.charts import log_axis
 from scenarios.report.markup import Cell, fill, in_chart, json_for_script, safe, table, visible
 from scenarios.report.timelines import Lanes, middle_repeat, timeline
+from sim.plan.hardware import GPUS, dgx_cluster
+from sim.plan.model import MODELS
+from sim.plan.workload import Workload
 from sim.profile import Profile
 from sim.trace import Row, write_trace
 from tests.scenarios.conftest import Ran, Run, fake_trace
 from tests.scenarios.report.chromium import Watched, real_browser
+from tests.synthetic import synthetic_profile
 
 EVIL = "<script>alert(1)</script>"
+LIMIT_S = 0.02
 SCENARIO = """
 name = "asked"
 [model]
@@ -67,21 +79,26 @@ def trace_file(profile: Profile, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def ranking() -> Ranking:
+    """Of two GPUs of one node; what is above the TPOT asked for misses it."""
+    model = replace(MODELS["paper-16"], name=EVIL, num_layers=4)
+    work = Workload(batch_size=8, context_tokens=1000)
+    return rank(
+        model, dgx_cluster(GPUS["h100-sxm"], 2), work, synthetic_profile(), tpot_below_s=LIMIT_S
+    )
+
+
 @pytest.fixture
-def ranking_file(tmp_path: Path) -> Path:
-    candidate = {
-        "placement": EVIL, "num_microbatches": 4, "tokens_per_s": 1000.0, "batch_size": 8,
-        "tokens_per_s_interval": {"low": 900.0, "high": 1100.0}, "tokens_per_s_per_gpu": 500.0,
-        "tpot_s": 0.008, "ttft_s": 0.1, "bottleneck": "hbm", "bottleneck_share": 0.9,
-        "memory": {"total_bytes": 10**10}, "fits": True, "tied_with_winner": False,
-        "bound_share": {"hbm": 0.9}, "bubble_share": 0.1,
-    }  # fmt: skip
-    data = {
-        "model": {"name": EVIL}, "cluster": {"name": "two"}, "verdict": "It leads.",
-        "what_flips_it": "", "candidates": [candidate], "pareto_front": [candidate],
-    }  # fmt: skip
+def ranked(ranking: Ranking) -> dict:
+    """As `rank --json` writes it; a test may change it."""
+    return json.loads(json.dumps(ranking_as_data(ranking)))
+
+
+@pytest.fixture
+def ranking_file(ranked: dict, tmp_path: Path) -> Path:
     path = tmp_path / "ranking.json"
-    path.write_text(json.dumps(data))
+    path.write_text(json.dumps(ranked))
     return path
 
 
@@ -169,7 +186,7 @@ def test_a_scenario_is_predicted(layerwise, profile_file, tmp_path):
 def test_names_from_files_are_text(layerwise, profile_file, trace_file, ranking_file, tmp_path):
     _, text = reported(layerwise, profile_file, tmp_path, trace_file, ranking_file)
     page = Read(text)
-    assert EVIL in page.texts["td"] and f"Ranking: {EVIL} on two" in page.texts["h2"]
+    assert EVIL in page.texts["td"] and f"Ranking: {EVIL} on 2x h100-sxm" in page.texts["h2"]
     assert "alert(1)" not in {body.strip() for body in page.texts["script"]}
     unknown = [a for tag, a in page.tags if tag == "script" and not {"nonce", "type"} & a.keys()]
     assert [] == unknown
@@ -183,6 +200,133 @@ def test_the_file_refers_to_nothing_outside_and_is_small(
     assert not re.search(r"https?://", text)
     targets = [a[key] for _, a in Read(text).tags for key in ("src", "href") if a.get(key)]
     assert [] == [target for target in targets if not str(target).startswith("#")]
+
+
+def printed(ranking: Ranking) -> str:
+    out = io.StringIO()
+    print_ranking(ranking, Console(file=out, width=10_000))
+    return out.getvalue()
+
+
+def page_of_ranking(layerwise: Run, profile_file: Path, tmp_path: Path, data: dict) -> Read:
+    path = tmp_path / "ranking.json"
+    path.write_text(json.dumps(data))
+    ran, text = reported(layerwise, profile_file, tmp_path, path)
+    assert 0 == ran.code, ran.err
+    return Read(text)
+
+
+def test_a_ranking_begins_with_the_question_and_the_profile_as_rank_does(
+    layerwise, profile_file, tmp_path, ranking, ranked
+):
+    page = page_of_ranking(layerwise, profile_file, tmp_path, ranked)
+    _, question, profile, verdict = page.texts["p"][:4]
+    assert [question, profile] == printed(ranking).splitlines()[:2]
+    assert "TPOT below 20 ms" in question and ranked["verdict"] == verdict
+
+
+def test_a_ranking_without_a_profile_says_so(layerwise, profile_file, tmp_path, ranked):
+    ranked["provenance"]["profile"] = None
+    page = page_of_ranking(layerwise, profile_file, tmp_path, ranked)
+    assert "No calibration profile for h100-sxm: no intervals" in page.texts["p"][2]
+
+
+def test_what_is_not_validated_is_a_list(layerwise, profile_file, tmp_path, ranked):
+    ranked["what_is_not_validated"] = "Not validated, A against B: this (public data), 1.5%; that."
+    page = page_of_ranking(layerwise, profile_file, tmp_path, ranked)
+    assert "Not validated, A against B:" in page.texts["p"]
+    assert {"this (public data), 1.5%", "that"} <= set(page.texts["li"])
+
+
+def test_a_ranking_explains_its_words_as_rank_does(
+    layerwise, profile_file, tmp_path, ranking, ranked
+):
+    page = page_of_ranking(layerwise, profile_file, tmp_path, ranked)
+    said = " ".join(page.texts["p"])
+    shown = " ".join(printed(ranking).split())
+    told = re.search(r"TTFT: .* NCCL's\.", shown)
+    assert told and told[0] in said
+
+
+@pytest.mark.parametrize(("num_nodes", "is_said"), [(1, False), (2, True)])
+def test_more_gpus_than_were_validated_are_a_caveat(
+    layerwise, profile_file, tmp_path, ranked, num_nodes, is_said
+):
+    ranked["cluster"]["num_nodes"] = num_nodes
+    page = page_of_ranking(layerwise, profile_file, tmp_path, ranked)
+    assert is_said == any("nothing was measured by this project" in p for p in page.texts["p"])
+
+
+def test_left_out_placements_are_named_by_their_reason(layerwise, profile_file, tmp_path, ranked):
+    ranked["left_out"] = [{"name": "TP=16", "reason": "no"}, {"name": "TP=32", "reason": "no"}]
+    page = page_of_ranking(layerwise, profile_file, tmp_path, ranked)
+    assert "Left out: TP=16, TP=32: no." in page.texts["p"]
+
+
+@pytest.mark.parametrize("limit_s", [LIMIT_S, None])
+def test_the_tpot_asked_for_is_a_line_across_the_front(
+    layerwise, profile_file, tmp_path, ranked, limit_s
+):
+    ranked["tpot_below_s"] = limit_s
+    front = page_of_ranking(layerwise, profile_file, tmp_path, ranked).charts[0]
+    lines = [line["x"] for line in front["data"] if line["name"].startswith("TPOT asked for")]
+    assert ([[1e3 * limit_s] * 2] if limit_s else []) == lines
+    if limit_s:
+        low, high = front["layout"]["xaxis"]["range"]
+        assert low < math.log10(1e3 * limit_s) < high
+
+
+def test_one_row_of_a_ranking_is_the_winner(layerwise, profile_file, tmp_path, ranked):
+    ranked["candidates"][-1] |= {"fits": True, "meets": False, "tied_with_winner": False}
+    page = page_of_ranking(layerwise, profile_file, tmp_path, ranked)
+    assert (1, 1) == (page.texts["td"].count("winner"), page.texts["td"].count("misses the TPOT"))
+
+
+def test_without_a_trace_the_page_is_called_predicted(
+    layerwise, profile_file, ranking_file, trace_file, tmp_path
+):
+    titles = [
+        Read(reported(layerwise, profile_file, tmp_path, *files)[1]).texts["title"]
+        for files in ((ranking_file,), (ranking_file, trace_file))
+    ]
+    assert [["layerwise: predicted"], ["layerwise: predicted beside measured"]] == titles
+
+
+@pytest.mark.parametrize(("values", "marks"), [
+    ([1.0, 10_000.0], ["1", "10", "100", "1,000", "10,000"]),
+    ([3.0, 80.0], ["5", "10", "20", "50"]),
+    ([0.4, 0.9], ["0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1"]),
+    ([], ["0.9", "1"]),
+])  # fmt: skip
+def test_a_logarithmic_axis_is_marked_in_round_numbers(values, marks):
+    assert marks == log_axis("", values)["ticktext"]
+
+
+def test_a_sweep_is_drawn_with_a_colour_for_each_placement(layerwise, profile_file, tmp_path):
+    path = tmp_path / "rows.csv"
+    rows = [("calibrated", "A", 10), ("calibrated", "B", 20), ("uncalibrated", "A", 30)]
+    lines = [f"8,{belief},{name},{rate},0.01,ok,k" for belief, name, rate in rows]
+    head = "batch,belief,placement,tokens_per_s,tpot_s,status,key"
+    drawn = []
+    for kept in (lines[:2], lines):
+        path.write_text("\n".join([head, *kept]) + "\n")
+        _, text = reported(layerwise, profile_file, tmp_path, path)
+        drawn.append(Read(text).charts[0]["data"])
+    assert [["A", "B"], ["A, calibrated", "B, calibrated", "A, uncalibrated"]] == [
+        [each["name"] for each in traces] for traces in drawn
+    ]
+    assert [2, 3] == [len({each["marker"]["color"] for each in traces}) for traces in drawn]
+
+
+def test_what_does_not_fit_is_a_row_of_a_sweep_and_no_point(layerwise, profile_file, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        "batch,placement,tokens_per_s,tpot_s,status,key\n8,A,10,0.01,ok,k\n9,A,20,0.02,does not fit,l\n"
+    )
+    _, text = reported(layerwise, profile_file, tmp_path, path)
+    page = Read(text)
+    assert "does not fit" in page.texts["td"] and [10.0] == page.charts[0]["data"][0]["y"]
+    assert "1 of 2" in page.charts[0]["caption"]
 
 
 def test_a_sweep_is_shown_as_its_rows(layerwise, profile_file, tmp_path):

@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 
+from scenarios.rank.layouts import Layout
 from scenarios.sweep import tables as sweep_tables
 from scenarios.sweep.points import (
     COLUMNS,
+    DEFAULT_COLUMNS,
     FAILED,
     OK,
     Result,
@@ -29,7 +31,7 @@ from scenarios.sweep.points import (
     predict_points,
 )
 from scenarios.sweep.run import place_points, run_sweep
-from scenarios.sweep.spec import load_sweep
+from scenarios.sweep.spec import load_sweep, resolve
 from sim.plan.errors import FileFormatError, SpecError
 from sim.plan.scenario import paper_scenario
 from sim.plan.workload import Workload
@@ -213,7 +215,22 @@ def test_a_refused_run_leaves_nothing_behind(
     assert [other] == list(tmp_path.glob("*.parquet*"))
 
 
-def test_intervals_and_every_belief_on_request(
+def test_rows_carry_the_ends_of_their_interval_unasked(
+    layerwise: Run, sweep_file: Path, profile: Profile, profile_file: Path
+) -> None:
+    out = sweep_file.with_name("rows.csv")
+    swept(layerwise, sweep_file, "--out", out, "--profile", profile_file)
+    sweep, row = load_sweep(sweep_file), rows_of(out)[0]
+    settings, _ = next(iter(sweep.points()))
+    interval = predict(resolve(sweep.base, settings), profile).tokens_per_s_interval
+
+    assert interval is not None
+    assert (interval.low, interval.high) == (
+        float(row["tokens_per_s_low"]), float(row["tokens_per_s_high"])
+    )  # fmt: skip
+
+
+def test_a_belief_without_intervals_leaves_their_cells_empty(
     layerwise: Run, sweep_file: Path, profile_file: Path
 ) -> None:
     sweep_file.write_text(
@@ -229,6 +246,52 @@ def test_intervals_and_every_belief_on_request(
     )  # fmt: skip
     assert "calibrated" == calibrated["belief"]
     assert float(calibrated["tokens_per_s"]) < float(bound["tokens_per_s"])
+
+
+@pytest.mark.parametrize("written", ["", 'all_reduce = "one_shot"'])
+def test_a_placement_is_called_as_rank_calls_it(
+    sweep_file: Path, profile: Profile, written: str
+) -> None:
+    four = SCENARIO.replace("num_layers = 2", "num_layers = 4").replace("gpus = 2", "gpus = 4")
+    sweep_file.with_name("small.toml").write_text(f"{four}[kernels]\n{written}\n")
+    sweep_file.write_text(
+        '[base]\nscenario = "small.toml"\n[axes]\nplacement = [{strategy = "layer-wise"}, '
+        '{strategy = "tensor-pipeline", tensor_parallel = 2, pipeline_parallel = 2}]\n'
+    )
+    sweep, out = load_sweep(sweep_file), sweep_file.with_name("rows.csv")
+    run_sweep(sweep, out, {"h100-sxm": profile}, Deadly(0))
+    layout = Layout(
+        tensor_parallel=2, pipeline_parallel=2, data_parallel=1,
+        all_reduce="one_shot" if written else "nccl",
+    )  # fmt: skip
+
+    assert ["layer-wise", layout.name] == [row["placement"] for row in rows_of(out)]
+
+
+@pytest.mark.parametrize(("bubble", "written"), [(2.2e-16, 0.0), (1e-4, 1e-4)])
+def test_the_rounding_of_a_sum_is_no_bubble(
+    profile: Profile, bubble: float, written: float
+) -> None:
+    found = replace(predict(paper_scenario("layer-wise"), profile), bubble=bubble)
+
+    assert written == COLUMNS["bubble_share"](found)
+
+
+def test_rows_of_the_columns_that_were_the_default_before_are_refused(
+    layerwise: Run, sweep_file: Path, profile_file: Path
+) -> None:
+    ends = ("tokens_per_s_low", "tokens_per_s_high")
+    before = [name for name in DEFAULT_COLUMNS if name not in ends]
+    out = sweep_file.with_name("rows.csv")
+    sweep_file.write_text(f"columns = {before}\n{SMALL}")
+    swept(layerwise, sweep_file, "--out", out, "--profile", profile_file)
+    sweep_file.write_text(SMALL)
+    ran = layerwise("sweep", sweep_file, "--out", out, "--profile", profile_file)
+
+    assert 2 == ran.code
+    assert "its columns differ: ['tokens_per_s_high', 'tokens_per_s_low']" in " ".join(
+        ran.err.split()
+    )
 
 
 def test_a_point_that_fails_is_a_row_with_its_reason(
