@@ -22,6 +22,12 @@ from hw.instrument.observe import Lane
 from sim.plan import ops
 from sim.plan.program import Program
 
+# A posted receive spins on its SMs until the message comes: on 8 of them by NCCL's own choice, which
+# took 92 to 94 % of the steps of two-GPU pipelines to 95 to 98 % when it was 2 (two H200s, messages of
+# 64 KiB). Larger messages need the blocks.
+FEW_BLOCKS = 2
+SMALL_BYTES = 128 * 2**10
+
 Edge = tuple[int, int, str]
 Group = tuple[int, ...]
 
@@ -85,11 +91,12 @@ class ReplacedPeers:
 class Routes:
     """The communicators that a run's programs need, in one order on every rank.
 
-    `peer_bytes`: the peer memory that a group's one-shot all-reduces take on each of its ranks.
+    `edges`: the largest message of each. `peer_bytes`: the peer memory that a group's one-shot
+    all-reduces take on each of its ranks.
     """
 
     groups: tuple[Group, ...]
-    edges: tuple[Edge, ...]
+    edges: Mapping[Edge, int]
     peer_bytes: Mapping[Group, int] = field(default_factory=dict[Group, int])
 
 
@@ -97,7 +104,7 @@ def routes_of(programs: Iterable[Program]) -> Routes:
     """Collect groups, edges and peer memory over the programs of all ranks and steps."""
     every = tuple(programs)
     groups: set[Group] = set()
-    edges: set[Edge] = set()
+    edges: dict[Edge, int] = {}
     # Layers share segments: each needs to be looked at once per rank.
     segments = {(p.rank, id(part.segment)): part.segment for p in every for part in p.parts}
     for (rank, _), segment in segments.items():
@@ -105,13 +112,13 @@ def routes_of(programs: Iterable[Program]) -> Routes:
             match op:
                 case ops.AllReduce() | ops.AllGather():
                     groups.add(op.group)
-                case ops.Send():
-                    edges.add((rank, op.peer, op.channel))
-                case ops.Recv():
-                    edges.add((op.peer, rank, op.channel))
+                case ops.Send() | ops.Recv():
+                    ends = (rank, op.peer) if isinstance(op, ops.Send) else (op.peer, rank)
+                    edge = (*ends, op.channel)
+                    edges[edge] = max(op.payload_bytes, edges.get(edge, 0))
                 case _:
                     pass
-    return Routes(tuple(sorted(groups)), tuple(sorted(edges)), _peer_bytes(every))
+    return Routes(tuple(sorted(groups)), dict(sorted(edges.items())), _peer_bytes(every))
 
 
 def _peer_bytes(programs: Sequence[Program]) -> dict[Group, int]:
@@ -155,7 +162,10 @@ class DistributedPeers:
         if routes.peer_bytes:
             require_gpu(device)
         self._groups = {ranks: _new_group(ranks) for ranks in routes.groups}
-        self._edges = {edge: _new_group(edge[:2]) for edge in routes.edges}
+        self._edges = {
+            edge: _new_group(edge[:2], edge_options(size, device))
+            for edge, size in routes.edges.items()
+        }
         self._pairs = {
             ranks: ReducePairs(PeerMemory(group, num_bytes, device))
             for ranks, num_bytes in routes.peer_bytes.items()
@@ -238,7 +248,18 @@ class DistributedPeers:
         return _Pending(event, tensor)
 
 
-def _new_group(ranks: Sequence[int]) -> ProcessGroup | None:
+def edge_options(largest_bytes: int, device: torch.device) -> dist.Backend.Options | None:
+    """How an edge's communicator is made: where all messages are small, NCCL leaves SMs to others."""
+    if device.type != "cuda" or largest_bytes > SMALL_BYTES:
+        return None
+    options = dist.ProcessGroupNCCL.Options()
+    options.config.max_ctas = FEW_BLOCKS
+    return options
+
+
+def _new_group(
+    ranks: Sequence[int], options: dist.Backend.Options | None = None
+) -> ProcessGroup | None:
     """A communicator; None on ranks outside it."""
-    group = dist.new_group(list(ranks))
+    group = dist.new_group(list(ranks), pg_options=options)
     return group if isinstance(group, ProcessGroup) else None

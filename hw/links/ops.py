@@ -11,10 +11,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from hw.engine.collectives import edge_options
 from hw.engine.peer_memory import PeerMemory, require_gpu
 from hw.errors import NotAvailableError
 
 MESSAGES = ("send", "bidirectional")
+# A communicator for small messages.
+FEW = ", few blocks"
 COLLECTIVES = ("all_reduce", "one_shot", "two_shot", "all_gather", "reduce_scatter")
 # Every rank sends to the next and receives from the one before: all links at once.
 RING = "ring"
@@ -60,8 +63,11 @@ class Links:
         Raises NotAvailableError, on all members, where memory cannot be shared.
         """
         group = self._group("there", ranks)
-        if op == "bidirectional":
-            self._group("back", ranks)
+        if op in MESSAGES:
+            for way in ("there", "back")[: 1 + (op == "bidirectional")]:
+                self._group(way, ranks)
+                if few := edge_options(0, self.device):
+                    self._group(way + FEW, ranks, few)
         if op in PEER_MEMORY_OPS and group is not None and ranks not in self._peers:
             memory = PeerMemory(group, self.max_bytes, self.device)
             self._peers[ranks] = memory, memory.take((self.pool.numel(),), self.dtype)
@@ -117,15 +123,19 @@ class Links:
                 dist.destroy_process_group(group)
         self._groups.clear()
 
-    def _group(self, way: str, ranks: tuple[int, ...]) -> ProcessGroup | None:
+    def _group(
+        self, way: str, ranks: tuple[int, ...], options: dist.Backend.Options | None = None
+    ) -> ProcessGroup | None:
         if (way, ranks) not in self._groups:
-            made = dist.new_group(list(ranks))
+            made = dist.new_group(list(ranks), pg_options=options)
             self._groups[way, ranks] = made if isinstance(made, ProcessGroup) else None
         return self._groups[way, ranks]
 
     def _message(self, way: str, ranks: tuple[int, ...], tensor: Tensor) -> Callable[[], object]:
         """This rank's half of a message between two ranks, `there` from the first to the second."""
-        group, (first, second) = self._group(way, ranks), ranks
+        # As an engine's edges are made, of which each knows its largest message.
+        few = edge_options(tensor.numel() * tensor.element_size(), tensor.device)
+        group, (first, second) = self._groups[way + FEW if few else way, ranks], ranks
         sender, receiver = (first, second) if way == "there" else (second, first)
         if self.rank == sender:
             return lambda: dist.isend(tensor, receiver, group=group)

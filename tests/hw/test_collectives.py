@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from hw.engine.collectives import routes_of
+from hw.engine.collectives import FEW_BLOCKS, SMALL_BYTES, edge_options, routes_of
 from hw.engine.peer_memory import ReducePairs
 from hw.errors import RankFailedError
 from hw.ranks.local import local_ranks
@@ -27,8 +30,24 @@ def test_activations_and_tokens_travel_on_communicators_of_their_own() -> None:
     placement = tensor_pipeline(TINY, tensor_parallel=2, pipeline_parallel=2)
     routes = routes_of(compile_step(TINY, placement, STEP, KernelChoice()).programs)
     assert ((0, 1), (2, 3)) == routes.groups
-    edges = ((0, 2, "act"), (1, 3, "act"), (2, 0, "token"), (3, 1, "token"))
+    act = token = TINY.hidden_size * 4  # what comes back is the hidden state: no head
+    edges = {(0, 2, "act"): act, (1, 3, "act"): act, (2, 0, "token"): token, (3, 1, "token"): token}
     assert edges == routes.edges
+
+
+def test_only_edges_of_small_messages_on_gpus_take_few_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Options:
+        config = SimpleNamespace(max_ctas=0)
+
+    monkeypatch.setattr(dist, "ProcessGroupNCCL", SimpleNamespace(Options=Options), raising=False)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    made = edge_options(SMALL_BYTES, cuda)
+
+    assert made is not None
+    assert FEW_BLOCKS == made.config.max_ctas  # type: ignore[attr-defined]
+    assert [None, None] == [edge_options(SMALL_BYTES + 1, cuda), edge_options(8, cpu)]
 
 
 def test_one_shot_sums_have_a_pair_of_tensors_in_peer_memory() -> None:

@@ -54,7 +54,7 @@ def reduce_op(num_bytes: int, algorithm: AllReduceAlgorithm) -> ops.AllReduce:
 
 def peers_of(session: Session, num_bytes: int) -> DistributedPeers:
     peer_bytes = {BOTH: ReducePairs.num_bytes((num_bytes,))}
-    return DistributedPeers(Routes((BOTH,), (), peer_bytes), session.rank, session.device)
+    return DistributedPeers(Routes((BOTH,), {}, peer_bytes), session.rank, session.device)
 
 
 def values(session: Session, num_bytes: int, seed: int) -> Tensor:
