@@ -76,7 +76,7 @@ def _measure(options: argparse.Namespace) -> None:
         Options(
             timing=options.timing, device=options.device, traced_repeats=options.traced_repeats,
             with_bandwidth=options.bandwidth, timeout_s=options.timeout_s,
-            out=options.out, stall_s=options.stall_s,
+            out=options.out, stall_s=options.stall_s, announce=True,
             power=PowerOptions(sample=not options.no_power, energy_s=options.energy_s),
         ),
     )  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from itertools import chain
 
 import torch
 
+from hw.beginning import beginning_of
 from hw.engine.memory import reserve_block
 from hw.engine.residency import check_windows
 from hw.engine.weights import WeightSource
@@ -21,6 +23,7 @@ from hw.ranks.journal import Journal
 from hw.ranks.progress import naming_out_of_memory
 from hw.ranks.session import Session, alone
 from hw.streams import StreamPlan, kernel_set_of, plan_stream, slowest, tokens_per_step
+from sim.plan.compile import KernelChoice
 from sim.plan.errors import SpecError
 from sim.plan.scenario import Scenario, compile_run
 from sim.plan.validate import validate_run, validate_work
@@ -43,6 +46,7 @@ def measure(
     free_bytes: int | None = None,
     journal: Journal | None = None,
     power: PowerOptions = SAMPLED,
+    announce: bool = False,
 ) -> Trace | None:
     """Measure a scenario on this process's rank; the trace is returned on the first rank only.
 
@@ -50,7 +54,7 @@ def measure(
     `run.only_rank` or a placement of one rank. `weights` defaults to seeded random values.
     `timing` None is the device's default, with CUDA events where CUPTI cannot be had.
     `with_bandwidth` reads HBM's rate; `read_bytes_per_s` is a reading that was taken before. What
-    is measured goes into this rank's `journal` as it comes.
+    is measured goes into this rank's `journal` as it comes. `announce`: say on stderr what begins.
     Raises SpecError, NotAvailableError, DoesNotFitError, ExecutionError.
     """
     only_rank = scenario.run.only_rank
@@ -59,6 +63,8 @@ def measure(
             "run.only_rank", only_rank, "measures one rank by itself", "start a single process"
         )
     session = session or alone(device, max(only_rank, 0))
+    # What runs is what the trace says: a reader may not take another profile's kernels for these.
+    scenario = scenario.with_kernels(KernelChoice())
     check_request(scenario, timing, session.device)
     check_windows(scenario, session.device)
     run = compile_run(scenario)
@@ -67,6 +73,10 @@ def measure(
     if only_rank < 0:
         session.require_world_size(run[0].placement.num_ranks)
     plan = plan_stream(run, alone=session.store is None)
+    if announce:
+        lines = beginning_of(scenario, session, plan, 0 if timing == "none" else traced_repeats)
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)
     reserve_block(session.device)
     before = sample_clocks(session.device, "before")
     meter = PowerMeter(power, session.device)

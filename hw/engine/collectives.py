@@ -19,6 +19,7 @@ from torch.distributed import ProcessGroup
 from hw.engine.memory import TensorKey, one_shot_reduces, tensor_key
 from hw.engine.peer_memory import PeerMemory, ReducePairs, require_gpu
 from hw.instrument.observe import Lane
+from hw.ranks.gathering import all_gather
 from sim.plan import ops
 from sim.plan.program import Program
 
@@ -213,7 +214,7 @@ class DistributedPeers:
     def all_gather(self, op: ops.AllGather, source: Tensor, output: Tensor) -> None:
         """Shards arrive one after the other; their columns are then laid side by side."""
         shards = source.new_empty((len(op.group) * source.shape[0], source.shape[1]))
-        dist.all_gather_into_tensor(shards, source, group=self._groups[op.group])
+        all_gather(shards, source, group=self._groups[op.group])
         stacked = shards.view(len(op.group), *source.shape).transpose(0, 1)
         output.view(stacked.shape).copy_(stacked)
 

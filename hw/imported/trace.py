@@ -20,6 +20,7 @@ from hw.instrument.spans import JoinedStep, Recording
 from hw.measure import TRACED_REPEATS
 from hw.rows import Spans, rows_of
 from hw.streams import StreamPlan, plan_stream
+from sim.plan.compile import KernelChoice
 from sim.plan.errors import FileFormatError, SpecError, TraceMismatchError
 from sim.plan.program import kernel_set_hash
 from sim.plan.scenario import Scenario, compile_run
@@ -44,6 +45,7 @@ def import_trace(
     Raises FileFormatError, SpecError; UnmeasuredOpError for an op without a kernel, or a kernel
     without an op within a repeat; TraceMismatchError for an `untraced` of other work.
     """
+    scenario = scenario.with_kernels(KernelChoice())  # as a run's header has them
     run = compile_run(scenario)
     validate_run(run)
     validate_work(scenario.model, run)

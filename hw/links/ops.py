@@ -14,6 +14,7 @@ from torch.distributed import ProcessGroup
 from hw.engine.collectives import edge_options
 from hw.engine.peer_memory import PeerMemory, require_gpu
 from hw.errors import NotAvailableError
+from hw.ranks.gathering import all_gather, reduce_scatter
 
 MESSAGES = ("send", "bidirectional")
 # A communicator for small messages.
@@ -89,10 +90,10 @@ class Links:
             case "all_reduce":
                 return _again(lambda: dist.all_reduce(whole, group=group))
             case "all_gather":
-                return _again(lambda: dist.all_gather_into_tensor(output, shard, group=group))
+                return _again(lambda: all_gather(output, shard, group=group))
             case "reduce_scatter":
                 part = output[: shard.numel()]
-                return _again(lambda: dist.reduce_scatter_tensor(part, whole, group=group))
+                return _again(lambda: reduce_scatter(part, whole, group=group))
             case "ring":
                 return _again(self._neighbours(group, ranks, whole, output))
             case "one_shot":

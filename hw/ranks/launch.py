@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ from sim.plan.scenario import Scenario, place
 from sim.trace import Trace, write_trace
 
 DeviceType = Literal["cpu", "cuda"]
+# By then torchrun has ended the other ranks.
+HEARD_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class Options:
     """How to measure. `timing` None: the device's default. `timeout_s` bounds a whole run.
 
     `out` is the trace to write: without one, a run that ends early leaves nothing. `stall_s` is how
-    long a rank may stand still while others wait for it.
+    long a rank may stand still while others wait for it. `announce`: say on stderr what begins.
     """
 
     device: DeviceType
@@ -62,6 +65,7 @@ class Options:
     purpose: Literal["fit", "validation", "other"] = "other"
     stall_s: float = STALL_S
     weights: WeightSource | None = None
+    announce: bool = False
 
 
 def launch(scenario: Scenario, options: Options) -> Trace | None:
@@ -75,8 +79,9 @@ def launch(scenario: Scenario, options: Options) -> Trace | None:
     usable_device(options.device)
     if options.out:
         options = replace(options, out=options.out.absolute())
+    if under_torchrun():
+        _require_world_size(num_ranks)
     if num_ranks == 1:
-        _require_one_process()
         leaving = _Leaving(options, "")
         with _kept(options.out), interruptible(leaving.on_signal):
             return _written(_measure_on(None, scenario, options), options)
@@ -198,13 +203,24 @@ def _as_one_rank(scenario: Scenario, options: Options) -> Trace | None:
     return trace
 
 
-def _require_one_process() -> None:
-    world_size = os.environ.get("WORLD_SIZE", "1") if under_torchrun() else "1"
-    if world_size != "1":
-        raise PlacementError(
-            "placement", "1 rank", f"was started with WORLD_SIZE={world_size}",
-            "start one process: `python -m hw ...`",
-        )  # fmt: skip
+def _require_world_size(num_ranks: int) -> None:
+    """Raise PlacementError on torchrun's first rank when it has started another number of processes.
+
+    The others end in silence, and after it: torchrun ends all of them at the first that fails, and
+    what is to be changed would not be read.
+    """
+    world_size = int(os.environ["WORLD_SIZE"])
+    if world_size == num_ranks:
+        return
+    if int(os.environ["RANK"]):
+        time.sleep(HEARD_S)
+        raise SystemExit(2)
+    what = "one process: `python -m hw ...`" if num_ranks == 1 else f"{num_ranks} processes"
+    alone = "" if num_ranks == 1 else ", or set run.only_rank to measure one rank alone"
+    raise PlacementError(
+        "placement", f"{num_ranks} rank{'' if num_ranks == 1 else 's'}",
+        f"was started with WORLD_SIZE={world_size}", f"start {what}{alone}",
+    )  # fmt: skip
 
 
 def _measure_on(session: Session | None, scenario: Scenario, options: Options) -> Trace | None:
@@ -219,7 +235,7 @@ def _measure_on(session: Session | None, scenario: Scenario, options: Options) -
         scenario, timing=options.timing, device=options.device, session=session,
         traced_repeats=options.traced_repeats, with_bandwidth=options.with_bandwidth,
         power=options.power, weights=options.weights,
-        journal=journal_of(options.out, rank),
+        journal=journal_of(options.out, rank), announce=options.announce,
     )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from sim.profile import OpFit, Profile
 
 
-BUDGETS_S = {"": 600.0, "--collect": 600.0, "--fit": 0.0, "--anchor": 300.0, "--for": 120.0}
+BUDGETS_S = {"": 600.0, "--collect": 600.0, "--fit": 0.0, "--anchor": 300.0, "--for": 120.0,
+             "--links": 0.0}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Asked:
     fit: Path | None = None
     anchor: Path | None = None
     scenario: Path | None = None
+    links: Path | None = None
     out: Path | None = None
     what: tuple[str, ...] = ()
     budget_s: float = 0.0
@@ -45,7 +47,7 @@ class Asked:
     def tasks(self) -> list[str]:
         """The options given that each are a task of their own."""
         given = {"--collect": self.collect, "--fit": self.fit, "--anchor": self.anchor,
-                 "--for": self.scenario}  # fmt: skip
+                 "--for": self.scenario, "--links": self.links}  # fmt: skip
         return [option for option, value in given.items() if value is not None]
 
 
@@ -70,6 +72,10 @@ def calibrate(asked: Asked, console: Console, progress: Callable[[str], None]) -
 
         base = asked.profile or _shipped(asked.scenario)
         return measure_for(asked.scenario, base, _named(asked.out), budget_s, console, progress)
+    if asked.links is not None:
+        from scenarios.calibrate.from_links import profile_from_links
+
+        return profile_from_links(asked.links, asked.profile, asked.gpu, _named(asked.out), console)
     from scenarios.calibrate.here import calibrate_here
 
     return calibrate_here(asked.out, budget_s, asked.gpu, asked.name, console, progress)
@@ -79,15 +85,16 @@ def _check(asked: Asked) -> None:
     if len(asked.tasks) > 1:
         raise SpecError(
             "/".join(asked.tasks), "together", "is not one task",
-            "give one of --collect, --fit, --anchor and --for, or none to do it all here",
+            "give one of --collect, --fit, --anchor, --for and --links, or none to do it all here",
         )  # fmt: skip
     if asked.budget_s < 0 or not math.isfinite(asked.budget_s):
         raise SpecError("--budget-s", asked.budget_s, "is no time", "give seconds above 0")
     for option, value, only in (
-        ("--what", asked.what, "--collect"), ("--profile", asked.profile, "--for"),
+        ("--what", asked.what, ("--collect",)), ("--profile", asked.profile, ("--for", "--links")),
     ):  # fmt: skip
-        if value and only not in asked.tasks:
-            raise SpecError(option, str(value), f"has no meaning without {only}", "remove it")
+        if value and not set(only) & set(asked.tasks):
+            needed = " or ".join(only)
+            raise SpecError(option, str(value), f"has no meaning without {needed}", "remove it")
 
 
 def _named(out: Path | None) -> Path:

@@ -25,6 +25,10 @@ def calibrate(
         Path | None,
         typer.Option("--for", metavar="SCENARIO.toml", help="Measure the shapes it needs."),
     ] = None,
+    links: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Take messages and collectives from hw.links' file."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="PROFILE", help="The profile to write (.json).")
     ] = None,
@@ -45,7 +49,8 @@ def calibrate(
     """Measure this machine's GPU, fit, score on points kept apart, write a profile and its faults.
 
     With --collect or --fit one half of that; --anchor moves a shipped profile here in minutes;
-    --for measures what one scenario needs. What was measured is kept: run it again to go on.
+    --for measures what one scenario needs; --links puts what `python -m hw.links` timed into a
+    profile. What was measured is kept: run it again to go on.
 
     Example: layerwise calibrate --out profile.json --budget-s 600
     """
@@ -55,8 +60,8 @@ def calibrate(
 
     check_gpu(gpu, "a .toml file is predicted from its datasheet, without a profile")
     asked = Asked(
-        collect=collect, fit=fit, anchor=anchor, scenario=scenario, out=out, what=tuple(what or ()),
-        budget_s=budget_s, gpu=gpu, name=name, profile=profile,
+        collect=collect, fit=fit, anchor=anchor, scenario=scenario, links=links, out=out,
+        what=tuple(what or ()), budget_s=budget_s, gpu=gpu, name=name, profile=profile,
     )  # fmt: skip
     said = run(asked, console(stderr=as_json), note)
     if as_json:

@@ -44,7 +44,11 @@ def report(
 def explore(
     models: Annotated[
         list[Path] | None,
-        typer.Option("--model", metavar="FILE", help="Also offer this config.json; the page starts on the first (repeatable)."),
+        typer.Option(
+            "--model",
+            metavar="FILE",
+            help="Also offer this config.json; the page starts on the first (repeatable).",
+        ),
     ] = None,
     port: Annotated[int, typer.Option(metavar="N", help="0: any free one.")] = 0,
     as_json: JsonOption = False,

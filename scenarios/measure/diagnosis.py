@@ -30,6 +30,11 @@ OWN_BYTES = 4 * 10**9
 # Triton and bf16 matrix units. Source: CUDA C++ programming guide, compute capability 8.0.
 LEAST_CAPABILITY = (8, 0)
 
+NO_NVML = (
+    "traces hold no clocks, power or throttling, and no rank's PCI place; this check sees no NVLink"
+)
+# What NVML says where the package is there and the driver is not. Source: nvmlErrorString.
+NO_DRIVER = ("NVML Shared Library Not Found", "Driver Not Loaded")
 COSTS = {
     "torch": "nothing can be measured, on CPU or GPU; predicting works. pip install '.[hw]'",
     "triton": "nothing runs in bf16 on a GPU (norms, rotary, activation, attention are Triton's); "
@@ -38,8 +43,7 @@ COSTS = {
     "graphs and --timing events work. pip install nvtx",
     "cupti-python": "no kernel times: --timing events puts two event nodes around each op, about a "
     "microsecond each. pip install cupti-python",
-    "nvidia-ml-py": "traces hold no clocks, power or throttling, and no rank's PCI place; this "
-    "check sees no NVLink. pip install nvidia-ml-py",
+    "nvidia-ml-py": f"{NO_NVML}. pip install nvidia-ml-py",
     "simpy": "nothing can be predicted. pip install simpy",
     "pydantic": "no scenario file and no profile can be read. pip install pydantic",
 }
@@ -78,7 +82,10 @@ def _software(machine: Machine) -> Iterator[Finding]:
             yield Finding("software", name, "ok", version)
         else:
             found = f"{version}: {problem}" if version else "not installed"
-            yield Finding("software", name, "missing", found, COSTS[name])
+            cost = COSTS[name]
+            if name == "nvidia-ml-py" and problem in NO_DRIVER:
+                cost = f"no NVIDIA driver here: {NO_NVML}"
+            yield Finding("software", name, "missing", found, cost)
 
 
 def _gpus(machine: Machine) -> Iterator[Finding]:

@@ -43,7 +43,7 @@ def measure_to(
     power = PowerOptions(sample=sample_power, energy_s=energy_s)
     options = Options(
         timing=timing, device=device, with_bandwidth=with_bandwidth, power=power, out=out,
-        purpose=purpose,
+        purpose=purpose, announce=True,
     )  # fmt: skip
     trace = launch(scenario, options)
     if trace is None:

@@ -37,13 +37,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from scenarios.whole_host.driving import HostRequest, run_host
     from scenarios.whole_host.reporting import write_report
+    from scenarios.whole_host.settling import settle
 
     # In-switch reduction is not what is predicted, and a shared host may not have it tried.
     for name, value in (("NCCL_NVLS_ENABLE", "0"), ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")):
         os.environ.setdefault(name, value)
+    settled = settle(
+        options.out, options.device, options.gpu, options.gpus,
+        measures=not (options.report_only or options.predict_only),
+    )  # fmt: skip
+    if settled.said:
+        print(settled.said, flush=True)
     request = HostRequest(
-        out=options.out or Path(), num_gpus=options.gpus, gpu=options.gpu, device=options.device,
-        budget_s=options.budget_s, prediction=options.prediction,
+        out=options.out or Path(), num_gpus=settled.num_gpus, gpu=settled.gpu,
+        device=settled.device, budget_s=options.budget_s,
+        prediction=options.prediction,
     )  # fmt: skip
     if options.predict_only:
         return _predict(request, options.predict_only)
@@ -79,11 +87,16 @@ def _compared(request: HostRequest, level: Level) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scenarios.whole_host", description=__doc__)
-    parser.add_argument("--gpus", type=int, required=True, help="2, 4 or 8: all of the host's")
+    parser.add_argument(
+        "--gpus", type=int, default=0, help="2, 4 or 8: all of the host's (default: DIR's)"
+    )
     parser.add_argument("--out", type=Path, help="the folder to write, or to go on with")
-    parser.add_argument("--gpu", default="h200", help="whose profile predicts (default: h200)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda",
-                        help="cpu: tiny models over gloo, to see every stage in a minute")  # fmt: skip
+    parser.add_argument(
+        "--gpu", default="", help="whose profile predicts (default: DIR's, or this machine's GPU)"
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"),
+                        help="cpu: tiny models over gloo, to see every stage in a minute "
+                        "(default: DIR's, or cuda)")  # fmt: skip
     parser.add_argument("--budget-s", type=float, default=540.0, help="of this call, in seconds")
     parser.add_argument(
         "--prediction", type=Path, help="take this file (default: the committed one)"

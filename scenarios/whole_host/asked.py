@@ -126,7 +126,7 @@ def _runs(shapes: Shapes, cluster: ClusterSpec) -> Iterator[HostRun]:
         yield make.small("small", num_stages, shapes.small_contexts_tokens[0])
         yield make.prefill()
         yield make.small("evicted", num_stages, shapes.small_contexts_tokens[1])
-        if shapes.graphs:
+        if shapes.graphs and cluster.gpu.persisting_l2_bytes:
             for context in shapes.small_contexts_tokens:
                 yield make.small("windows", num_stages, context, windows=True)
         for number in shapes.microbatches:

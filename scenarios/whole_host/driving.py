@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hw.links.__main__ import measure_links
+from hw.links.measuring import measure_links
 from hw.links.ops import OPS, PEER_MEMORY_OPS
 from hw.links.series import MIB, Request, score_sizes_between, sizes_between
 from hw.pool import RankPool, rank_pool

@@ -18,6 +18,7 @@ from scenarios.whole_host.machine import machine_lines
 from scenarios.whole_host.predictions import HostPrediction, host_profile, read_prediction
 from scenarios.whole_host.scoring import Bar, HostScore, LinkScore, Ranking, RunScore, score_host
 from sim.plan.errors import FileFormatError
+from sim.plan.hardware import GPUS
 from sim.plan.reading import read_json
 from sim.trace import write_atomically
 
@@ -69,6 +70,11 @@ def _text(out: Path, prediction: HostPrediction, score: HostScore) -> Iterator[s
     yield f"{prediction.num_gpus} GPUs, put on {prediction.gpu}; {predicted_when(out, prediction)}"
     if not prediction.links:
         yield "a CPU's run of tiny models: it proves the stages, and no figure below means anything"
+    elif not GPUS[prediction.gpu].persisting_l2_bytes:
+        yield (
+            f"runs with persisting windows were left out: how much of its L2 an {prediction.gpu} "
+            "can set aside is not known (persisting_l2_bytes)"
+        )
     machine = out / "machine.json"
     yield from machine_lines(read_json(machine)) if machine.exists() else ["machine: not checked"]
     for stage in _stages(out):
@@ -77,7 +83,7 @@ def _text(out: Path, prediction: HostPrediction, score: HostScore) -> Iterator[s
                                           stage.problem) if part)  # fmt: skip
     yield from _section("Bars", ("figure", "is", "bar", "of", ""), map(_bar_cells, score.bars))
     yield from _section(
-        "Steps, no tracer attached: predicted before beside measured", RUN_COLUMNS,
+        "Steps, no tracer attached: predicted before beside measured (ms)", RUN_COLUMNS,
         map(_run_cells, score.runs),
     )  # fmt: skip
     yield from _section("Ranking of placements, fastest first (ms)", RANKING_COLUMNS,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,8 @@ from typing import Any
 import pytest
 
 from calibration.links import read_links
-from hw.links.__main__ import main, measure_links
+from hw.links.__main__ import main
+from hw.links.measuring import measure_links
 from hw.links.series import Request
 from hw.ranks.local import local_ranks
 
@@ -37,6 +41,19 @@ def test_every_op_is_timed_at_every_payload(tmp_path: Path) -> None:
     found = read_links(tmp_path / "links.json", mode="eager")
     assert ["all_gather.nccl.2", "all_reduce.nccl.2", "send.nvlink4"] == list(found)
     assert [768] == [size for size, _ in found["send.nvlink4"].score]
+
+
+def test_the_command_starts_ranks_of_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "links.json"
+    ran = subprocess.run(
+        [sys.executable, "-m", "hw.links", "--out", str(out), "--device", "cpu", "--sizes",
+         "512..512", "--ops", "send,all_gather,reduce_scatter"],
+        capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+    assert (0, f"{out}: 3 timings\n") == (ran.returncode, ran.stdout), ran.stderr
+    assert "FutureWarning" not in ran.stderr
 
 
 def test_a_spent_budget_leaves_a_readable_file(tmp_path: Path) -> None:

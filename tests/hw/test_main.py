@@ -5,8 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from hw import beginning
+from hw.beginning import beginning_of
+from hw.ranks.session import alone
+from hw.streams import plan_stream
+from sim.plan.files import load_scenario
+from sim.plan.scenario import RunSpec, compile_run
 from sim.trace import read_trace
 
 SCENARIO = """
@@ -59,6 +68,31 @@ def test_a_wrong_world_size_is_one_line(tmp_path: Path) -> None:
     result = run(tmp_path, *torchrun, "--device", "cpu")
     assert 0 != result.returncode
     assert "WORLD_SIZE=1; start 2 processes" in result.stderr
+
+
+def test_of_too_many_processes_the_first_says_so_and_the_others_nothing(tmp_path: Path) -> None:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "hw")
+    result = run(tmp_path, *torchrun, "--device", "cpu")
+    said = [line for line in result.stderr.splitlines() if line.startswith("hw: ")]
+    assert (1, True) == (len(said), "WORLD_SIZE=3; start 2 processes" in said[0])
+
+
+def test_it_says_what_it_begins(tmp_path: Path) -> None:
+    result = run(tmp_path, "hw", "--device", "cpu")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("hw: ")]
+    assert 1 == len(lines), result.stderr
+    assert lines[0].endswith("GB on rank 0, one of 2 (cpu); then 3 repeats untraced and 5 traced, "
+                             "of 1 step each")  # fmt: skip
+
+
+def test_much_memory_on_a_cpu_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny.toml").write_text(SCENARIO)
+    scenario = load_scenario(tmp_path / "tiny.toml")
+    scenario = replace(scenario, run=RunSpec(launch="eager", only_rank=1))
+    plan, session = plan_stream(compile_run(scenario), alone=True), alone("cpu", 1)
+    assert 1 == len(beginning_of(scenario, session, plan, 5))
+    monkeypatch.setattr(beginning, "MUCH_ON_A_CPU_BYTES", 1)
+    assert beginning_of(scenario, session, plan, 5)[1].startswith("hw: warning: about 0 GB on the")
 
 
 def test_a_missing_gpu_is_exit_code_2(tmp_path: Path) -> None:

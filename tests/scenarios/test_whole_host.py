@@ -26,9 +26,11 @@ from scenarios.whole_host.predictions import (
     read_prediction,
     write_prediction,
 )
-from scenarios.whole_host.reporting import surveyed_pairs
+from scenarios.whole_host.reporting import surveyed_pairs, write_report
 from scenarios.whole_host.scoring import HostScore, RunScore, rank, score_host
+from scenarios.whole_host.settling import gpu_of, settle
 from sim.plan.errors import FileFormatError, SpecError
+from sim.plan.hardware import GPUS
 from sim.plan.scenario import place
 from sim.profile import Profile
 from sim.trace import write_trace
@@ -371,6 +373,92 @@ def test_a_prediction_of_another_host_is_refused_before_anything_runs(
 def test_op_tables_need_traces_of_gpus(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 2 == main([*QUICK, "--out", str(done), "--report-only", "--level", "run"])
     assert "--level='run' needs traces of GPUs" in capsys.readouterr().err
+
+
+def test_a_report_takes_device_and_gpu_from_its_folder(done: Path) -> None:
+    def names() -> set[str]:
+        return {run["name"] for run in json.loads((done / "report.json").read_text())["runs"]}
+
+    before = names()
+    assert 0 == main(["--out", str(done), "--report-only"])
+    assert (NUM_QUICK_RUNS, before) == (len(before), names())
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "holds"),
+    [("--device", "cuda", "cpu"), ("--gpu", "h100-sxm", "h200"), ("--gpus", "4", "2")],
+)
+def test_what_contradicts_a_folder_is_refused_and_its_report_stays(
+    done: Path, capsys: pytest.CaptureFixture[str], option: str, given: str, holds: str
+) -> None:
+    before = (done / "report.txt").read_bytes()
+    assert 2 == main(["--out", str(done), "--report-only", option, given])
+    assert f"contradicts {done}, which holds a run with {holds}" in capsys.readouterr().err
+    assert before == (done / "report.txt").read_bytes()
+
+
+H200 = ("NVIDIA H200",)
+
+
+def test_the_gpu_is_the_one_that_is_here() -> None:
+    found = settle(None, None, "", 2, names=("NVIDIA H100 80GB HBM3",))
+    assert ("cuda", "h100-sxm") == (found.device, found.gpu)
+    assert "predicted as h100-sxm: NVIDIA H100 80GB HBM3" == found.said
+
+
+def test_only_where_no_gpu_is_seen_one_is_guessed_and_it_is_said() -> None:
+    found = settle(None, None, "", 2, names=())
+    assert ("h200", True) == (found.gpu, "no GPU is seen here: taken to be h200" in found.said)
+    assert ("b200", "") == gpu_of("b200", ())
+
+
+@pytest.mark.parametrize(
+    ("asked", "names", "says"),
+    [
+        ("h100-sxm", H200, "--gpu='h100-sxm' is not what is here: NVIDIA H200"),
+        ("", ("NVIDIA L40S",), "NVIDIA L40S is not a known name"),
+        ("h200", (*H200, "NVIDIA B200"), "are not alike"),
+    ],
+)
+def test_another_gpu_than_the_one_here_is_refused(
+    asked: str, names: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(SpecError, match=says):
+        settle(None, None, asked, 2, names=names)
+
+
+def test_a_folder_of_other_gpus_is_not_gone_on_with(
+    tmp_path: Path, prediction: HostPrediction
+) -> None:
+    write_prediction(prediction, tmp_path / "predictions.json")
+    with pytest.raises(SpecError, match="--gpu='h100-sxm' is not what is here: NVIDIA H200"):
+        settle(tmp_path, None, "", 0, names=H200)
+    assert "h100-sxm" == settle(tmp_path, None, "", 0, measures=False, names=H200).gpu
+
+
+def test_windows_run_where_the_l2_can_be_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert any(run.part == "windows" for run in host_runs("h100-sxm", 2))
+    without = replace(GPUS["h100-sxm"], persisting_l2_bytes=0)
+    monkeypatch.setitem(GPUS, "h100-sxm", without)
+    assert not any(run.part == "windows" for run in host_runs("h100-sxm", 2))
+
+
+def test_a_report_says_that_windows_were_left_out(
+    tmp_path: Path, prediction: HostPrediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_prediction(replace(prediction, links={"send.nvlink4": {"512": 1e-6}}),
+                     tmp_path / "predictions.json")  # fmt: skip
+    request = HostRequest(out=tmp_path, num_gpus=2, gpu="h100-sxm")
+    assert "windows were left out" not in write_report(request)
+    spec = replace(GPUS["h100-sxm"], persisting_l2_bytes=0)
+    monkeypatch.setitem(GPUS, "h100-sxm", spec)
+    assert "runs with persisting windows were left out: how much of its L2" in write_report(request)
+
+
+def test_a_table_of_steps_names_its_unit(done: Path) -> None:
+    assert "Steps, no tracer attached: predicted before beside measured (ms)" in (
+        (done / "report.txt").read_text().splitlines()
+    )
 
 
 def test_a_gpu_that_is_not_there_is_named(

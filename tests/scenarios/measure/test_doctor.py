@@ -72,6 +72,14 @@ def test_a_package_that_does_not_load_is_missing(machine: Machine) -> None:
     assert ("missing", "1.0: OSError: libcudart.so.13") == (found.verdict, found.found)
 
 
+def test_a_driver_that_is_missing_is_no_missing_package(machine: Machine) -> None:
+    problem = "NVML Shared Library Not Found"
+    found = finding(replace(machine, nvml_problem=problem), "nvidia-ml-py")
+    assert ("missing", f"1.0: {problem}") == (found.verdict, found.found)
+    assert found.cost.startswith("no NVIDIA driver here: ")
+    assert "pip install" not in found.cost
+
+
 def test_a_gpu_is_one_line(machine: Machine) -> None:
     assert (
         "NVIDIA H100 80GB HBM3, 85.0 GB, L2 52 MB, 132 SMs, compute capability 9.0, "

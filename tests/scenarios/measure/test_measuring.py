@@ -14,9 +14,9 @@ from sim.profile import Profile
 from sim.trace import Trace, read_trace, write_trace
 from tests.scenarios.conftest import Run, fake_trace
 
-# A trace that was taken with a tracer that cost 16 %, and says so in its own numbers.
+# A trace that was taken with a tracer that cost 3.5 %, and says so in its own numbers.
 DISTURBED = FOLDER / "traces/fit-h100-sxm/layers/h768.kv6.l16.b1.c256.decode.jsonl.gz"
-MARK = "the per-op split is disturbed by the tracer (x1.156)"
+MARK = "the per-op split is disturbed by the tracer (x1.035)"
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +189,17 @@ def test_cudnn_attention_that_a_run_never_meets_is_no_matter(
     file = small_file(tmp_path, '[kernels]\nprefill_attention = "cudnn"\n')
     ran = layerwise("measure", file, "--out", tmp_path / "trace.jsonl", "--device", "cpu")
     assert 0 == ran.code, ran.err
+
+
+def test_a_run_on_the_cpu_without_kernels_is_compared_and_not_scored(
+    layerwise: Run, tmp_path: Path, profile_file: Path
+) -> None:
+    pytest.importorskip("torch")
+    out = tmp_path / "trace.jsonl"
+    ran = layerwise("measure", small_file(tmp_path), "--out", out, "--device", "cpu")
+    assert 0 == ran.code, ran.err
+    compared = layerwise("compare", "--measured", out, "--level", "run", "--profile", profile_file)
+    assert (0, True) == (compared.code, "not scored: it was measured on a CPU" in compared.out), (
+        compared.err
+    )
+    assert "math" == read_trace(out).scenario["kernels"]["decode_attention"]
