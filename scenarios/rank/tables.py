@@ -12,6 +12,9 @@ from scenarios.predict.tables import BOUND_NAMES, UNCALIBRATED_NOTE
 from scenarios.rank.asked import Asked, Candidate
 from scenarios.rank.ranking import Ranking
 from scenarios.rank.words import (
+    TERMS,
+    VALIDATED,
+    VALIDATED_GPUS,
     advice,
     leeway_sentence,
     seconds,
@@ -24,8 +27,6 @@ from sim.plan.compile import KernelChoice
 
 TOP = 12
 BAR = 24
-# Placements were compared with measurements on so many GPUs at most.
-VALIDATED_GPUS = 2
 NUM_REASONS = 5
 
 
@@ -85,18 +86,12 @@ def _print_table(ranking: Ranking, out: Console, *, everything: bool) -> None:
         out.print(f"… and {left} more (--all)", style="dim")
     out.print(
         "* winner  = tied with it  ! misses memory or TPOT  ~ outside what was calibrated  mb "
-        "microbatches\nTTFT: one prompt of this context, alone. layer-wise: one GPU a stage, "
-        "layers in as many groups. 1-shot: all-reduce by a one-/two-shot kernel over peer memory, as "
-        "serving engines have it; without it, NCCL's. bound by: what limits the GPU for most of the "
-        f"step, not how near it is to that limit (see predict). {_attention(ranking.asked)}",
+        f"microbatches\n{TERMS} bound by: what limits the GPU for most of the step, not how near it "
+        f"is to that limit (see predict). {_attention(ranking.asked)}",
         style="dim",
     )  # fmt: skip
     if ranking.asked.cluster.num_gpus > VALIDATED_GPUS:
-        out.print(
-            "Validated by measurement on one GPU and on two H200s; of placements on more GPUs nothing "
-            "was measured by this project, and no row's interval knows of it.",
-            style="dim",
-        )  # fmt: skip
+        out.print(VALIDATED, style="dim")
 
 
 def _attention(asked: Asked) -> str:

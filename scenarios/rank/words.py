@@ -24,6 +24,19 @@ SCALES = {
     "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")),
 }
 
+# What a ranking's columns and names mean, and what none of its rows was held against.
+TERMS = (
+    "TTFT: one prompt of this context, alone. layer-wise: one GPU a stage, layers in as many groups. "
+    "1-shot: all-reduce by a one-/two-shot kernel over peer memory, as serving engines have it; "
+    "without it, NCCL's."
+)
+# Placements were compared with measurements on so many GPUs at most.
+VALIDATED_GPUS = 2
+VALIDATED = (
+    "Validated by measurement on one GPU and on two H200s; of placements on more GPUs nothing was "
+    "measured by this project, and no row's interval knows of it."
+)
+
 
 def verdict(ranking: Ranking) -> str:
     """Who leads, who cannot be told from it and why, who is behind; or why nobody leads."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from scenarios import tables
 from scenarios.predict.tables import UNCALIBRATED_NOTE
-from scenarios.rank.tables import VALIDATED_GPUS
+from scenarios.rank.words import TERMS, VALIDATED, VALIDATED_GPUS
 from scenarios.report.charts import LIGHT, PREDICTED, axis, bottlenecks, layout, log_axis
 from scenarios.report.markup import Cell, Chart, Html, bullets, in_chart, paragraph, span, table
 from scenarios.report.sections import Section
@@ -19,15 +19,9 @@ MAX_CANDIDATES = 60
 MOST_BARS = 12
 BAR_COLOUR = "#c9534f"
 LEGEND = (
-    "TPOT: the time between two tokens of one sequence. TTFT: one prompt of this context, alone. "
-    "layer-wise: one GPU a stage, layers in as many groups. 1-shot: all-reduce by a one-/two-shot "
-    "kernel over peer memory, as serving engines have it; without it, NCCL's. bottleneck: what "
-    "limits a GPU for most of the step, not how near it is to that limit. ~: some of its ops lie "
-    "outside what was calibrated."
-)
-VALIDATED = (
-    "Validated by measurement on one GPU and on two H200s; of placements on more GPUs nothing was "
-    "measured by this project, and no row's interval knows of it."
+    f"TPOT: the time between two tokens of one sequence. {TERMS} bottleneck: what limits a GPU for "
+    "most of the step, not how near it is to that limit. ~: some of its ops lie outside what was "
+    "calibrated."
 )
 
 
