@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibration.dataset import Table
-from calibration.fit import form_for, parameters_of, places_of
-from calibration.held_out import conformal_quantile
-from calibration.least_squares import Parameter, significant
-from sim.plan.hardware import GpuSpec
-from sim.profile import Constant, OpFit, Profile
+from layerwise.calibration.dataset import Table
+from layerwise.calibration.fit import form_for, parameters_of, places_of
+from layerwise.calibration.held_out import conformal_quantile
+from layerwise.calibration.least_squares import Parameter, significant
+from layerwise.sim.plan.hardware import GpuSpec
+from layerwise.sim.profile import Constant, OpFit, Profile
 
 # Two machines of one type, clock and driver apart, differ by about this much: the prior's width.
 # Stated, not fitted: published spreads of H100s in one cluster are 3 to 6 %.

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from calibration.least_squares import significant
-from sim.profile import Constant
+from layerwise.calibration.least_squares import significant
+from layerwise.sim.profile import Constant
 
 RESAMPLES = 400
 SEED = 11

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from calibration.bootstrap import intercept_error, resampled_constant
-from calibration.checks import check_apart, check_trace, read_curve, without_throttled
-from calibration.data import file_hash, overlap_path, windows_path
-from calibration.dataset import (
+from layerwise.calibration.bootstrap import intercept_error, resampled_constant
+from layerwise.calibration.checks import check_apart, check_trace, read_curve, without_throttled
+from layerwise.calibration.data import file_hash, overlap_path, windows_path
+from layerwise.calibration.dataset import (
     Measurement,
     Quarantine,
     Table,
@@ -21,22 +21,22 @@ from calibration.dataset import (
     read_sweep,
     tables,
 )
-from calibration.denser import denser
-from calibration.design import FIT_POINTS, every_point
-from calibration.fit import fit_kind
-from calibration.interleaving import fit_interleaving, fit_step_factor
-from calibration.l2_curve import fit_l2_curve
-from calibration.least_squares import FitError, significant
-from calibration.overlap import fit_overlap
-from calibration.points import SweepPoint
-from calibration.windows import fit_set_aside
-from sim.cost.shapes import FEATURES, OPTIONAL_KINDS
-from sim.plan.compile import KernelChoice
-from sim.plan.errors import FileFormatError
-from sim.plan.hardware import GPUS, GpuSpec
-from sim.plan.reading import read_json
-from sim.profile import Constant, OpFit, Profile, TransferFit, no_interleaving
-from sim.trace import Trace, as_data, read_trace
+from layerwise.calibration.denser import denser
+from layerwise.calibration.design import FIT_POINTS, every_point
+from layerwise.calibration.fit import fit_kind
+from layerwise.calibration.interleaving import fit_interleaving, fit_step_factor
+from layerwise.calibration.l2_curve import fit_l2_curve
+from layerwise.calibration.least_squares import FitError, significant
+from layerwise.calibration.overlap import fit_overlap
+from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.windows import fit_set_aside
+from layerwise.sim.cost.shapes import FEATURES, OPTIONAL_KINDS
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.hardware import GPUS, GpuSpec
+from layerwise.sim.plan.reading import read_json
+from layerwise.sim.profile import Constant, OpFit, Profile, TransferFit, no_interleaving
+from layerwise.sim.trace import Trace, as_data, read_trace
 
 PROVENANCE_KEYS = ("gpu", "driver", "torch", "cuda", "cudnn", "nccl", "triton", "date_utc")
 # Context, libraries and graphs of one process; the engine's readings are below it.

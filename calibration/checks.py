@@ -12,15 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from calibration.dataset import Quarantine
-from calibration.points import SweepPoint
-from calibration.unseen import shapes_of, unseen
-from sim.plan.compile import KernelChoice
-from sim.plan.errors import FileFormatError, LayerwiseError
-from sim.plan.files import scenario_from_data
-from sim.plan.reading import read_json
-from sim.plan.scenario import compile_run
-from sim.trace import Trace, is_held_down
+from layerwise.calibration.dataset import Quarantine
+from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.unseen import shapes_of, unseen
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import FileFormatError, LayerwiseError
+from layerwise.sim.plan.files import scenario_from_data
+from layerwise.sim.plan.reading import read_json
+from layerwise.sim.plan.scenario import compile_run
+from layerwise.sim.trace import Trace, is_held_down
 
 # The first key that a trace has says whether its timed repeats were slowed down.
 THROTTLED = ("throttled", "throttled_after")

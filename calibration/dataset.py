@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from calibration.bootstrap import intercept
-from calibration.sweeps import SweepPoint
-from sim.cost.forms import ramp
-from sim.cost.model import SpeedOfLight, Traffic
-from sim.cost.shapes import FEATURES, features_of
-from sim.machine.l2 import L2State
-from sim.plan import ops
-from sim.plan.demand import attention_flops
-from sim.plan.errors import FileFormatError
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.reading import read_text
+from layerwise.calibration.bootstrap import intercept
+from layerwise.calibration.sweeps import SweepPoint
+from layerwise.sim.cost.forms import ramp
+from layerwise.sim.cost.model import SpeedOfLight, Traffic
+from layerwise.sim.cost.shapes import FEATURES, features_of
+from layerwise.sim.machine.l2 import L2State
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import attention_flops
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.reading import read_text
 
 GPU_BOUND_REPEATS = 32
 Column = npt.NDArray[np.float64]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from calibration.points import SweepPoint, attention_point, matmul_point
-from calibration.sweeps import log_uniform, shuffled, supplement, sweep
-from calibration.unseen import (
+from layerwise.calibration.points import SweepPoint, attention_point, matmul_point
+from layerwise.calibration.sweeps import log_uniform, shuffled, supplement, sweep
+from layerwise.calibration.unseen import (
     MAX_KV_BYTES,
     MAX_SCORES,
     WARM_BYTES,
@@ -23,8 +23,8 @@ from calibration.unseen import (
     shapes_of,
     unseen,
 )
-from sim.plan.compile import KernelChoice
-from sim.plan.ops import AttentionKernel
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.ops import AttentionKernel
 
 MATMUL_SHAPES, LONG_MATMUL_SHAPES, DECODES, PREFILLS, CHUNKS = 850, 120, 200, 260, 260
 

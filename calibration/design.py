@@ -13,18 +13,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from calibration.dataset import Measurement
-from calibration.denser import denser
-from calibration.fit import parameters_of
-from calibration.points import SweepPoint
-from calibration.sweeps import skinny_matmuls, split_decodes, supplement, sweep
-from sim.cost.shapes import FEATURES, features_of, place_of
-from sim.plan import ops
-from sim.plan.compile import KernelChoice
-from sim.plan.hardware import GpuSpec
-from sim.plan.ops import LocalOp
-from sim.plan.program import buffers_of
-from sim.profile import Profile
+from layerwise.calibration.dataset import Measurement
+from layerwise.calibration.denser import denser
+from layerwise.calibration.fit import parameters_of
+from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.sweeps import skinny_matmuls, split_decodes, supplement, sweep
+from layerwise.sim.cost.shapes import FEATURES, features_of, place_of
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.hardware import GpuSpec
+from layerwise.sim.plan.ops import LocalOp
+from layerwise.sim.plan.program import buffers_of
+from layerwise.sim.profile import Profile
 
 # Every fold of five must keep two points a parameter, whichever shapes fall into it.
 POINTS_PER_PARAMETER = 3

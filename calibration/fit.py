@@ -8,14 +8,14 @@ from collections.abc import Callable, Collection
 import numpy as np
 import numpy.typing as npt
 
-from calibration.dataset import Table
-from calibration.held_out import HeldOut, error_scale
-from calibration.least_squares import Parameter, fit_positive
-from sim.cost import forms
-from sim.cost.shapes import FEATURES, place_of
-from sim.plan.hardware import GpuSpec
-from sim.profile import Constant, OpFit
-from sim.residuals import ResidualPoint, ResidualTable
+from layerwise.calibration.dataset import Table
+from layerwise.calibration.held_out import HeldOut, error_scale
+from layerwise.calibration.least_squares import Parameter, fit_positive
+from layerwise.sim.cost import forms
+from layerwise.sim.cost.shapes import FEATURES, place_of
+from layerwise.sim.plan.hardware import GpuSpec
+from layerwise.sim.profile import Constant, OpFit
+from layerwise.sim.residuals import ResidualPoint, ResidualTable
 
 Form = Callable[[dict[str, float], Table], npt.NDArray[np.float64]]
 FOLDS = 5

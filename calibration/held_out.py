@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from sim.residuals import FLOOR, MIN_SLOPE, ErrorScale, ResidualPoint, ResidualTable
+from layerwise.sim.residuals import FLOOR, MIN_SLOPE, ErrorScale, ResidualPoint, ResidualTable
 
 Column = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]

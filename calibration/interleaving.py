@@ -18,21 +18,21 @@ from statistics import median
 
 import numpy as np
 
-from calibration.held_out import conformal_quantile
-from calibration.least_squares import (
+from layerwise.calibration.held_out import conformal_quantile
+from layerwise.calibration.least_squares import (
     Column,
     Estimate,
     FitError,
     fit_linear,
     standard_errors,
 )
-from sim.cost.model import INTERLEAVED_RAMP, Calibrated
-from sim.plan.files import scenario_from_data
-from sim.plan.scenario import Scenario, compile_run
-from sim.profile import Constant, Profile
-from sim.simulate import simulate_scenario
-from sim.trace import Trace
-from sim.uncertainty import uncertainty_of
+from layerwise.sim.cost.model import INTERLEAVED_RAMP, Calibrated
+from layerwise.sim.plan.files import scenario_from_data
+from layerwise.sim.plan.scenario import Scenario, compile_run
+from layerwise.sim.profile import Constant, Profile
+from layerwise.sim.simulate import simulate_scenario
+from layerwise.sim.trace import Trace
+from layerwise.sim.uncertainty import uncertainty_of
 
 # Seconds of each op; of each whose code left the L2; of each that HBM bounds.
 TIMES = ("interleaved_s", "interleaved_code_s", "interleaved_hbm_s")

@@ -1,7 +1,7 @@
 """The L2's edge: a ramp of hit fraction against reuse distance, fitted to a curve of reads.
 
 A pass over a working set W, repeated, reuses each byte after W other bytes, so W is the reuse
-distance; `sim.cost.forms.pass_seconds` is the form. Ramps that are smooth or bent, and a logistic, were tried: none left out of the fit is predicted
+distance; `layerwise.sim.cost.forms.pass_seconds` is the form. Ramps that are smooth or bent, and a logistic, were tried: none left out of the fit is predicted
 better than by the straight one.
 """
 
@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from calibration.least_squares import Column, Estimate, Parameter, fit_positive
-from sim.cost.forms import pass_seconds
-from sim.profile import Constant
+from layerwise.calibration.least_squares import Column, Estimate, Parameter, fit_positive
+from layerwise.sim.cost.forms import pass_seconds
+from layerwise.sim.profile import Constant
 
 PARAMETERS = {
     "read_launch_s": Parameter(start=1.4e-6, low=0.5e-6, high=10e-6, unit="s"),

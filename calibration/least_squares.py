@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sim.plan.errors import LayerwiseError
-from sim.profile import Constant
+from layerwise.sim.plan.errors import LayerwiseError
+from layerwise.sim.profile import Constant
 
 Column = npt.NDArray[np.float64]
 MAX_EVALUATIONS = 400

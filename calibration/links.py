@@ -1,4 +1,4 @@
-"""Own timings of messages and collectives (`hw.links`) -> regimes, and how well they hold.
+"""Own timings of messages and collectives (`layerwise.hw.links`) -> regimes, and how well they hold.
 
 Payloads marked "fit" are fitted; those marked "score" never are, and tell how far off a fit is:
 this one, or one that was made before the measurement.
@@ -12,11 +12,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from calibration.transfers import BREAKS, KIB, MIB, ONE_SHOT_BREAKS, fit_transfer
-from sim.plan.demand import ONE_SHOT_MAX_BYTES
-from sim.plan.errors import FileFormatError
-from sim.plan.reading import read_json
-from sim.profile import TransferFit
+from layerwise.calibration.transfers import BREAKS, KIB, MIB, ONE_SHOT_BREAKS, fit_transfer
+from layerwise.sim.plan.demand import ONE_SHOT_MAX_BYTES
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.reading import read_json
+from layerwise.sim.profile import TransferFit
 
 FORMAT, VERSION = "layerwise-links", 1
 # Where NCCL without in-switch reduction changed protocol on two H200s (traces/two-h200).
@@ -37,7 +37,7 @@ def read_links(
     path: Path, link: str = "nvlink4", mode: Literal["graph", "eager"] = "graph", *,
     everything: bool = False,
 ) -> dict[str, LinkTimings]:  # fmt: skip
-    """The timings of `python -m hw.links` by the names that a profile's transfers have.
+    """The timings of `python -m layerwise.hw.links` by the names that a profile's transfers have.
 
     `link` names what joins the first two ranks. Payloads up to ONE_SHOT_MAX_BYTES of a one-shot
     all-reduce take one shot, larger ones two, as in the engine. `everything`: also what no profile

@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sim.plan.errors import FileFormatError
-from sim.plan.reading import read_json
-from sim.profile import Constant
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.reading import read_json
+from layerwise.sim.profile import Constant
 
 # Kernels of the measurement that HBM bounds.
 HBM_BOUND = ("read1GiB", "copy1GiB", "gemv")

@@ -13,9 +13,9 @@ from typing import assert_never
 
 import numpy as np
 
-from calibration.dataset import Table
-from calibration.fit import form_for, places_of
-from calibration.points import (
+from layerwise.calibration.dataset import Table
+from layerwise.calibration.fit import form_for, places_of
+from layerwise.calibration.points import (
     SweepPoint,
     activation_point,
     attention_point,
@@ -25,13 +25,13 @@ from calibration.points import (
     residual_point,
     rotary_point,
 )
-from sim.cost.shapes import features_of, kind_of
-from sim.plan import ops
-from sim.plan.hardware import GpuSpec
-from sim.plan.ops import LocalOp
-from sim.plan.scenario import Scenario, compile_run, place
-from sim.profile import OpFit, Profile
-from sim.residuals import NEIGHBOURS, ResidualPoint
+from layerwise.sim.cost.shapes import features_of, kind_of
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import GpuSpec
+from layerwise.sim.plan.ops import LocalOp
+from layerwise.sim.plan.scenario import Scenario, compile_run, place
+from layerwise.sim.profile import OpFit, Profile
+from layerwise.sim.residuals import NEIGHBOURS, ResidualPoint
 
 # A place is believed to be what was measured at it when the profile says it this exactly.
 BELIEVED = 0.003

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from sim.cost.shapes import kind_of
-from sim.plan import ops
-from sim.plan.demand import demand_of
-from sim.plan.ops import AttentionKernel, Buffer, LocalOp, MatmulKernel
-from sim.plan.program import Part, Program, Segment
+from layerwise.sim.cost.shapes import kind_of
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.ops import AttentionKernel, Buffer, LocalOp, MatmulKernel
+from layerwise.sim.plan.program import Part, Program, Segment
 
 COLD_BYTES = 160 * 2**20
 # A graph must be long against the launch of the next one, which is fitted and taken off.

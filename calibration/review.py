@@ -9,12 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from calibration.dataset import Table
-from calibration.fit import form_for, groups_of, parameters_at_bound, places_of
-from calibration.held_out import HeldOut
-from sim.plan.hardware import GpuSpec
-from sim.profile import OpFit
-from sim.residuals import ResidualTable
+from layerwise.calibration.dataset import Table
+from layerwise.calibration.fit import form_for, groups_of, parameters_at_bound, places_of
+from layerwise.calibration.held_out import HeldOut
+from layerwise.sim.plan.hardware import GpuSpec
+from layerwise.sim.profile import OpFit
+from layerwise.sim.residuals import ResidualTable
 
 HELD_OUT_BAR = 0.10
 COVERAGE_BAR = (0.85, 0.95)

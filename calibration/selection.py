@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from sim.plan.compile import KernelChoice
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import MODELS, ModelSpec
-from sim.plan.scenario import Launch, PlacementSpec, RunSpec, Scenario
-from sim.plan.workload import Phase, Workload
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.scenario import Launch, PlacementSpec, RunSpec, Scenario
+from layerwise.sim.plan.workload import Phase, Workload
 
 # What a fit of the L2's edge reads.
 FIT_SIZES_BYTES = tuple(mib * 2**20 for mib in (

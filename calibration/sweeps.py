@@ -19,7 +19,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from calibration.points import (
+from layerwise.calibration.points import (
     COLD_BYTES,
     MAX_REPEATS,
     SweepPoint,
@@ -34,11 +34,11 @@ from calibration.points import (
     residual_point,
     rotary_point,
 )
-from sim.cost.shapes import kind_of
-from sim.plan import ops
-from sim.plan.compile import KernelChoice
-from sim.plan.ops import AttentionKernel, Buffer, suits_skinny
-from sim.plan.program import buffers_of
+from layerwise.sim.cost.shapes import kind_of
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.ops import AttentionKernel, Buffer, suits_skinny
+from layerwise.sim.plan.program import buffers_of
 
 HELD_OUT_MATMULS = frozenset(
     {(12288, 4096), (4096, 4096), (32768, 4096), (4096, 16384), (1536, 4096), (4096, 512),

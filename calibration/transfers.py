@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.least_squares import FitError, significant
-from sim.plan.errors import FileFormatError
-from sim.plan.reading import read_json
-from sim.profile import Regime, TransferFit
-from sim.trace import write_atomically
+from layerwise.calibration.least_squares import FitError, significant
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.reading import read_json
+from layerwise.sim.profile import Regime, TransferFit
+from layerwise.sim.trace import write_atomically
 
 FORMAT = "layerwise-transfers"
 VERSION = 1
@@ -168,7 +168,7 @@ def write_transfers(transfers: Mapping[str, TransferFit], path: Path) -> None:
 
 def read_transfers(path: Path) -> dict[str, TransferFit]:
     """Fitted transfers by name. Raises FileFormatError, or SpecError for a wrong record."""
-    from sim.plan.files import validate  # pydantic is needed only where files are read
+    from layerwise.sim.plan.files import validate  # pydantic is needed only where files are read
 
     data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 
-from calibration.points import SweepPoint, attention_point, matmul_point
-from calibration.sweeps import (
+from layerwise.calibration.points import SweepPoint, attention_point, matmul_point
+from layerwise.calibration.sweeps import (
     HELD_OUT_CONTEXT,
     HELD_OUT_MATMULS,
     WARM_KV_BYTES,
@@ -19,9 +19,9 @@ from calibration.sweeps import (
     supplement,
     sweep,
 )
-from sim.plan import ops
-from sim.plan.compile import KernelChoice
-from sim.plan.ops import AttentionKernel
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.ops import AttentionKernel
 
 # Up to here weights hit in part: past the 40 MiB of the warm points that are fitted.
 WARM_BYTES = 44 * 2**20

@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import median, stdev
 from typing import Any
 
-from calibration.least_squares import Estimate
-from sim.plan.errors import FileFormatError
-from sim.plan.reading import read_json
-from sim.profile import Constant
+from layerwise.calibration.least_squares import Estimate
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.reading import read_json
+from layerwise.sim.profile import Constant
 
 # Weights and reads this many times the L2 leave nothing in it.
 HBM_BOUND = 1.25

@@ -1,4 +1,4 @@
-"""`python -m hw SCENARIO.toml --out trace.jsonl`: measure a scenario and write its trace.
+"""`python -m layerwise.hw SCENARIO.toml --out trace.jsonl`: measure a scenario and write its trace.
 
 Alone, it starts one process per rank when the placement has several; under torchrun it is one of
 the ranks.
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sim.plan.errors import LayerwiseError, MissingPackageError
+from layerwise.sim.plan.errors import LayerwiseError, MissingPackageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m hw", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m layerwise.hw", description=__doc__)
     parser.add_argument("scenario", type=Path, help="a scenario file (TOML)")
     parser.add_argument("--out", type=Path, required=True, help="the trace to write (.jsonl[.gz])")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -62,14 +62,14 @@ def _measure(options: argparse.Namespace) -> None:
             "torch", "measure", "pip install torch", "the simulator (`import sim`)"
         ) from error
     try:
-        from sim.plan.files import load_scenario
+        from layerwise.sim.plan.files import load_scenario
     except ImportError as error:
         raise MissingPackageError(
             error.name or "pydantic", "read scenario files", "pip install pydantic",
-            "`hw.measure.measure` with a Scenario made in Python",
+            "`layerwise.hw.measure.measure` with a Scenario made in Python",
         ) from error  # fmt: skip
-    from hw.instrument.power import PowerOptions
-    from hw.ranks.launch import Options, launch
+    from layerwise.hw.instrument.power import PowerOptions
+    from layerwise.hw.ranks.launch import Options, launch
 
     trace = launch(
         load_scenario(options.scenario),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hw.engine.memory import budget_of, free_bytes_of, slots_of
-from hw.ranks.session import Session
-from hw.streams import StreamPlan
-from sim.plan.errors import visible
-from sim.plan.scenario import Scenario
+from layerwise.hw.engine.memory import budget_of, free_bytes_of, slots_of
+from layerwise.hw.ranks.session import Session
+from layerwise.hw.streams import StreamPlan
+from layerwise.sim.plan.errors import visible
+from layerwise.sim.plan.scenario import Scenario
 
 # Random values a second and core. Source: torch 2.13's normal_ in float32, on the build machine.
 FILL_BYTES_PER_S = 0.6e9

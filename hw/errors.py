@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sim.plan.errors import LayerwiseError
+from layerwise.sim.plan.errors import LayerwiseError
 
 GIB = 2**30
 

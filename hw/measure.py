@@ -8,26 +8,26 @@ from itertools import chain
 
 import torch
 
-from hw.beginning import beginning_of
-from hw.engine.memory import reserve_block
-from hw.engine.residency import check_windows
-from hw.engine.weights import WeightSource
-from hw.errors import NotAvailableError
-from hw.host.bandwidth import read_bandwidth, weight_and_kv_read_bytes
-from hw.host.environment import binding_of, environment_of, places_as_text, sample_clocks
-from hw.instrument.energy import combined
-from hw.instrument.power import PowerMeter, PowerOptions
-from hw.instrument.tracing import Timing
-from hw.rank_run import RankRun
-from hw.ranks.journal import Journal
-from hw.ranks.progress import naming_out_of_memory
-from hw.ranks.session import Session, alone
-from hw.streams import StreamPlan, kernel_set_of, plan_stream, slowest, tokens_per_step
-from sim.plan.compile import KernelChoice
-from sim.plan.errors import SpecError
-from sim.plan.scenario import Scenario, compile_run
-from sim.plan.validate import validate_run, validate_work
-from sim.trace import Trace, as_data
+from layerwise.hw.beginning import beginning_of
+from layerwise.hw.engine.memory import reserve_block
+from layerwise.hw.engine.residency import check_windows
+from layerwise.hw.engine.weights import WeightSource
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.host.bandwidth import read_bandwidth, weight_and_kv_read_bytes
+from layerwise.hw.host.environment import binding_of, environment_of, places_as_text, sample_clocks
+from layerwise.hw.instrument.energy import combined
+from layerwise.hw.instrument.power import PowerMeter, PowerOptions
+from layerwise.hw.instrument.tracing import Timing
+from layerwise.hw.rank_run import RankRun
+from layerwise.hw.ranks.journal import Journal
+from layerwise.hw.ranks.progress import naming_out_of_memory
+from layerwise.hw.ranks.session import Session, alone
+from layerwise.hw.streams import StreamPlan, kernel_set_of, plan_stream, slowest, tokens_per_step
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.scenario import Scenario, compile_run
+from layerwise.sim.plan.validate import validate_run, validate_work
+from layerwise.sim.trace import Trace, as_data
 
 TRACED_REPEATS = 5
 SAMPLED = PowerOptions()

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from hw.measure import TRACED_REPEATS, measure
-from hw.ranks.launch import DeviceType
-from hw.ranks.local import LocalRanks, Task, local_ranks
-from hw.ranks.session import Session
-from sim.plan.scenario import Scenario
-from sim.trace import Trace
+from layerwise.hw.measure import TRACED_REPEATS, measure
+from layerwise.hw.ranks.launch import DeviceType
+from layerwise.hw.ranks.local import LocalRanks, Task, local_ranks
+from layerwise.hw.ranks.session import Session
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.trace import Trace
 
 
 class RankPool:

@@ -10,28 +10,34 @@ from itertools import chain
 
 import torch
 
-from hw.engine.contexts import DeviceContexts, check_growth
-from hw.engine.cuda_runtime import CudaRuntime
-from hw.engine.execute import Engine
-from hw.engine.graphs import capture
-from hw.engine.memory import Slot, allocate, budget_of, model_fill, slots_of
-from hw.engine.residency import WeightWindows, weight_windows
-from hw.engine.schedule import Action, actions_of
-from hw.engine.steps import make_peers
-from hw.engine.weights import RandomWeights, WeightSource
-from hw.host.environment import environment_of
-from hw.instrument.observe import Observer, nvtx_ranges
-from hw.instrument.power import PowerMeter
-from hw.instrument.stopwatch import Stopwatch
-from hw.instrument.tracing import Timing, Tracer, choose_tracer, default_timing, last_repeats
-from hw.ranks.journal import Journal, StepTimes
-from hw.ranks.progress import noting
-from hw.ranks.session import Session
-from hw.rows import Spans, rows_of
-from hw.streams import StreamPlan, kernel_set_of, timed_ranks
-from sim.plan.program import StepPrograms
-from sim.plan.scenario import Scenario
-from sim.trace import Row, Trace, as_data
+from layerwise.hw.engine.contexts import DeviceContexts, check_growth
+from layerwise.hw.engine.cuda_runtime import CudaRuntime
+from layerwise.hw.engine.execute import Engine
+from layerwise.hw.engine.graphs import capture
+from layerwise.hw.engine.memory import Slot, allocate, budget_of, model_fill, slots_of
+from layerwise.hw.engine.residency import WeightWindows, weight_windows
+from layerwise.hw.engine.schedule import Action, actions_of
+from layerwise.hw.engine.steps import make_peers
+from layerwise.hw.engine.weights import RandomWeights, WeightSource
+from layerwise.hw.host.environment import environment_of
+from layerwise.hw.instrument.observe import Observer, nvtx_ranges
+from layerwise.hw.instrument.power import PowerMeter
+from layerwise.hw.instrument.stopwatch import Stopwatch
+from layerwise.hw.instrument.tracing import (
+    Timing,
+    Tracer,
+    choose_tracer,
+    default_timing,
+    last_repeats,
+)
+from layerwise.hw.ranks.journal import Journal, StepTimes
+from layerwise.hw.ranks.progress import noting
+from layerwise.hw.ranks.session import Session
+from layerwise.hw.rows import Spans, rows_of
+from layerwise.hw.streams import StreamPlan, kernel_set_of, timed_ranks
+from layerwise.sim.plan.program import StepPrograms
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.trace import Row, Trace, as_data
 
 Replay = Callable[[int], None]
 """Issues one round of the body, by its index."""

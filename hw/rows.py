@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from hw.errors import UnmeasuredOpError
-from sim.plan import ops
-from sim.plan.demand import demand_of
-from sim.plan.ops import Buffer, Op
-from sim.plan.program import PlacedOp, Program, buffers_of
-from sim.trace import Row
+from layerwise.hw.errors import UnmeasuredOpError
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.ops import Buffer, Op
+from layerwise.sim.plan.program import PlacedOp, Program, buffers_of
+from layerwise.sim.trace import Row
 
 Spans = Mapping[str, tuple[float, float]]
 """Op name -> (start, end) in seconds on one clock."""
@@ -43,7 +43,7 @@ def rows_of(program: Program, spans: Spans, *, repeat: int, step: int, replaced:
         rows.append(
             Row(
                 repeat=repeat, step=step, rank=program.rank, op=placed.name,
-                kind=type(placed.op).__name__, stream=stream,
+                kind=placed.op.kind, stream=stream,
                 ready_s=min(due, start), start_s=start, end_s=end, replaced=is_replaced,
             )
         )  # fmt: skip

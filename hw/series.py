@@ -13,9 +13,9 @@ from typing import Literal
 
 import torch
 
-from hw.sweep import let_go
-from sim.plan.scenario import Scenario
-from sim.trace import Trace, write_trace
+from layerwise.hw.sweep import let_go
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.trace import Trace, write_trace
 
 Progress = Callable[[str], None]
 Measure = Callable[[Scenario], Trace]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from sim.plan.program import (
+from layerwise.sim.plan.program import (
     Program,
     StepPrograms,
     context_grows,
@@ -21,7 +21,7 @@ from sim.plan.program import (
 )
 
 if TYPE_CHECKING:
-    from hw.ranks.session import Session
+    from layerwise.hw.ranks.session import Session
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
-from hw.engine.collectives import ReplacedPeers
-from hw.engine.execute import Engine
-from hw.engine.graphs import capture
-from hw.engine.memory import (
+from layerwise.hw.engine.collectives import ReplacedPeers
+from layerwise.hw.engine.execute import Engine
+from layerwise.hw.engine.graphs import capture
+from layerwise.hw.engine.memory import (
     DeviceMemory,
     Slot,
     TensorKey,
@@ -29,15 +29,15 @@ from hw.engine.memory import (
     random_fill,
     slots_of,
 )
-from hw.engine.schedule import Action, actions_of
-from hw.engine.weights import WEIGHT_STD
-from hw.errors import DoesNotFitError, ExecutionError
-from hw.instrument.timing import MAX_REPLAYS, MIN_REPLAYS, time_by_events
-from hw.ranks.session import usable_device
-from hw.rows import is_message
-from sim.plan import ops
-from sim.plan.errors import FileFormatError, ProgramError
-from sim.plan.program import Program
+from layerwise.hw.engine.schedule import Action, actions_of
+from layerwise.hw.engine.weights import WEIGHT_STD
+from layerwise.hw.errors import DoesNotFitError, ExecutionError
+from layerwise.hw.instrument.timing import MAX_REPLAYS, MIN_REPLAYS, time_by_events
+from layerwise.hw.ranks.session import usable_device
+from layerwise.hw.rows import is_message
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.errors import FileFormatError, ProgramError
+from layerwise.sim.plan.program import Program
 
 MIN_MEASURED_S = 0.015
 ALIGNMENT_BYTES = 256

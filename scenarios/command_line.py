@@ -1,7 +1,7 @@
 """The command line `layerwise`. Everything heavy is imported by the command that needs it.
 
 Exit codes: 0 an answer (a placement that does not fit is one), 1 a gate failed, 2 bad input, 130
-interrupted. The commands themselves are in `scenarios.commands`.
+interrupted. The commands themselves are in `layerwise.scenarios.commands`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands import asking, calibrating, measuring, pages
-from scenarios.commands.shared import note
+from layerwise.scenarios.commands import asking, calibrating, measuring, pages
+from layerwise.scenarios.commands.shared import note
 
 app = typer.Typer(
     name="layerwise", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -68,7 +68,7 @@ app.command(short_help="The JSON schema of a scenario file, for an editor.")(pag
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. What goes wrong on purpose is one line on stderr and exit code 2."""
-    from sim.plan.errors import LayerwiseError
+    from layerwise.sim.plan.errors import LayerwiseError
 
     # A command makes millions of small objects and ends: collecting them is a tenth of its time.
     gc.set_threshold(200_000, 20, 20)

@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from sim.plan.errors import visible
+from layerwise.sim.plan.errors import visible
 
 WIDTH = 100
 # Of a terminal; no table is made to fit a narrower one.

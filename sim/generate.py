@@ -11,14 +11,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sim.cost.model import CostModel
-from sim.machine.blocks import BlockCache
-from sim.plan.compile import KernelChoice, SegmentBook, compile_steps
-from sim.plan.errors import SpecError
-from sim.plan.program import StepPrograms
-from sim.plan.scenario import Scenario, compile_run, place
-from sim.plan.workload import Step
-from sim.simulate import simulate_scenario
+from layerwise.sim.cost.model import CostModel
+from layerwise.sim.machine.blocks import BlockCache
+from layerwise.sim.plan.compile import KernelChoice, SegmentBook, compile_steps
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.program import StepPrograms
+from layerwise.sim.plan.scenario import Scenario, compile_run, place
+from layerwise.sim.plan.workload import Step
+from layerwise.sim.simulate import simulate_scenario
 
 # Steps at one context until their interval is that of a steady stream.
 SETTLE_STEPS = 4

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.errors import SpecError
-from sim.plan.hardware import MAX_GPUS
-from sim.plan.model import DTYPE_BYTES
-from sim.plan.ops import Buffer, BufferKey, BufferKind
-from sim.plan.placement import Placement
-from sim.plan.program import Program, Segment, StepPrograms
-from sim.plan.scenario import Scenario, place, steps_of
-from sim.plan.workload import Step
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.hardware import MAX_GPUS
+from layerwise.sim.plan.model import DTYPE_BYTES
+from layerwise.sim.plan.ops import Buffer, BufferKey, BufferKind
+from layerwise.sim.plan.placement import Placement
+from layerwise.sim.plan.program import Program, Segment, StepPrograms
+from layerwise.sim.plan.scenario import Scenario, place, steps_of
+from layerwise.sim.plan.workload import Step
 
 MIB = 2**20
 # Of a KV cache's shape, see `LayerBuilder.kv`.

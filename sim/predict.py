@@ -7,18 +7,18 @@ from functools import cached_property
 from math import gcd
 from typing import assert_never
 
-from sim.cost.model import Belief, Calibrated, CostModel, SpeedOfLight
-from sim.cost.uncalibrated import RESERVED_BYTES, published_profile
-from sim.memory import MemoryBudget, memory_budgets
-from sim.plan.errors import ProfileMismatchError
-from sim.plan.hardware import ClusterSpec
-from sim.plan.program import StepPrograms
-from sim.plan.scenario import Scenario, place
-from sim.plan.workload import Phase
-from sim.profile import Profile
-from sim.shared import Shared
-from sim.simulate import PS, Simulation, simulate_scenario
-from sim.uncertainty import Interval, Uncertainty, uncertainty_of
+from layerwise.sim.cost.model import Belief, Calibrated, CostModel, SpeedOfLight
+from layerwise.sim.cost.uncalibrated import RESERVED_BYTES, published_profile
+from layerwise.sim.memory import MemoryBudget, memory_budgets
+from layerwise.sim.plan.errors import ProfileMismatchError
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.program import StepPrograms
+from layerwise.sim.plan.scenario import Scenario, place
+from layerwise.sim.plan.workload import Phase
+from layerwise.sim.profile import Profile
+from layerwise.sim.shared import Shared
+from layerwise.sim.simulate import PS, Simulation, simulate_scenario
+from layerwise.sim.uncertainty import Interval, Uncertainty, uncertainty_of
 
 BOUNDS = ("hbm", "l2", "compute", "link", "launch", "wait")
 MAX_STEPS = 32

@@ -1,6 +1,6 @@
 """A calibration profile: the constants of one GPU type, each with where it came from.
 
-Profiles are JSON files written by `calibration.fit` and shipped in `calibration/profiles`. Nothing
+Profiles are JSON files written by `layerwise.calibration.fit` and shipped in `calibration/profiles`. Nothing
 here measures or fits.
 """
 
@@ -15,12 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sim.plan.compile import KernelChoice
-from sim.plan.errors import FileFormatError, ProfileMismatchError, SpecError
-from sim.plan.hardware import MAX_QUANTITY, ClusterSpec
-from sim.plan.reading import read_json
-from sim.residuals import ErrorScale, Nearby, ResidualPoint, ResidualTable
-from sim.trace import write_atomically
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import FileFormatError, ProfileMismatchError, SpecError
+from layerwise.sim.plan.hardware import MAX_QUANTITY, ClusterSpec
+from layerwise.sim.plan.reading import read_json
+from layerwise.sim.residuals import ErrorScale, Nearby, ResidualPoint, ResidualTable
+from layerwise.sim.trace import write_atomically
 
 PROFILE_FORMAT = "layerwise-profile"
 PROFILE_VERSION = 3
@@ -210,7 +210,7 @@ def no_interleaving(machine: Mapping[str, Constant]) -> dict[str, Constant]:
 
 def load_profile(path: Path) -> Profile:
     """Read a profile. Raises FileFormatError for another format or version."""
-    from sim.plan.files import validate  # pydantic is needed only where files are read
+    from layerwise.sim.plan.files import validate  # pydantic is needed only where files are read
 
     try:
         data = read_json(path)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from sim.cost.model import CostModel
-from sim.machine.blocks import BlockCache
-from sim.memory import Held
-from sim.plan.compile import KernelChoice, SegmentBook, compile_steps
-from sim.plan.model import ModelSpec
-from sim.plan.placement import Placement
-from sim.plan.program import StepPrograms
-from sim.plan.scenario import Scenario, place, steps_of
-from sim.plan.workload import Step
+from layerwise.sim.cost.model import CostModel
+from layerwise.sim.machine.blocks import BlockCache
+from layerwise.sim.memory import Held
+from layerwise.sim.plan.compile import KernelChoice, SegmentBook, compile_steps
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.placement import Placement
+from layerwise.sim.plan.program import StepPrograms
+from layerwise.sim.plan.scenario import Scenario, place, steps_of
+from layerwise.sim.plan.workload import Step
 
 
 @dataclass(eq=False)

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from sim.cost.model import CostModel
-from sim.machine.account import Spell, StepAccount, spells_of
-from sim.machine.blocks import BlockCache, seconds_to_ps
-from sim.machine.cluster import SimulatedCluster
-from sim.machine.rank import RankLog
-from sim.plan import ops
-from sim.plan.hardware import ClusterSpec
-from sim.plan.program import StepPrograms
-from sim.plan.scenario import Launch, Scenario
-from sim.trace import Row
+from layerwise.sim.cost.model import CostModel
+from layerwise.sim.machine.account import Spell, StepAccount, spells_of
+from layerwise.sim.machine.blocks import BlockCache, seconds_to_ps
+from layerwise.sim.machine.cluster import SimulatedCluster
+from layerwise.sim.machine.rank import RankLog
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.program import StepPrograms
+from layerwise.sim.plan.scenario import Launch, Scenario
+from layerwise.sim.trace import Row
 
 PS = 1e-12
 STREAMS: dict[type, str] = {ops.Send: "send", ops.Recv: "recv"}
@@ -174,7 +174,7 @@ def _block_rows(rank: int, step: int, spell: Spell, *, is_eager: bool) -> Iterat
         part = spell.work.parts[timed.part_index]
         yield Row(
             repeat=0, step=step, rank=rank, op=part.name_of(timed.op),
-            kind=type(timed.op).__name__, stream="compute", ready_s=ready * PS,
+            kind=timed.op.kind, stream="compute", ready_s=ready * PS,
             start_s=start * PS, end_s=end * PS,
             bound=timed.cost.bound + (" extrapolated" if timed.cost.extrapolated else ""),
         )  # fmt: skip
@@ -186,7 +186,7 @@ def _meeting_row(rank: int, step: int, spell: Spell, alone: bool) -> Row:
     op = spell.work.op
     return Row(
         repeat=0, step=step, rank=rank, op=spell.work.parts[0].name_of(op),
-        kind=type(op).__name__, stream=STREAMS.get(type(op), "compute"),
+        kind=op.kind, stream=STREAMS.get(type(op), "compute"),
         ready_s=spell.ready_ps * PS, start_s=spell.start_ps * PS, end_s=spell.end_ps * PS,
         bound="" if alone else "link", replaced=alone,
     )  # fmt: skip

@@ -10,19 +10,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from sim.cost import forms
-from sim.cost.model import CostModel, Traffic
-from sim.machine.blocks import BlockCache, Walked, walk
-from sim.machine.cluster import SimulatedCluster
-from sim.machine.l2 import Entry, L2State
-from sim.machine.work import Work
-from sim.plan import ops
-from sim.plan.errors import ProfileMismatchError
-from sim.plan.ops import BufferKey
-from sim.plan.program import Program, repeated_steps
-from sim.plan.scenario import Scenario, compile_run
-from sim.predict import cost_model
-from sim.profile import Profile
+from layerwise.sim.cost import forms
+from layerwise.sim.cost.model import CostModel, Traffic
+from layerwise.sim.machine.blocks import BlockCache, Walked, walk
+from layerwise.sim.machine.cluster import SimulatedCluster
+from layerwise.sim.machine.l2 import Entry, L2State
+from layerwise.sim.machine.work import Work
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.errors import ProfileMismatchError
+from layerwise.sim.plan.ops import BufferKey
+from layerwise.sim.plan.program import Program, repeated_steps
+from layerwise.sim.plan.scenario import Scenario, compile_run
+from layerwise.sim.predict import cost_model
+from layerwise.sim.profile import Profile
 
 # Far more than an L2 needs to forget where it started.
 MAX_REPEATS = 16

@@ -16,15 +16,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from sim.cost.model import Calibrated, CostModel, is_stored_small
-from sim.cost.shapes import features_of, kind_of
-from sim.machine.account import spells_of
-from sim.machine.blocks import Timed
-from sim.machine.rank import RankLog
-from sim.plan import ops
-from sim.plan.hardware import ClusterSpec
-from sim.plan.ops import Op
-from sim.simulate import PS, Simulation
+from layerwise.sim.cost.model import Calibrated, CostModel, is_stored_small
+from layerwise.sim.cost.shapes import features_of, kind_of
+from layerwise.sim.machine.account import spells_of
+from layerwise.sim.machine.blocks import Timed
+from layerwise.sim.machine.rank import RankLog
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.ops import Op
+from layerwise.sim.simulate import PS, Simulation
 
 Source = tuple[str, tuple[float, ...]]
 # Of a message's or a collective's table: errors that whole steps of one GPU say nothing about.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sim.cost.shapes import FEATURES
-from sim.plan.compile import KernelChoice
-from sim.profile import Constant, OpFit, Profile, Regime, TransferFit
+from layerwise.sim.cost.shapes import FEATURES
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.profile import Constant, OpFit, Profile, Regime, TransferFit
 
 ANY = (0.0, 1e12)
 MEMORY = {"hbm_bytes_per_s": 3.0e12, "l2_bytes_per_s": 5.5e12}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.plan import errors
+from layerwise.sim.plan import errors
 
 ROOT = Path(__file__).parents[1]
 SIM = sorted((ROOT / "sim").rglob("*.py"))

@@ -22,7 +22,7 @@ def commands_under(heading: str) -> list[str]:
     _, _, rest = README.partition(f"### {heading}\n")
     lines = rest.split("```sh\n")[1].partition("```")[0].splitlines()
     here = {
-        ".venv/bin/layerwise": f"{sys.executable} -m scenarios.command_line",
+        ".venv/bin/layerwise": f"{sys.executable} -m layerwise.scenarios.command_line",
         ".venv/bin/python": sys.executable,
     }
     found: list[str] = []

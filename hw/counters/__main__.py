@@ -1,4 +1,4 @@
-"""`python -m hw.counters SCENARIO.toml --out counters.json`: what each op reads from L2 and HBM.
+"""`python -m layerwise.hw.counters SCENARIO.toml --out counters.json`: what each op reads from L2 and HBM.
 
 Hardware counters of one rank's steady step, to hold the simulator's L2 against. It starts itself
 again under Nsight Compute: several steps issued eagerly, then one that is profiled, each op under
@@ -28,8 +28,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hw.counters.ncu import CountersError, Kernel, find_ncu, profile
-from hw.counters.op_counters import (
+from layerwise.hw.counters.ncu import CountersError, Kernel, find_ncu, profile
+from layerwise.hw.counters.op_counters import (
     FORMAT,
     GROUPS,
     OPTIONAL_GROUPS,
@@ -37,10 +37,10 @@ from hw.counters.op_counters import (
     Counters,
     join,
 )
-from sim.plan.errors import LayerwiseError, MissingPackageError, SpecError
-from sim.plan.scenario import Scenario
-from sim.plan.units import parse_whole
-from sim.trace import as_data, write_atomically
+from layerwise.sim.plan.errors import LayerwiseError, MissingPackageError, SpecError
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.plan.units import parse_whole
+from layerwise.sim.trace import as_data, write_atomically
 
 WARM_UPS = 5
 TIMEOUT_S = 120.0
@@ -114,9 +114,9 @@ def _version_of(ncu: str) -> str:
 
 
 def _be_target(options: argparse.Namespace) -> None:
-    from hw.counters.profiled import cuda_window, read_buffers, run_scenario
-    from hw.host.environment import environment_of, sample_clocks
-    from hw.ranks.session import usable_device
+    from layerwise.hw.counters.profiled import cuda_window, read_buffers, run_scenario
+    from layerwise.hw.host.environment import environment_of, sample_clocks
+    from layerwise.hw.ranks.session import usable_device
 
     device, window = usable_device("cuda"), cuda_window()
     if options.working_set:
@@ -144,13 +144,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SpecError("--out", None, "is missing", "add --out counters.json")
         _write(count(_request(options)), options.out)
     except LayerwiseError as error:
-        print(f"hw.counters: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(
+            f"layerwise.hw.counters: {type(error).__name__}: {error}", file=sys.stderr, flush=True
+        )
         return 2
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m hw.counters", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m layerwise.hw.counters", description=__doc__)
     add = parser.add_argument
     add("scenario", type=Path, nargs="?", help="a scenario file (TOML) of one rank, eager")
     add("--out", type=Path, help="the counters to write (.json)")
@@ -180,7 +182,7 @@ def _request(options: argparse.Namespace) -> Request:
             "SCENARIO.toml/--working-set", str(options.scenario), "is not one thing to profile",
             "name a scenario file, or sizes with --working-set, or use --all",
         )  # fmt: skip
-    module = (sys.executable, "-m", "hw.counters", "--target")
+    module = (sys.executable, "-m", "layerwise.hw.counters", "--target")
     if options.working_set:
         sizes = working_sets(options.working_set)
         return Request(
@@ -188,7 +190,7 @@ def _request(options: argparse.Namespace) -> Request:
             target=(*module, "--working-set", options.working_set), warm_ups=options.steps,
             ncu=options.ncu, timeout_s=options.timeout_s, logs=options.logs,
         )  # fmt: skip
-    from hw.counters.profiled import check_scenario
+    from layerwise.hw.counters.profiled import check_scenario
 
     scenario = _load(options.scenario)
     check_scenario(scenario)
@@ -263,11 +265,11 @@ def _listed(text: str) -> list[str]:
 
 def _load(path: Path) -> Scenario:
     try:
-        from sim.plan.files import load_scenario
+        from layerwise.sim.plan.files import load_scenario
     except ImportError as error:
         raise MissingPackageError(
             error.name or "pydantic", "read scenario files", "pip install pydantic",
-            "`hw.counters.run_scenario` with a Scenario made in Python",
+            "`layerwise.hw.counters.run_scenario` with a Scenario made in Python",
         ) from error  # fmt: skip
     return load_scenario(path)
 

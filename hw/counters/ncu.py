@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hw.errors import NotAvailableError
-from sim.plan.errors import LayerwiseError
+from layerwise.hw.errors import NotAvailableError
+from layerwise.sim.plan.errors import LayerwiseError
 
 # As hw.instrument.observe.DOMAIN, which imports torch.
 DOMAIN = "layerwise"

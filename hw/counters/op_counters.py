@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hw.counters.ncu import Kernel
+from layerwise.hw.counters.ncu import Kernel
 
 FORMAT, VERSION = "layerwise-counters", 1
 # Each group is one run of the program. The first is needed; the second tells the L2's halves apart.

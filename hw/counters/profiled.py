@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
-from hw.engine.collectives import ReplacedPeers
-from hw.engine.execute import Engine
-from hw.engine.memory import allocate, model_fill, slots_of
-from hw.engine.schedule import actions_of
-from hw.engine.weights import RandomWeights
-from hw.host.bandwidth import read_sink
-from hw.instrument.observe import DOMAIN, Lane, NvtxRanges, Observer
-from hw.kernels import dispatch as kernels
-from hw.streams import plan_stream
-from sim.plan.errors import MissingPackageError, SpecError
-from sim.plan.program import PlacedOp
-from sim.plan.scenario import Scenario, compile_run, place
+from layerwise.hw.engine.collectives import ReplacedPeers
+from layerwise.hw.engine.execute import Engine
+from layerwise.hw.engine.memory import allocate, model_fill, slots_of
+from layerwise.hw.engine.schedule import actions_of
+from layerwise.hw.engine.weights import RandomWeights
+from layerwise.hw.host.bandwidth import read_sink
+from layerwise.hw.instrument.observe import DOMAIN, Lane, NvtxRanges, Observer
+from layerwise.hw.kernels import dispatch as kernels
+from layerwise.hw.streams import plan_stream
+from layerwise.sim.plan.errors import MissingPackageError, SpecError
+from layerwise.sim.plan.program import PlacedOp
+from layerwise.sim.plan.scenario import Scenario, compile_run, place
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from hw.engine.memory import TensorKey, one_shot_reduces, tensor_key
-from hw.engine.peer_memory import PeerMemory, ReducePairs, require_gpu
-from hw.instrument.observe import Lane
-from hw.ranks.gathering import all_gather
-from sim.plan import ops
-from sim.plan.program import Program
+from layerwise.hw.engine.memory import TensorKey, one_shot_reduces, tensor_key
+from layerwise.hw.engine.peer_memory import PeerMemory, ReducePairs, require_gpu
+from layerwise.hw.instrument.observe import Lane
+from layerwise.hw.ranks.gathering import all_gather
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.program import Program
 
 # A posted receive spins on its SMs until the message comes: on 8 of them by NCCL's own choice, which
 # took 92 to 94 % of the steps of two-GPU pipelines to 95 to 98 % when it was 2 (two H200s, messages of

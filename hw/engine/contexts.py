@@ -13,10 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hw.kernels.dispatch import Context
-from sim.plan import ops
-from sim.plan.errors import SpecError
-from sim.plan.program import PlacedOp, Program
+from layerwise.hw.kernels.dispatch import Context
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.program import PlacedOp, Program
 
 
 class Contexts(Protocol):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hw.errors import CudaCallError, NotAvailableError
+from layerwise.hw.errors import CudaCallError, NotAvailableError
 
 # Source: driver_types.h. The enums cudaLimit, cudaDeviceAttr, cudaLaunchAttributeID,
 # cudaGraphNodeType, cudaAccessProperty and cudaStreamCaptureStatus.

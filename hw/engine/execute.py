@@ -8,19 +8,19 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from hw.engine.collectives import Peers
-from hw.engine.contexts import Contexts, StatedContexts
-from hw.engine.memory import DeviceMemory
-from hw.engine.schedule import LABEL_BYTES, Action
-from hw.errors import ExecutionError
-from hw.instrument.observe import Lane, Observer
-from hw.kernels import dispatch as kernels
-from hw.kernels.attention import attend
-from hw.ranks.progress import Progress
-from sim.plan import ops
-from sim.plan.errors import LayerwiseError
-from sim.plan.ops import Buffer
-from sim.plan.program import PlacedOp
+from layerwise.hw.engine.collectives import Peers
+from layerwise.hw.engine.contexts import Contexts, StatedContexts
+from layerwise.hw.engine.memory import DeviceMemory
+from layerwise.hw.engine.schedule import LABEL_BYTES, Action
+from layerwise.hw.errors import ExecutionError
+from layerwise.hw.instrument.observe import Lane, Observer
+from layerwise.hw.kernels import dispatch as kernels
+from layerwise.hw.kernels.attention import attend
+from layerwise.hw.ranks.progress import Progress
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.errors import LayerwiseError
+from layerwise.sim.plan.ops import Buffer
+from layerwise.sim.plan.program import PlacedOp
 
 
 class Engine:

@@ -11,9 +11,9 @@ from contextlib import suppress
 
 import torch
 
-from hw.engine.execute import Engine
-from hw.engine.schedule import Action
-from hw.instrument.observe import Observer
+from layerwise.hw.engine.execute import Engine
+from layerwise.hw.engine.schedule import Action
+from layerwise.hw.instrument.observe import Observer
 
 
 def capture(

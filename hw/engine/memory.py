@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hw.engine.weights import WEIGHT_STD, WeightSource, shard
-from hw.errors import DoesNotFitError
-from sim.plan import ops
-from sim.plan.errors import ProgramError
-from sim.plan.model import ModelSpec
-from sim.plan.ops import Buffer, BufferKey
-from sim.plan.program import Program, Segment, buffers_of
+from layerwise.hw.engine.weights import WEIGHT_STD, WeightSource, shard
+from layerwise.hw.errors import DoesNotFitError
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.errors import ProgramError
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.ops import Buffer, BufferKey
+from layerwise.sim.plan.program import Program, Segment, buffers_of
 
 TensorKey = tuple[BufferKey, tuple[int, ...]]
 Fill = Callable[["Slot"], Tensor]

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from hw.errors import NotAvailableError
-from sim.plan.demand import ONE_SHOT_MAX_BYTES
+from layerwise.hw.errors import NotAvailableError
+from layerwise.sim.plan.demand import ONE_SHOT_MAX_BYTES
 
 # Vector loads of 16 bytes need it; a cache line and a TMA descriptor are content with it too.
 ALIGNMENT_BYTES = 256

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from hw.engine.cuda_runtime import (
+from layerwise.hw.engine.cuda_runtime import (
     ACCESS_PERSISTING,
     ACCESS_STREAMING,
     ATTRIBUTE_MAX_PERSISTING_L2_BYTES,
@@ -21,14 +21,19 @@ from hw.engine.cuda_runtime import (
     AccessPolicyWindow,
     CudaRuntime,
 )
-from hw.engine.memory import DeviceMemory
-from hw.errors import NotAvailableError
-from hw.instrument.observe import Lane, Observer
-from sim.plan.errors import SpecError
-from sim.plan.hardware import GpuSpec
-from sim.plan.program import PlacedOp, Program
-from sim.plan.residency import rank_weight_bytes, weight_of, window_bytes, window_hit_ratio
-from sim.plan.scenario import Scenario
+from layerwise.hw.engine.memory import DeviceMemory
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.instrument.observe import Lane, Observer
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.hardware import GpuSpec
+from layerwise.sim.plan.program import PlacedOp, Program
+from layerwise.sim.plan.residency import (
+    rank_weight_bytes,
+    weight_of,
+    window_bytes,
+    window_hit_ratio,
+)
+from layerwise.sim.plan.scenario import Scenario
 
 
 class WeightWindows(Observer):

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from hw.engine.memory import TensorKey, tensor_key
-from sim.plan import ops
-from sim.plan.demand import demand_of
-from sim.plan.ops import Buffer
-from sim.plan.program import PlacedOp, buffers_of
+from layerwise.hw.engine.memory import TensorKey, tensor_key
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.ops import Buffer
+from layerwise.sim.plan.program import PlacedOp, buffers_of
 
 Verb = Literal["run", "post", "wait"]
 LABEL_BYTES = 64

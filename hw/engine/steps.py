@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hw.engine.collectives import DistributedPeers, Peers, ReplacedPeers, routes_of
-from hw.engine.execute import Engine
-from hw.engine.memory import DeviceMemory, allocate, model_fill, slots_of
-from hw.engine.schedule import actions_of
-from hw.engine.weights import WeightSource
-from hw.instrument.observe import Lane, Observer
-from hw.ranks.local import LocalRanks, local_ranks
-from hw.ranks.session import Session, alone
-from sim.plan import ops
-from sim.plan.errors import ProgramError
-from sim.plan.model import ModelSpec
-from sim.plan.ops import Buffer
-from sim.plan.program import PlacedOp, Program, StepPrograms, buffers_of
+from layerwise.hw.engine.collectives import DistributedPeers, Peers, ReplacedPeers, routes_of
+from layerwise.hw.engine.execute import Engine
+from layerwise.hw.engine.memory import DeviceMemory, allocate, model_fill, slots_of
+from layerwise.hw.engine.schedule import actions_of
+from layerwise.hw.engine.weights import WeightSource
+from layerwise.hw.instrument.observe import Lane, Observer
+from layerwise.hw.ranks.local import LocalRanks, local_ranks
+from layerwise.hw.ranks.session import Session, alone
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.errors import ProgramError
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.ops import Buffer
+from layerwise.sim.plan.program import PlacedOp, Program, StepPrograms, buffers_of
 
 Inputs = Mapping[tuple[int, int, int], Tensor]
 """(step, replica, microbatch) -> token ids [tokens] or hidden states [tokens, hidden]."""

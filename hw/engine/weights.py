@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sim.plan.errors import ProgramError
-from sim.plan.model import ModelSpec
+from layerwise.sim.plan.errors import ProgramError
+from layerwise.sim.plan.model import ModelSpec
 
 WEIGHT_STD = 0.02
 NORM_STD = 0.1

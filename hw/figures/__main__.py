@@ -1,4 +1,4 @@
-"""`python -m hw.figures --out figures.json`: what the engine reaches on this GPU, and the bars.
+"""`python -m layerwise.hw.figures --out figures.json`: what the engine reaches on this GPU, and the bars.
 
 Every figure is taken in this one process, so that floors and what is held against them share the
 clocks, the heat and the libraries.
@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from sim.plan.errors import LayerwiseError, MissingPackageError
-from sim.plan.ops import AttentionKernel
+from layerwise.sim.plan.errors import LayerwiseError, MissingPackageError
+from layerwise.sim.plan.ops import AttentionKernel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,14 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     try:
-        return _run(options, shlex.join(["python", "-m", "hw.figures", *given]))
+        return _run(options, shlex.join(["python", "-m", "layerwise.hw.figures", *given]))
     except LayerwiseError as error:
-        print(f"hw.figures: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(f"layerwise.hw.figures: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 2
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m hw.figures", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m layerwise.hw.figures", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
     parser.add_argument("--only", default="", help="figures to take, by name, with commas between")
     parser.add_argument("--device", default="cuda", help="the GPU, such as cuda:0")
@@ -50,16 +50,16 @@ def _run(options: argparse.Namespace, command: str) -> int:
         raise MissingPackageError(
             "torch", "take figures", "pip install torch", "the simulator (`import sim`)"
         ) from error
-    from hw.errors import NotAvailableError
-    from hw.figures import report
-    from hw.figures.bench import KERNELS, bench_on
-    from hw.figures.run import chosen, take
-    from hw.host.environment import environment_of
-    from hw.ranks.session import under_torchrun, usable_device
+    from layerwise.hw.errors import NotAvailableError
+    from layerwise.hw.figures import report
+    from layerwise.hw.figures.bench import KERNELS, bench_on
+    from layerwise.hw.figures.run import chosen, take
+    from layerwise.hw.host.environment import environment_of
+    from layerwise.hw.ranks.session import under_torchrun, usable_device
 
     if under_torchrun():
         raise NotAvailableError(
-            "the figures start their own ranks; start one process: `python -m hw.figures ...`"
+            "the figures start their own ranks; start one process: `python -m layerwise.hw.figures ...`"
         )
     only = [name for name in options.only.split(",") if name]
     figures = chosen(only, torch.cuda.device_count(), two_gpus_only=options.two_gpus)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hw.engine.memory import budget_of, slots_of
-from hw.figures.bench import (
+from layerwise.hw.engine.memory import budget_of, slots_of
+from layerwise.hw.figures.bench import (
     Bench,
     best_of,
     copies_for,
@@ -19,14 +19,14 @@ from hw.figures.bench import (
     ops_of,
     rotating_program,
 )
-from hw.figures.report import Verdict
-from hw.sweep import measure_programs
-from sim.plan import ops
-from sim.plan.demand import demand_of
-from sim.plan.model import ModelSpec
-from sim.plan.ops import AttentionKernel
-from sim.plan.program import Program
-from sim.plan.workload import Workload
+from layerwise.hw.figures.report import Verdict
+from layerwise.hw.sweep import measure_programs
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.ops import AttentionKernel
+from layerwise.sim.plan.program import Program
+from layerwise.sim.plan.workload import Workload
 
 KERNELS: tuple[AttentionKernel, ...] = ("cudnn", "flash", "split_kv")
 # (sequences, query heads, key-value heads, context): one sequence to many, one head to many, whole

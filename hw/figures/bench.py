@@ -11,24 +11,24 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hw.engine.collectives import ReplacedPeers
-from hw.engine.execute import Engine
-from hw.engine.graphs import capture
-from hw.engine.memory import DeviceMemory, allocate, model_fill, random_fill, slots_of
-from hw.engine.schedule import Action, actions_of
-from hw.engine.weights import RandomWeights
-from hw.host.bandwidth import read_bandwidth
-from hw.instrument.timing import WARM_UPS, Replay, Timer, timer_of
-from hw.instrument.tracing import Timing
-from hw.streams import plan_stream
-from hw.sweep import let_go
-from sim.plan import ops
-from sim.plan.compile import KernelChoice
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import ModelSpec
-from sim.plan.ops import Buffer, Op
-from sim.plan.program import Part, PlacedOp, Program, Segment, buffers_of
-from sim.plan.scenario import (
+from layerwise.hw.engine.collectives import ReplacedPeers
+from layerwise.hw.engine.execute import Engine
+from layerwise.hw.engine.graphs import capture
+from layerwise.hw.engine.memory import DeviceMemory, allocate, model_fill, random_fill, slots_of
+from layerwise.hw.engine.schedule import Action, actions_of
+from layerwise.hw.engine.weights import RandomWeights
+from layerwise.hw.host.bandwidth import read_bandwidth
+from layerwise.hw.instrument.timing import WARM_UPS, Replay, Timer, timer_of
+from layerwise.hw.instrument.tracing import Timing
+from layerwise.hw.streams import plan_stream
+from layerwise.hw.sweep import let_go
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.ops import Buffer, Op
+from layerwise.sim.plan.program import Part, PlacedOp, Program, Segment, buffers_of
+from layerwise.sim.plan.scenario import (
     Launch,
     PlacementSpec,
     RunSpec,
@@ -36,8 +36,8 @@ from sim.plan.scenario import (
     compile_run,
     paper_scenario,
 )
-from sim.plan.validate import validate_run
-from sim.plan.workload import Workload
+from layerwise.sim.plan.validate import validate_run
+from layerwise.sim.plan.workload import Workload
 
 # What the committed profiles of the H100 and the H200 choose; hw reads no profile.
 KERNELS = KernelChoice(

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hw.figures.bench import Bench, decoder, lone, one_layer, release
-from hw.figures.report import Verdict
-from hw.figures.small_layer import cache_of, input_of, plain_of, position_of
-from hw.instrument.timing import Spread, issue_seconds, spread_of
-from sim.plan.model import ModelSpec
-from sim.plan.workload import Workload
+from layerwise.hw.figures.bench import Bench, decoder, lone, one_layer, release
+from layerwise.hw.figures.report import Verdict
+from layerwise.hw.figures.small_layer import cache_of, input_of, plain_of, position_of
+from layerwise.hw.instrument.timing import Spread, issue_seconds, spread_of
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.workload import Workload
 
 SEQUENCES = 8
 SAMPLES = 60

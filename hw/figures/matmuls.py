@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hw.figures.bench import (
+from layerwise.hw.figures.bench import (
     Bench,
     best_of,
     copies_for,
@@ -19,13 +19,13 @@ from hw.figures.bench import (
     ops_of,
     rotating,
 )
-from hw.figures.report import Verdict
-from hw.instrument.timing import Replay, graphed, in_turns, spread_of
-from hw.sweep import let_go
-from sim.plan import ops
-from sim.plan.demand import demand_of
-from sim.plan.model import ModelSpec
-from sim.plan.workload import Workload
+from layerwise.hw.figures.report import Verdict
+from layerwise.hw.instrument.timing import Replay, graphed, in_turns, spread_of
+from layerwise.hw.sweep import let_go
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.workload import Workload
 
 ROWS = (1, 8, 32, 128, 1024)
 PROMPT_ROWS = 10_000

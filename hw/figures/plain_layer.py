@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sim.plan.model import ModelSpec
+from layerwise.sim.plan.model import ModelSpec
 
 
 class PlainLayer(torch.nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hw.figures.bench import (
+from layerwise.hw.figures.bench import (
     Bench,
     Lone,
     copies_for,
@@ -24,16 +24,16 @@ from hw.figures.bench import (
     replay_of,
     rotating,
 )
-from hw.figures.report import Verdict
-from hw.figures.small_layer import MAX_ERROR
-from hw.instrument.timing import graphed, in_turns, spread_of
-from hw.sweep import let_go
-from sim.plan import ops
-from sim.plan.demand import demand_of
-from sim.plan.ops import Op
-from sim.plan.program import PlacedOp
-from sim.plan.scenario import Scenario
-from sim.plan.workload import Workload
+from layerwise.hw.figures.report import Verdict
+from layerwise.hw.figures.small_layer import MAX_ERROR
+from layerwise.hw.instrument.timing import graphed, in_turns, spread_of
+from layerwise.hw.sweep import let_go
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.ops import Op
+from layerwise.sim.plan.program import PlacedOp
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.plan.workload import Workload
 
 KERNELS = {
     "norm + residual": "mlp.norm", "rope + KV write": "attn.rope", "gated activation": "mlp.act",

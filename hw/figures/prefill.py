@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from hw.figures.bench import (
+from layerwise.hw.figures.bench import (
     Bench,
     copies_for,
     lone,
@@ -17,12 +17,12 @@ from hw.figures.bench import (
     replay_of,
     rotating,
 )
-from hw.figures.report import Verdict
-from hw.instrument.timing import Replay, Spread, graphed, in_turns, spread_of
-from sim.plan import ops
-from sim.plan.demand import demand_of
-from sim.plan.scenario import Scenario
-from sim.plan.workload import Workload
+from layerwise.hw.figures.report import Verdict
+from layerwise.hw.instrument.timing import Replay, Spread, graphed, in_turns, spread_of
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.plan.workload import Workload
 
 BAR = 0.92
 PROMPT_TOKENS = 10_000

@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from hw.errors import NotAvailableError
-from hw.figures.attention import attention
-from hw.figures.bench import Bench, in_words, release
-from hw.figures.host_time import host_time
-from hw.figures.matmuls import matmuls
-from hw.figures.pointwise import pointwise
-from hw.figures.prefill import prefill
-from hw.figures.report import Outcome, Result
-from hw.figures.small_layer import small_layer
-from hw.figures.stages import stage_8, stage_128, traced
-from hw.figures.two_gpus import two_gpus
-from hw.host.environment import sample_clocks
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.figures.attention import attention
+from layerwise.hw.figures.bench import Bench, in_words, release
+from layerwise.hw.figures.host_time import host_time
+from layerwise.hw.figures.matmuls import matmuls
+from layerwise.hw.figures.pointwise import pointwise
+from layerwise.hw.figures.prefill import prefill
+from layerwise.hw.figures.report import Outcome, Result
+from layerwise.hw.figures.small_layer import small_layer
+from layerwise.hw.figures.stages import stage_8, stage_128, traced
+from layerwise.hw.figures.two_gpus import two_gpus
+from layerwise.hw.host.environment import sample_clocks
 
 Figure = Callable[[Bench], Result]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hw.figures.bench import (
+from layerwise.hw.figures.bench import (
     Bench,
     Lone,
     decoder,
@@ -18,14 +18,14 @@ from hw.figures.bench import (
     relative_error,
     replay_of,
 )
-from hw.figures.plain_layer import PlainLayer
-from hw.figures.report import Verdict
-from hw.instrument.timing import Replay, Spread, graphed, in_turns, spread_of
-from hw.kernels.attention import BACKENDS
-from sim.plan import ops
-from sim.plan.model import ModelSpec
-from sim.plan.program import PlacedOp
-from sim.plan.workload import Workload
+from layerwise.hw.figures.plain_layer import PlainLayer
+from layerwise.hw.figures.report import Verdict
+from layerwise.hw.instrument.timing import Replay, Spread, graphed, in_turns, spread_of
+from layerwise.hw.kernels.attention import BACKENDS
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.program import PlacedOp
+from layerwise.sim.plan.workload import Workload
 
 BAR_S = 32e-6
 # Two orders of the same bf16 sums differ by less; other work differs by far more.

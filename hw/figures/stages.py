@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from hw.errors import ExecutionError, NotAvailableError, UnmeasuredOpError
-from hw.figures.bench import Bench, decoder, one_layer, paper_stage, release
-from hw.figures.report import Verdict
-from hw.host.bandwidth import weight_and_kv_read_bytes
-from hw.instrument.timing import Spread, spread_of
-from hw.instrument.tracing import Timing
-from hw.measure import measure
-from hw.streams import plan_stream
-from sim.plan.errors import MissingPackageError
-from sim.plan.scenario import Scenario, compile_run
-from sim.plan.workload import Workload
-from sim.trace import Trace
+from layerwise.hw.errors import ExecutionError, NotAvailableError, UnmeasuredOpError
+from layerwise.hw.figures.bench import Bench, decoder, one_layer, paper_stage, release
+from layerwise.hw.figures.report import Verdict
+from layerwise.hw.host.bandwidth import weight_and_kv_read_bytes
+from layerwise.hw.instrument.timing import Spread, spread_of
+from layerwise.hw.instrument.tracing import Timing
+from layerwise.hw.measure import measure
+from layerwise.hw.streams import plan_stream
+from layerwise.sim.plan.errors import MissingPackageError
+from layerwise.sim.plan.scenario import Scenario, compile_run
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.trace import Trace
 
 STAGE_8_BAR, STAGE_128_BAR, TRACED_BAR = 0.93, 0.97, 1.03
 BATCH, CONTEXT_TOKENS = 128, 10_000

@@ -9,17 +9,17 @@ from typing import Literal, cast
 
 import torch
 
-from hw.figures.bench import Bench, release
-from hw.figures.report import Verdict
-from hw.instrument.timing import Spread, spread_of
-from hw.measure import measure
-from hw.ranks.local import LocalRanks, local_ranks
-from hw.ranks.session import Session
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import MODELS, ModelSpec
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario
-from sim.plan.workload import Workload
-from sim.trace import Trace
+from layerwise.hw.figures.bench import Bench, release
+from layerwise.hw.figures.report import Verdict
+from layerwise.hw.instrument.timing import Spread, spread_of
+from layerwise.hw.measure import measure
+from layerwise.hw.ranks.local import LocalRanks, local_ranks
+from layerwise.hw.ranks.session import Session
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.trace import Trace
 
 BAR = 0.95
 NUM_GPUS = 2

@@ -9,11 +9,11 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from hw.instrument.timing import time_by_events
-from hw.kernels import dispatch as kernels
-from hw.kernels.device import num_sms_of
-from sim.plan.demand import demand_of
-from sim.plan.program import Program
+from layerwise.hw.instrument.timing import time_by_events
+from layerwise.hw.kernels import dispatch as kernels
+from layerwise.hw.kernels.device import num_sms_of
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.program import Program
 
 BUFFER_BYTES = 512 * 2**20
 NUM_BUFFERS = 4

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from hw.host.affinity import (
+from layerwise.hw.host.affinity import (
     SYS,
     UNKNOWN_NODE,
     GpuPair,
@@ -35,8 +35,8 @@ from hw.host.affinity import (
     numa_nodes_of_cpus,
     short_bus_id,
 )
-from hw.host.environment import THROTTLE_REASONS, version_of
-from hw.host.rates import PeerCopy, in_short, peer_copies, read_rate
+from layerwise.hw.host.environment import THROTTLE_REASONS, version_of
+from layerwise.hw.host.rates import PeerCopy, in_short, peer_copies, read_rate
 
 PACKAGES = ("torch", "triton", "nvtx", "cupti-python", "nvidia-ml-py", "simpy", "pydantic")
 # Where the driver says who may read counters. Source: developer.nvidia.com/ERR_NVGPUCTRPERM.
@@ -266,7 +266,7 @@ def _instruments(probes: Probes, *, usable: bool) -> Instruments:
 
 def _cupti(*, usable: bool) -> tuple[bool, str]:
     """(is there a libcupti, why it cannot be subscribed to)."""
-    from hw.instrument.cupti import KernelRecorder, find_libcupti
+    from layerwise.hw.instrument.cupti import KernelRecorder, find_libcupti
 
     try:
         find_libcupti()

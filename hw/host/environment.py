@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hw.host.affinity import (
+from layerwise.hw.host.affinity import (
     SYS,
     UNKNOWN_NODE,
     as_ranges,

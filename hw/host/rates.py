@@ -68,7 +68,7 @@ def _copy_rate(torch: Any, source: int, target: int) -> tuple[float, bool]:
 def read_rate(torch: Any, index: int) -> float | str:
     """HBM's read rate in bytes/s, or why there is none."""
     try:
-        from hw.host.bandwidth import read_bandwidth
+        from layerwise.hw.host.bandwidth import read_bandwidth
 
         with torch.cuda.device(index):
             rate = read_bandwidth(torch.device("cuda", index))

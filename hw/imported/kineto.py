@@ -16,8 +16,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from hw.instrument.spans import ApiCall, KernelRecord, Marker, ProcessRecords, Recording
-from sim.plan.errors import FileFormatError
+from layerwise.hw.instrument.spans import ApiCall, KernelRecord, Marker, ProcessRecords, Recording
+from layerwise.sim.plan.errors import FileFormatError
 
 GZIP_MAGIC = b"\x1f\x8b"
 # Names as the other readers give them; a kernel has its own.

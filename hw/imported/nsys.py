@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from hw.instrument.spans import (
+from layerwise.hw.instrument.spans import (
     ApiCall,
     KernelRecord,
     Marker,
@@ -24,7 +24,7 @@ from hw.instrument.spans import (
     ProcessRecords,
     Recording,
 )
-from sim.plan.errors import FileFormatError
+from layerwise.sim.plan.errors import FileFormatError
 
 SQLITE_MAGIC = b"SQLite format 3\0"
 THREAD_BITS = 24

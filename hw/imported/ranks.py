@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from hw.errors import UnmeasuredOpError
-from hw.instrument.spans import ProcessRecords, Recording
-from sim.plan.errors import SpecError
-from sim.plan.program import PlacedOp, Program
+from layerwise.hw.errors import UnmeasuredOpError
+from layerwise.hw.instrument.spans import ProcessRecords, Recording
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.program import PlacedOp, Program
 
 NAMED = 4  # of what is wrong, so many are named in a message
 HOW_TO_PROFILE = (

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from hw.engine.schedule import actions_of
-from hw.errors import UnmeasuredOpError
-from hw.imported.ranks import HOW_TO_PROFILE, Found, names_of, some_of
-from hw.instrument.spans import (
+from layerwise.hw.engine.schedule import actions_of
+from layerwise.hw.errors import UnmeasuredOpError
+from layerwise.hw.imported.ranks import HOW_TO_PROFILE, Found, names_of, some_of
+from layerwise.hw.instrument.spans import (
     GraphNodeMismatchError,
     JoinedStep,
     OpSpan,
@@ -18,10 +18,10 @@ from hw.instrument.spans import (
     join_graph,
     name_nodes,
 )
-from hw.rows import is_message
-from hw.streams import StreamPlan
-from sim.plan.program import Program
-from sim.plan.scenario import Scenario
+from layerwise.hw.rows import is_message
+from layerwise.hw.streams import StreamPlan
+from layerwise.sim.plan.program import Program
+from layerwise.sim.plan.scenario import Scenario
 
 Round = Sequence[JoinedStep]
 """Steps that were issued together."""

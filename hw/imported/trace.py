@@ -12,20 +12,20 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
-from hw.imported.kineto import GZIP_MAGIC, read_kineto
-from hw.imported.nsys import SQLITE_MAGIC, read_nsys
-from hw.imported.ranks import assign_ranks, find_processes, names_of
-from hw.imported.repeats import Member, join, keep_last, last_steps, require_equal_counts
-from hw.instrument.spans import JoinedStep, Recording
-from hw.measure import TRACED_REPEATS
-from hw.rows import Spans, rows_of
-from hw.streams import StreamPlan, plan_stream
-from sim.plan.compile import KernelChoice
-from sim.plan.errors import FileFormatError, SpecError, TraceMismatchError
-from sim.plan.program import kernel_set_hash
-from sim.plan.scenario import Scenario, compile_run
-from sim.plan.validate import validate_run, validate_work
-from sim.trace import Row, Trace, as_data
+from layerwise.hw.imported.kineto import GZIP_MAGIC, read_kineto
+from layerwise.hw.imported.nsys import SQLITE_MAGIC, read_nsys
+from layerwise.hw.imported.ranks import assign_ranks, find_processes, names_of
+from layerwise.hw.imported.repeats import Member, join, keep_last, last_steps, require_equal_counts
+from layerwise.hw.instrument.spans import JoinedStep, Recording
+from layerwise.hw.measure import TRACED_REPEATS
+from layerwise.hw.rows import Spans, rows_of
+from layerwise.hw.streams import StreamPlan, plan_stream
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import FileFormatError, SpecError, TraceMismatchError
+from layerwise.sim.plan.program import kernel_set_hash
+from layerwise.sim.plan.scenario import Scenario, compile_run
+from layerwise.sim.plan.validate import validate_run, validate_work
+from layerwise.sim.trace import Row, Trace, as_data
 
 
 def import_trace(

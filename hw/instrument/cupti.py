@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hw.instrument.spans import ApiCall, CapturedNode, KernelRecord, Marker
+from layerwise.hw.instrument.spans import ApiCall, CapturedNode, KernelRecord, Marker
 
 BUFFER_BYTES = 32 * 2**20
 MARKER_START_FLAG = 1 << 1

@@ -14,7 +14,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from hw.host.environment import THROTTLE_REASONS
+from layerwise.hw.host.environment import THROTTLE_REASONS
 
 # How often the sensor has a new value, and the windows below which it cannot say an energy.
 SENSOR_PERIOD_S = 0.1

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from sim.plan.program import PlacedOp
+from layerwise.sim.plan.program import PlacedOp
 
 Lane = Literal["compute", "send", "recv"]
 DOMAIN = "layerwise"

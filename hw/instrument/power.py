@@ -22,18 +22,18 @@ from typing import Any, Protocol
 
 import torch
 
-from hw.errors import NotAvailableError
-from hw.host.environment import _nvml
-from hw.instrument.energy import (
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.host.environment import _nvml
+from layerwise.hw.instrument.energy import (
     MIN_ENERGY_WINDOW_S,
     RankPower,
     Sample,
     Window,
     window_power,
 )
-from hw.ranks.agreement import agree
-from hw.ranks.session import Session
-from sim.plan.errors import SpecError
+from layerwise.hw.ranks.agreement import agree
+from layerwise.hw.ranks.session import Session
+from layerwise.sim.plan.errors import SpecError
 
 PERIOD_S = 0.02
 # Steps of a long run may be faster than the timed ones.

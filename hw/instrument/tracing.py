@@ -14,21 +14,28 @@ from typing import Literal, Protocol
 
 import torch
 
-from hw.errors import NotAvailableError, UnmeasuredOpError
-from hw.instrument.cupti import GraphNodeMap, KernelRecorder
-from hw.instrument.observe import EventTimer, HostClock, Lane, NvtxRanges, Observer, nvtx_ranges
-from hw.instrument.spans import (
+from layerwise.hw.errors import NotAvailableError, UnmeasuredOpError
+from layerwise.hw.instrument.cupti import GraphNodeMap, KernelRecorder
+from layerwise.hw.instrument.observe import (
+    EventTimer,
+    HostClock,
+    Lane,
+    NvtxRanges,
+    Observer,
+    nvtx_ranges,
+)
+from layerwise.hw.instrument.spans import (
     GraphNodeMismatchError,
     OpSpan,
     match_graph_nodes,
     spans_by_op_eager,
     spans_by_op_graph,
 )
-from hw.ranks.agreement import agree
-from hw.ranks.session import Session
-from hw.rows import Spans
-from sim.plan.errors import MissingPackageError
-from sim.plan.program import PlacedOp
+from layerwise.hw.ranks.agreement import agree
+from layerwise.hw.ranks.session import Session
+from layerwise.hw.rows import Spans
+from layerwise.sim.plan.errors import MissingPackageError
+from layerwise.sim.plan.program import PlacedOp
 
 Timing = Literal["cupti", "events", "clock", "none"]
 NVTX_INJECTION = "NVTX_INJECTION64_PATH"

@@ -10,10 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from hw.errors import NotAvailableError
-from hw.kernels import dispatch as kernels
-from hw.kernels.dispatch import Context
-from sim.plan import ops
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.kernels import dispatch as kernels
+from layerwise.hw.kernels.dispatch import Context
+from layerwise.sim.plan import ops
 
 BACKENDS = {
     "math": SDPBackend.MATH,

@@ -1,6 +1,6 @@
 """Pointwise operations and decode attention: one name each, two implementations.
 
-CUDA tensors in bfloat16 go to Triton (`hw.kernels.triton_pointwise`, imported on first use so that a machine
+CUDA tensors in bfloat16 go to Triton (`layerwise.hw.kernels.triton_pointwise`, imported on first use so that a machine
 without Triton can import this module); everything else takes the plain torch path, which is the
 reference: it computes in float32, or in float64 when the input is float64.
 
@@ -25,7 +25,7 @@ def skinny_matmul(source: Tensor, weight: Tensor, out: Tensor, counters: Tensor)
     counters: int32 zeros [columns or more], zero again afterwards.
     """
     if _takes_triton(source):
-        from hw.kernels import triton_matmul
+        from layerwise.hw.kernels import triton_matmul
 
         triton_matmul.skinny_matmul(source, weight, out, counters)
         return
@@ -43,7 +43,7 @@ def norm(
     Source: Hugging Face `LlamaRMSNorm`: normalise in float32, cast to the dtype, times weight.
     """
     if _takes_triton(source):
-        from hw.kernels import triton_pointwise
+        from layerwise.hw.kernels import triton_pointwise
 
         triton_pointwise.norm(source, weight, out, epsilon, delta)
         return
@@ -76,7 +76,7 @@ def rotary_write(
     query_tokens = qkv.shape[0] // sequences
     _require_fit(context_tokens, capacity_tokens)
     if _takes_triton(qkv):
-        from hw.kernels import triton_pointwise
+        from layerwise.hw.kernels import triton_pointwise
 
         triton_pointwise.rotary_write(
             qkv, kv, cos, sin, context_tokens, num_heads, num_key_value_heads
@@ -101,7 +101,7 @@ def gated_activation(
     kernel of its own for that would cost a microsecond a step.
     """
     if _takes_triton(gate_up):
-        from hw.kernels import triton_pointwise
+        from layerwise.hw.kernels import triton_pointwise
 
         triton_pointwise.gated_activation(gate_up, out, context, growth_tokens)
         return
@@ -114,7 +114,7 @@ def gated_activation(
 def residual_add(source: Tensor, delta: Tensor, out: Tensor) -> None:
     """out = source + delta; all [tokens, hidden] and contiguous. `out` may be `source`."""
     if _takes_triton(source):
-        from hw.kernels import triton_pointwise
+        from layerwise.hw.kernels import triton_pointwise
 
         triton_pointwise.residual_add(source, delta, out)
         return
@@ -147,7 +147,7 @@ def split_kv_attention(
     num_key_value_heads, capacity_tokens = kv.shape[2], kv.shape[3]
     _require_fit(context_tokens, capacity_tokens)
     if _takes_triton(query):
-        from hw.kernels import triton_attention
+        from layerwise.hw.kernels import triton_attention
 
         triton_attention.split_kv_attention(
             query,
@@ -175,7 +175,7 @@ def read_bandwidth_kernel(buffer: Tensor, sink: Tensor) -> None:
     that the read cannot be optimised away. Measures the ceiling of reads from HBM and L2.
     """
     if buffer.is_cuda:
-        from hw.kernels import triton_pointwise
+        from layerwise.hw.kernels import triton_pointwise
 
         triton_pointwise.read_bandwidth_kernel(buffer, sink)
         return

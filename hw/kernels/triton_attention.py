@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hw.kernels.device import num_sms_of
+from layerwise.hw.kernels.device import num_sms_of
 
 LOG2_E = 1.4426950408889634
 # Finite, so that a row that has seen no token yet gives exp2(0) and never inf - inf.
@@ -214,7 +214,7 @@ def split_kv_attention(
     num_warps: int | None = None,
     num_stages: int | None = None,
 ) -> None:
-    """See `hw.kernels.dispatch.split_kv_attention`; a combining kernel follows unless there is one split."""
+    """See `layerwise.hw.kernels.dispatch.split_kv_attention`; a combining kernel follows unless there is one split."""
     (sequences, num_heads, head_dim), num_key_value_heads = query.shape, kv.shape[2]
     group = num_heads // num_key_value_heads
     # tl.dot needs at least 16 rows: a smaller group of query heads is padded.

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hw.kernels.device import num_sms_of
-from sim.plan.ops import SKINNY_COLUMNS, SKINNY_INNER, SKINNY_ROWS, skinny_splits
+from layerwise.hw.kernels.device import num_sms_of
+from layerwise.sim.plan.ops import SKINNY_COLUMNS, SKINNY_INNER, SKINNY_ROWS, skinny_splits
 
 # Of 13 to 17 launches tried at each of 23 shapes on an H100 (1, 8, 16 rows; 1024 to 32,768 columns).
 NUM_WARPS, NUM_STAGES = 4, 4
@@ -56,7 +56,7 @@ def _skinny_kernel(
 
 
 def skinny_matmul(source: Tensor, weight: Tensor, out: Tensor, counters: Tensor) -> None:
-    """See `hw.kernels.dispatch.skinny_matmul`; programs of 64 columns, up to four for the same ones."""
+    """See `layerwise.hw.kernels.dispatch.skinny_matmul`; programs of 64 columns, up to four for the same ones."""
     (num_rows, inner), columns = source.shape, weight.shape[0]
     splits = skinny_splits(columns, inner, num_sms_of(source.device))
     size = splits * columns * SKINNY_ROWS if splits > 1 else 0

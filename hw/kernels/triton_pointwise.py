@@ -1,4 +1,4 @@
-"""The Triton side of `hw.kernels.dispatch`' pointwise work and reads, for bfloat16 on CUDA.
+"""The Triton side of `layerwise.hw.kernels.dispatch`' pointwise work and reads, for bfloat16 on CUDA.
 
 All arithmetic is in float32; tensors are rounded where the plain path rounds them. Offsets that
 count rows of a cache or of activations are 64-bit: a layer's KV cache passes 2**31 elements.
@@ -36,7 +36,7 @@ def _norm_kernel(
 
 
 def norm(source: Tensor, weight: Tensor, out: Tensor, epsilon: float, delta: Tensor | None) -> None:
-    """See `hw.kernels.dispatch.norm`; one program per token, all tensors contiguous."""
+    """See `layerwise.hw.kernels.dispatch.norm`; one program per token, all tensors contiguous."""
     tokens, hidden = source.shape
     block = triton.next_power_of_2(hidden)
     _norm_kernel[(tokens,)](
@@ -113,7 +113,7 @@ def rotary_write(
     num_heads: int,
     num_key_value_heads: int,
 ) -> None:
-    """See `hw.kernels.dispatch.rotary_write`; one program per token and eight heads."""
+    """See `layerwise.hw.kernels.dispatch.rotary_write`; one program per token and eight heads."""
     sequences, head_dim = kv.shape[1], kv.shape[4]
     heads = 8
     grid = (qkv.shape[0], triton.cdiv(num_heads + 2 * num_key_value_heads, heads))
@@ -157,7 +157,7 @@ def _gated_activation_kernel(
 def gated_activation(
     gate_up: Tensor, out: Tensor, context: Tensor | None = None, growth_tokens: int = 0
 ) -> None:
-    """See `hw.kernels.dispatch.gated_activation`; both tensors contiguous."""
+    """See `layerwise.hw.kernels.dispatch.gated_activation`; both tensors contiguous."""
     tokens, intermediate = out.shape
     block = 1024
     grid = (tokens, triton.cdiv(intermediate, block))
@@ -183,7 +183,7 @@ def _residual_add_kernel(source, delta, out, elements, BLOCK: tl.constexpr):
 
 
 def residual_add(source: Tensor, delta: Tensor, out: Tensor) -> None:
-    """See `hw.kernels.dispatch.residual_add`; all tensors contiguous."""
+    """See `layerwise.hw.kernels.dispatch.residual_add`; all tensors contiguous."""
     block = 1024
     grid = (triton.cdiv(source.numel(), block),)
     _residual_add_kernel[grid](source, delta, out, source.numel(), BLOCK=block, num_warps=4)
@@ -206,6 +206,6 @@ def _read_kernel(words, sink, num_words, BLOCK: tl.constexpr):
 
 
 def read_bandwidth_kernel(buffer: Tensor, sink: Tensor) -> None:
-    """See `hw.kernels.dispatch.read_bandwidth_kernel`; a persistent grid of `sink.numel()` programs."""
+    """See `layerwise.hw.kernels.dispatch.read_bandwidth_kernel`; a persistent grid of `sink.numel()` programs."""
     words = buffer.view(-1).view(torch.int32)
     _read_kernel[(sink.numel(),)](words, sink, words.numel(), BLOCK=READ_WORDS, num_warps=8)

@@ -1,1 +1,1 @@
-"""Messages and collectives by payload: `python -m hw.links`."""
+"""Messages and collectives by payload: `python -m layerwise.hw.links`."""

@@ -1,4 +1,4 @@
-"""`python -m hw.links --out links.json`: messages and collectives timed by payload.
+"""`python -m layerwise.hw.links --out links.json`: messages and collectives timed by payload.
 
 Starts a rank on every GPU of this machine, or is one of torchrun's. Pairs of ranks are classed by
 how they are joined; one pair of each class is timed at every payload, all pairs at a few. Groups
@@ -16,19 +16,19 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from hw.errors import NotAvailableError
-from hw.links.measuring import measure_links
-from hw.links.ops import OPS, PEER_MEMORY_OPS, check_ops
-from hw.links.series import (
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.links.measuring import measure_links
+from layerwise.hw.links.ops import OPS, PEER_MEMORY_OPS, check_ops
+from layerwise.hw.links.series import (
     MODES,
     Request,
     parse_sizes,
     score_sizes_between,
     sizes_between,
 )
-from hw.ranks.local import local_ranks
-from hw.ranks.session import session_from_torchrun, under_torchrun
-from sim.plan.errors import LayerwiseError
+from layerwise.hw.ranks.local import local_ranks
+from layerwise.hw.ranks.session import session_from_torchrun, under_torchrun
+from layerwise.sim.plan.errors import LayerwiseError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +64,7 @@ def _launch(request: Request, ranks: int) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m hw.links", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m layerwise.hw.links", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the file to write (.json)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--ranks", type=int, default=0, help="default: all GPUs; 2 on the CPU")

@@ -18,11 +18,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from hw.errors import NotAvailableError
-from hw.host.affinity import communication_settings
-from hw.host.environment import environment_of, sample_clocks
-from hw.links.ops import PEER_MEMORY_OPS, Issue, Links, check_ops, communication_variables
-from hw.links.series import (
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.host.affinity import communication_settings
+from layerwise.hw.host.environment import environment_of, sample_clocks
+from layerwise.hw.links.ops import PEER_MEMORY_OPS, Issue, Links, check_ops, communication_variables
+from layerwise.hw.links.series import (
     Mode,
     Pair,
     Request,
@@ -32,9 +32,9 @@ from hw.links.series import (
     series_of,
     sizes_of,
 )
-from hw.ranks.agreement import agree
-from hw.ranks.session import Session
-from sim.trace import write_atomically
+from layerwise.hw.ranks.agreement import agree
+from layerwise.hw.ranks.session import Session
+from layerwise.sim.trace import write_atomically
 
 FORMAT, VERSION = "layerwise-links", 1
 WARM_UPS = 3

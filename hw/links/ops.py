@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from hw.engine.collectives import edge_options
-from hw.engine.peer_memory import PeerMemory, require_gpu
-from hw.errors import NotAvailableError
-from hw.ranks.gathering import all_gather, reduce_scatter
+from layerwise.hw.engine.collectives import edge_options
+from layerwise.hw.engine.peer_memory import PeerMemory, require_gpu
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.ranks.gathering import all_gather, reduce_scatter
 
 MESSAGES = ("send", "bidirectional")
 # A communicator for small messages.
@@ -188,7 +188,7 @@ def check_ops(ops: Sequence[str], modes: Sequence[str], device: torch.device) ->
 
 
 def communication_variables() -> dict[str, str]:
-    """What steers torch's shared memory; NCCL's own are in `hw.host.affinity`."""
+    """What steers torch's shared memory; NCCL's own are in `layerwise.hw.host.affinity`."""
     return {key: os.environ[key] for key in sorted(os.environ)
             if key.startswith(("TORCH_SYMM_MEM", "TORCH_SYMMMEM"))}  # fmt: skip
 

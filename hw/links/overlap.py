@@ -1,8 +1,8 @@
-"""`python -m hw.links.overlap --out overlap.json`: what messages and kernels cost each other.
+"""`python -m layerwise.hw.links.overlap --out overlap.json`: what messages and kernels cost each other.
 
 On two GPUs: a kernel repeated on one stream while large messages follow one another on another
 stream, and each of them alone. Starts two ranks of its own, or is one of torchrun's two.
-`calibration.overlap` fits it.
+`layerwise.calibration.overlap` fits it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hw.errors import NotAvailableError
-from hw.host.affinity import communication_settings
-from hw.host.bandwidth import read_sink
-from hw.host.environment import environment_of, sample_clocks
-from hw.kernels import dispatch as kernels
-from hw.ranks.agreement import agree
-from hw.ranks.local import local_ranks
-from hw.ranks.session import Session, session_from_torchrun, under_torchrun
-from sim.plan.errors import LayerwiseError
-from sim.trace import write_atomically
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.host.affinity import communication_settings
+from layerwise.hw.host.bandwidth import read_sink
+from layerwise.hw.host.environment import environment_of, sample_clocks
+from layerwise.hw.kernels import dispatch as kernels
+from layerwise.hw.ranks.agreement import agree
+from layerwise.hw.ranks.local import local_ranks
+from layerwise.hw.ranks.session import Session, session_from_torchrun, under_torchrun
+from layerwise.sim.plan.errors import LayerwiseError
+from layerwise.sim.trace import write_atomically
 
 FORMAT, VERSION = "layerwise-overlap", 1
 KIB, MIB = 2**10, 2**20
@@ -106,7 +106,7 @@ def _kernels_of(action: Action) -> list[tuple[str, Any, Any, float]]:
 
 
 def _works(device: torch.device) -> tuple[Work, ...]:
-    """Kernels that HBM bounds, and two that SMs bound. Source of shapes: `calibration.overlap`."""
+    """Kernels that HBM bounds, and two that SMs bound. Source of shapes: `layerwise.calibration.overlap`."""
 
     def values(*shape: int, scale: float = 1.0) -> torch.Tensor:
         return torch.randn(*shape, device=device, dtype=torch.bfloat16) * scale
@@ -202,7 +202,9 @@ def _write(session: Session, out: Path, found: Found, clocks: dict[str, str]) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one line that says what to change."""
-    parser = argparse.ArgumentParser(prog="python -m hw.links.overlap", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m layerwise.hw.links.overlap", description=__doc__
+    )
     parser.add_argument("--out", type=Path, required=True, help="the file to write (.json)")
     parser.add_argument("--timeout-s", type=float, default=180.0, help="bound of the whole run")
     options = parser.parse_args(arguments)

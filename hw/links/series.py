@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 
-from hw.errors import NotAvailableError
-from hw.host.affinity import gpu_pairs
-from hw.links.ops import MESSAGES, RING
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.host.affinity import gpu_pairs
+from layerwise.hw.links.ops import MESSAGES, RING
 
 Mode = Literal["graph", "eager"]
 MODES: tuple[Mode, ...] = ("graph", "eager")

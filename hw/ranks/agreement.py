@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable
 from typing import TypeVar
 
-from hw.ranks.session import Session
+from layerwise.hw.ranks.session import Session
 
 Said = TypeVar("Said")
 Decided = TypeVar("Decided")

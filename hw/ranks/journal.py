@@ -3,7 +3,7 @@
 Beside `trace.jsonl` a run keeps `trace.jsonl.partial/rank-3.jsonl` while it lasts. When it dies,
 whoever is left puts the lines together as `trace.partial.jsonl`, which reads as any trace and says
 in its environment, under `ended_early`, why it is not whole. Where nobody was left, or the disk was
-full: `python -m hw.ranks.journal trace.jsonl.partial`. Needs no torch.
+full: `python -m layerwise.hw.ranks.journal trace.jsonl.partial`. Needs no torch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from sim.plan.errors import FileFormatError, LayerwiseError, shown
-from sim.plan.reading import parse_json, read_text
-from sim.trace import COLUMNS, Row, Trace, check_header, row_of, step_time, write_trace
+from layerwise.sim.plan.errors import FileFormatError, LayerwiseError, shown
+from layerwise.sim.plan.reading import parse_json, read_text
+from layerwise.sim.trace import COLUMNS, Row, Trace, check_header, row_of, step_time, write_trace
 
 SUFFIX = ".partial"
 REASON_FILE = "ended"
@@ -188,9 +188,7 @@ def salvage_told(folder: Path, *, remove: bool) -> str:
     try:
         saved = salvage(folder)
     except LayerwiseError as error:
-        return (
-            f"what was measured stays in {folder} ({error}); `python -m hw.ranks.journal {folder}`"
-        )
+        return f"what was measured stays in {folder} ({error}); `python -m layerwise.hw.ranks.journal {folder}`"
     if remove:
         clear(folder)
     return told(*saved) if saved else "nothing was measured before"
@@ -301,9 +299,9 @@ def _slowest(per_rank: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m hw.ranks.journal TRACE.partial`: a readable trace of a run that nobody could save."""
+    """`python -m layerwise.hw.ranks.journal TRACE.partial`: a readable trace of a run that nobody could save."""
     if len(arguments) != 1:
-        print("usage: python -m hw.ranks.journal TRACE.jsonl.partial", file=sys.stderr)
+        print("usage: python -m layerwise.hw.ranks.journal TRACE.jsonl.partial", file=sys.stderr)
         return 2
     try:
         saved = salvage(Path(arguments[0]))

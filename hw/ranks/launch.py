@@ -18,13 +18,13 @@ from typing import Literal, NoReturn
 
 import torch.distributed as dist
 
-from hw.engine.weights import WeightSource
-from hw.errors import InterruptedRunError
-from hw.instrument.power import PowerOptions
-from hw.instrument.tracing import Timing
-from hw.measure import check_request, measure
-from hw.ranks.agreement import agree
-from hw.ranks.journal import (
+from layerwise.hw.engine.weights import WeightSource
+from layerwise.hw.errors import InterruptedRunError
+from layerwise.hw.instrument.power import PowerOptions
+from layerwise.hw.instrument.tracing import Timing
+from layerwise.hw.measure import check_request, measure
+from layerwise.hw.ranks.agreement import agree
+from layerwise.hw.ranks.journal import (
     clear,
     folder_of,
     journal_of,
@@ -34,13 +34,13 @@ from hw.ranks.journal import (
     slate_path_of,
     told_of,
 )
-from hw.ranks.local import LocalRanks, fault_of, local_ranks
-from hw.ranks.session import Session, session_from_torchrun, under_torchrun, usable_device
-from hw.ranks.signals import Interrupted, interruptible
-from hw.ranks.watchdog import STALL_S, Fault
-from sim.plan.errors import PlacementError
-from sim.plan.scenario import Scenario, place
-from sim.trace import Trace, write_trace
+from layerwise.hw.ranks.local import LocalRanks, fault_of, local_ranks
+from layerwise.hw.ranks.session import Session, session_from_torchrun, under_torchrun, usable_device
+from layerwise.hw.ranks.signals import Interrupted, interruptible
+from layerwise.hw.ranks.watchdog import STALL_S, Fault
+from layerwise.sim.plan.errors import PlacementError
+from layerwise.sim.plan.scenario import Scenario, place
+from layerwise.sim.trace import Trace, write_trace
 
 DeviceType = Literal["cpu", "cuda"]
 # By then torchrun has ended the other ranks.
@@ -215,7 +215,9 @@ def _require_world_size(num_ranks: int) -> None:
     if int(os.environ["RANK"]):
         time.sleep(HEARD_S)
         raise SystemExit(2)
-    what = "one process: `python -m hw ...`" if num_ranks == 1 else f"{num_ranks} processes"
+    what = (
+        "one process: `python -m layerwise.hw ...`" if num_ranks == 1 else f"{num_ranks} processes"
+    )
     alone = "" if num_ranks == 1 else ", or set run.only_rank to measure one rank alone"
     raise PlacementError(
         "placement", f"{num_ranks} rank{'' if num_ranks == 1 else 's'}",

@@ -19,10 +19,10 @@ from typing import Any, Literal, NoReturn
 
 import torch.distributed as dist
 
-from hw.errors import ExecutionError, RankFailedError, RanOutOfMemoryError
-from hw.ranks.session import TIMEOUT, Session, join_group, usable_device
-from hw.ranks.watchdog import STALL_S, Fault, last_seen
-from sim.plan.errors import LayerwiseError
+from layerwise.hw.errors import ExecutionError, RankFailedError, RanOutOfMemoryError
+from layerwise.hw.ranks.session import TIMEOUT, Session, join_group, usable_device
+from layerwise.hw.ranks.watchdog import STALL_S, Fault, last_seen
+from layerwise.sim.plan.errors import LayerwiseError
 
 GRACE_S = 5.0
 Task = Callable[..., Any]
@@ -121,7 +121,7 @@ def local_ranks(
     store = dist.TCPStore("127.0.0.1", 0, world_size, is_master=True, wait_for_workers=False,
                           timeout=TIMEOUT)  # fmt: skip
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "hw.ranks.local"])
+    context.set_forkserver_preload(["torch", "torch.distributed", "layerwise.hw.ranks.local"])
     pipes = [context.Pipe() for _ in range(world_size)]
     processes = [
         context.Process(

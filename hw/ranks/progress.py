@@ -15,9 +15,9 @@ from typing import Literal, TypeVar
 
 import torch
 
-from hw.engine.schedule import LABEL_BYTES, Action, label_of
-from hw.errors import ExecutionError, RanOutOfMemoryError
-from sim.plan import ops
+from layerwise.hw.engine.schedule import LABEL_BYTES, Action, label_of
+from layerwise.hw.errors import ExecutionError, RanOutOfMemoryError
+from layerwise.sim.plan import ops
 
 Kind = Literal["idle", "setup", "together"]
 WHEN_BYTES = 64

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from hw.errors import NotAvailableError
-from hw.ranks.progress import Progress
-from hw.ranks.watchdog import JOIN_S, STALL_S, Fault, Watchdog
-from sim.plan.errors import PlacementError
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.ranks.progress import Progress
+from layerwise.hw.ranks.watchdog import JOIN_S, STALL_S, Fault, Watchdog
+from layerwise.sim.plan.errors import PlacementError
 
 # To reach the store that the ranks share.
 JOIN_TIMEOUT = timedelta(seconds=JOIN_S)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from hw.ranks.progress import Progress, read_slate
+from layerwise.hw.ranks.progress import Progress, read_slate
 
 STALL_S = 30.0
 BEATS_PER_STALL = 15

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scenarios.accuracy.ranking import asked_of, rank
-from scenarios.accuracy.scored import (
+from layerwise.scenarios.accuracy.ranking import asked_of, rank
+from layerwise.scenarios.accuracy.scored import (
     MAX_COVERAGE,
     MAX_WIDTH_RATIO,
     MIN_COVERAGE,

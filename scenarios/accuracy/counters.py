@@ -1,6 +1,6 @@
 """Predicted bytes beside counted ones, op by op: is the L2 where the model says it is?
 
-`python -m scenarios.accuracy.counters FILE... [--json]` reads what `python -m hw.counters` wrote on a GPU.
+`python -m layerwise.scenarios.accuracy.counters FILE... [--json]` reads what `python -m layerwise.hw.counters` wrote on a GPU.
 
 A hit is predicted as a share of the bytes that an op's tensors hold, each read once. Its counterpart
 is what did not come from HBM: 1 - HBM bytes / those bytes; below zero where more was fetched. The
@@ -22,23 +22,23 @@ from typing import Any
 
 from rich.console import Console
 
-from calibration.data import profile_path
-from hw.counters.op_counters import FORMAT, VERSION, Counters, OpCounters, add_counters
-from scenarios import tables
-from scenarios.calibrate.collect import on_gpu
-from scenarios.tables import escape
-from sim.cost.model import Traffic
-from sim.plan.errors import (
+from layerwise.calibration.data import profile_path
+from layerwise.hw.counters.op_counters import FORMAT, VERSION, Counters, OpCounters, add_counters
+from layerwise.scenarios import tables
+from layerwise.scenarios.calibrate.collect import on_gpu
+from layerwise.scenarios.tables import escape
+from layerwise.sim.cost.model import Traffic
+from layerwise.sim.plan.errors import (
     FileFormatError,
     LayerwiseError,
     ProfileMismatchError,
     TraceMismatchError,
 )
-from sim.plan.files import scenario_from_data, validate
-from sim.plan.hardware import GPUS
-from sim.plan.reading import read_json
-from sim.profile import Profile, load_profile
-from sim.traffic import add_up, read_traffic, traffic_of
+from layerwise.sim.plan.files import scenario_from_data, validate
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.plan.reading import read_json
+from layerwise.sim.profile import Profile, load_profile
+from layerwise.sim.traffic import add_up, read_traffic, traffic_of
 
 MEGA = 1e6
 _LAYER = re.compile(r"^L\d+\.")
@@ -116,7 +116,7 @@ class CountersCompared:
 
 
 def read_counters(path: Path) -> Counters:
-    """What `hw.counters` wrote. Raises FileFormatError, or SpecError for fields that are wrong."""
+    """What `layerwise.hw.counters` wrote. Raises FileFormatError, or SpecError for fields that are wrong."""
     data = read_json(path)
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         raise FileFormatError(
@@ -226,7 +226,7 @@ def print_compared(compared: CountersCompared, out: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one line that says what to change."""
     parser = argparse.ArgumentParser(
-        prog="python -m scenarios.accuracy.counters", description=__doc__
+        prog="python -m layerwise.scenarios.accuracy.counters", description=__doc__
     )
     parser.add_argument("files", type=Path, nargs="+", help="what hw.counters wrote (.json)")
     parser.add_argument("--profile", type=Path, help="a profile; the shipped one by default")
@@ -239,7 +239,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for one in read
         ]
     except LayerwiseError as error:
-        print(f"scenarios.accuracy.counters: {' '.join(str(error).split())}", file=sys.stderr)
+        print(
+            f"layerwise.scenarios.accuracy.counters: {' '.join(str(error).split())}",
+            file=sys.stderr,
+        )
         return 2
     if options.json:
         print(json.dumps([compared_as_data(one) for one in compared], indent=2, allow_nan=False))

@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scenarios.accuracy.bars import BARS, groups_of
-from scenarios.accuracy.ranking import asked_of, rank
-from scenarios.accuracy.scored import (
+from layerwise.scenarios.accuracy.bars import BARS, groups_of
+from layerwise.scenarios.accuracy.ranking import asked_of, rank
+from layerwise.scenarios.accuracy.scored import (
     MAX_COVERAGE,
     MAX_WIDTH_RATIO,
     MIN_COVERAGE,
@@ -25,9 +25,9 @@ from scenarios.accuracy.scored import (
     coverage_of,
     summary_of,
 )
-from sim.plan.errors import FileFormatError
-from sim.plan.reading import read_json
-from sim.trace import write_atomically
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.reading import read_json
+from layerwise.sim.trace import write_atomically
 
 FORMAT, VERSION = "layerwise-ledger", 1
 # Predictions do not scatter: what is left to a point, or to a group's median, is for changes that
@@ -180,7 +180,7 @@ def problems_as_data(ledger: Ledger, problems: Iterable[Problem]) -> dict[str, A
 
 def read_ledger(path: Path) -> Ledger:
     """Raises FileFormatError for another format or version, or a tolerance that no run can keep."""
-    from sim.plan.files import validate
+    from layerwise.sim.plan.files import validate
 
     data = read_json(path)
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from scenarios import tables
-from scenarios.accuracy.ledger import SAME, Aggregate, Ledger, Problem, aggregates_of
-from scenarios.accuracy.scored import Scored
-from scenarios.tables import escape
+from layerwise.scenarios import tables
+from layerwise.scenarios.accuracy.ledger import SAME, Aggregate, Ledger, Problem, aggregates_of
+from layerwise.scenarios.accuracy.scored import Scored
+from layerwise.scenarios.tables import escape
 
 NUM_MOVED = 25
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scenarios.accuracy.ledger import (
+from layerwise.scenarios.accuracy.ledger import (
     Aggregate,
     Entry,
     Ledger,
@@ -22,10 +22,10 @@ from scenarios.accuracy.ledger import (
     was_measured_again,
     write_ledger,
 )
-from scenarios.accuracy.ledger_tables import print_moves
-from scenarios.accuracy.scored import Scored
-from sim.plan.errors import FileFormatError, SpecError
-from sim.profile import Profile
+from layerwise.scenarios.accuracy.ledger_tables import print_moves
+from layerwise.scenarios.accuracy.scored import Scored
+from layerwise.sim.plan.errors import FileFormatError, SpecError
+from layerwise.sim.profile import Profile
 
 NUM_NAMED = 5
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibration.dataset import read_sweep
-from calibration.links import read_links
-from sim.plan.errors import FileFormatError
-from sim.plan.reading import read_json, read_text
+from layerwise.calibration.dataset import read_sweep
+from layerwise.calibration.links import read_links
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.reading import read_json, read_text
 
 
 @dataclass(frozen=True, slots=True)

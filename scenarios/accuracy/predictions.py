@@ -9,20 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.points import SweepPoint
-from calibration.selection import engine_layers, two_gpu_runs, validation_layers
-from calibration.unseen import unseen
-from scenarios.calibrate.collect import GPU_KERNELS, on_gpu
-from scenarios.predict.alone import predict_run
-from scenarios.predict.committed import read_committed, write_committed
-from sim.cost.forms import pass_seconds
-from sim.cost.model import Calibrated
-from sim.machine.blocks import time_ops, walk
-from sim.machine.l2 import L2State
-from sim.plan.errors import ProfileMismatchError
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.scenario import Scenario
-from sim.profile import Profile
+from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.selection import engine_layers, two_gpu_runs, validation_layers
+from layerwise.calibration.unseen import unseen
+from layerwise.scenarios.calibrate.collect import GPU_KERNELS, on_gpu
+from layerwise.scenarios.predict.alone import predict_run
+from layerwise.scenarios.predict.committed import read_committed, write_committed
+from layerwise.sim.cost.forms import pass_seconds
+from layerwise.sim.cost.model import Calibrated
+from layerwise.sim.machine.blocks import time_ops, walk
+from layerwise.sim.machine.l2 import L2State
+from layerwise.sim.plan.errors import ProfileMismatchError
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.profile import Profile
 
 FORMAT, VERSION = "layerwise-unseen", 1
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from scenarios.accuracy.scored import Scored
-from sim.plan.scenario import Scenario
-from sim.uncertainty import half_width_of_ratio
+from layerwise.scenarios.accuracy.scored import Scored
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.uncertainty import half_width_of_ratio
 
 
 @dataclass(frozen=True, kw_only=True)

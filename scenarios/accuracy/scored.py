@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
-from sim.uncertainty import Uncertainty
+from layerwise.sim.uncertainty import Uncertainty
 
 # Of all intervals together: the share of measurements inside, and the median half-width over the
 # median error, on so many measurements at least.

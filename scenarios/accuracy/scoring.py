@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from calibration.data import (
+from layerwise.calibration.data import (
     FOLDER,
     TRACE_SUFFIXES,
     file_hash,
@@ -22,10 +22,10 @@ from calibration.data import (
     unseen_folder,
     unseen_prediction_path,
 )
-from calibration.points import SweepPoint
-from calibration.selection import engine_layers, validation_layers
-from calibration.unseen import unseen
-from scenarios.accuracy.bars import (
+from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.selection import engine_layers, validation_layers
+from layerwise.calibration.unseen import unseen
+from layerwise.scenarios.accuracy.bars import (
     ALL_GATHERS,
     ALL_REDUCES,
     DECODES,
@@ -37,28 +37,28 @@ from scenarios.accuracy.bars import (
     SENDS,
     SMALL_MATMULS,
 )
-from scenarios.accuracy.measured import measured_curve, measured_links, measured_points
-from scenarios.accuracy.predictions import (
+from layerwise.scenarios.accuracy.measured import measured_curve, measured_links, measured_points
+from layerwise.scenarios.accuracy.predictions import (
     Committed,
     price_point,
     read_all_blind,
     read_seconds,
 )
-from scenarios.accuracy.ranking import placement_of, work_of
-from scenarios.accuracy.scored import MOVED, READS, WINDOWS, Scored
-from scenarios.calibrate.collect import GPU_KERNELS
-from scenarios.compare.joined import require_unseen
-from scenarios.compare.scores import spread_of
-from scenarios.predict.alone import predict_run
-from scenarios.predict.beliefs import read_prediction
-from sim.cost.transfer import profile_for
-from sim.plan import ops
-from sim.plan.errors import FileFormatError, TraceMismatchError
-from sim.plan.files import scenario_from_data
-from sim.plan.program import kernel_set_hash
-from sim.plan.scenario import Scenario
-from sim.profile import Profile, load_profile
-from sim.trace import Trace, read_trace
+from layerwise.scenarios.accuracy.ranking import placement_of, work_of
+from layerwise.scenarios.accuracy.scored import MOVED, READS, WINDOWS, Scored
+from layerwise.scenarios.calibrate.collect import GPU_KERNELS
+from layerwise.scenarios.compare.joined import require_unseen
+from layerwise.scenarios.compare.scores import spread_of
+from layerwise.scenarios.predict.alone import predict_run
+from layerwise.scenarios.predict.beliefs import read_prediction
+from layerwise.sim.cost.transfer import profile_for
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.errors import FileFormatError, TraceMismatchError
+from layerwise.sim.plan.files import scenario_from_data
+from layerwise.sim.plan.program import kernel_set_hash
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.profile import Profile, load_profile
+from layerwise.sim.trace import Trace, read_trace
 
 TRACES = FOLDER / "traces"
 MOVED_FROM = "h100-sxm"

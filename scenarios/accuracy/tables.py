@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from scenarios import tables
-from scenarios.accuracy.bars import BARS, Row, groups_of, passes, rows_of
-from scenarios.accuracy.ranking import Ranked, asked_of, rank
-from scenarios.accuracy.scored import (
+from layerwise.scenarios import tables
+from layerwise.scenarios.accuracy.bars import BARS, Row, groups_of, passes, rows_of
+from layerwise.scenarios.accuracy.ranking import Ranked, asked_of, rank
+from layerwise.scenarios.accuracy.scored import (
     WITHOUT_INTERVALS,
     Coverage,
     Scored,
@@ -20,8 +20,8 @@ from scenarios.accuracy.scored import (
     coverage_of,
     summary_of,
 )
-from scenarios.tables import escape
-from sim.profile import Profile
+from layerwise.scenarios.tables import escape
+from layerwise.sim.profile import Profile
 
 NUM_WORST = 10
 COLOURS = {"PASS": "[green]PASS[/green]", "FAIL": "[red]FAIL[/red]",

@@ -12,34 +12,39 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from calibration.anchor import Anchored, MachineShift, Shift, anchored
-from calibration.build import (
+from layerwise.calibration.anchor import Anchored, MachineShift, Shift, anchored
+from layerwise.calibration.build import (
     PROVENANCE_KEYS,
     fit_traces,
     graph_launch,
     read_environment,
     stage_constants,
 )
-from calibration.checks import read_curve
-from calibration.data import file_hash
-from calibration.dataset import check_sweep, gpu_with_ramp, read_sweep, tables
-from calibration.design import anchor_points
-from calibration.l2_curve import fit_l2_curve
-from calibration.least_squares import FitError
-from calibration.selection import fit_layers
-from scenarios.calibrate.collect import FIT_SCENARIOS, on_gpu
-from scenarios.calibrate.fit_report import diagnostics_folder
-from scenarios.calibrate.here import Progress, check_same_machine, instruments_here, work_folder
-from scenarios.tables import escape, percent, signed, table
-from sim.plan.files import load_scenario
-from sim.plan.hardware import GPUS
-from sim.profile import Constant, Profile, load_profile, write_profile
-from sim.trace import write_atomically, write_trace
+from layerwise.calibration.checks import read_curve
+from layerwise.calibration.data import file_hash
+from layerwise.calibration.dataset import check_sweep, gpu_with_ramp, read_sweep, tables
+from layerwise.calibration.design import anchor_points
+from layerwise.calibration.l2_curve import fit_l2_curve
+from layerwise.calibration.least_squares import FitError
+from layerwise.calibration.selection import fit_layers
+from layerwise.scenarios.calibrate.collect import FIT_SCENARIOS, on_gpu
+from layerwise.scenarios.calibrate.fit_report import diagnostics_folder
+from layerwise.scenarios.calibrate.here import (
+    Progress,
+    check_same_machine,
+    instruments_here,
+    work_folder,
+)
+from layerwise.scenarios.tables import escape, percent, signed, table
+from layerwise.sim.plan.files import load_scenario
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.profile import Constant, Profile, load_profile, write_profile
+from layerwise.sim.trace import write_atomically, write_trace
 
 if TYPE_CHECKING:
-    from scenarios.calibrate.collect import Instruments
-    from sim.plan.scenario import Scenario
-    from sim.trace import Trace
+    from layerwise.scenarios.calibrate.collect import Instruments
+    from layerwise.sim.plan.scenario import Scenario
+    from layerwise.sim.trace import Trace
 
 # One tells HBM's rate and the gap in graphs, the other what the host takes to issue.
 STAGES = ("h2048-decode", "h2048-eager")
@@ -68,7 +73,7 @@ def anchor_to(
     Raises what `calibrate_here` raises, and FitError when the budget bought too little to tell
     anything: then nothing is written.
     """
-    from scenarios.calibrate.calibrating import require_scipy
+    from layerwise.scenarios.calibrate.calibrating import require_scipy
 
     require_scipy()
     profile = load_profile(base)
@@ -175,7 +180,7 @@ def _machine(folder: Path, l2_bytes: int, traces: list[Trace], where: str) -> di
 
 
 def _check(trace: Trace, old: Profile, new: Profile) -> LayerCheck:
-    from scenarios.accuracy.predictions import layer_seconds
+    from layerwise.scenarios.accuracy.predictions import layer_seconds
 
     (layer,) = [layer for layer in fit_layers() if layer.name == trace.name]
     layer = layer.with_kernels(old.kernels)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from calibration.data import profile_path, transfers_path
-from scenarios.tables import percent, table
-from sim.plan.errors import MissingPackageError, SpecError
-from sim.plan.hardware import GPUS
+from layerwise.calibration.data import profile_path, transfers_path
+from layerwise.scenarios.tables import percent, table
+from layerwise.sim.plan.errors import MissingPackageError, SpecError
+from layerwise.sim.plan.hardware import GPUS
 
 if TYPE_CHECKING:
-    from calibration.dataset import Table
-    from calibration.least_squares import FitError
-    from scenarios.calibrate.fit_report import FitReport
-    from sim.profile import OpFit, Profile
+    from layerwise.calibration.dataset import Table
+    from layerwise.calibration.least_squares import FitError
+    from layerwise.scenarios.calibrate.fit_report import FitReport
+    from layerwise.sim.profile import OpFit, Profile
 
 
 BUDGETS_S = {"": 600.0, "--collect": 600.0, "--fit": 0.0, "--anchor": 300.0, "--for": 120.0,
@@ -64,19 +64,19 @@ def calibrate(asked: Asked, console: Console, progress: Callable[[str], None]) -
         gpu = asked.gpu or "h100-sxm"
         return fit_to(asked.fit, _named(asked.out), asked.name or gpu, gpu, console)
     if asked.anchor is not None:
-        from scenarios.calibrate.anchoring import anchor_to
+        from layerwise.scenarios.calibrate.anchoring import anchor_to
 
         return anchor_to(asked.anchor, _named(asked.out), budget_s, console, progress)
     if asked.scenario is not None:
-        from scenarios.calibrate.for_scenario import measure_for
+        from layerwise.scenarios.calibrate.for_scenario import measure_for
 
         base = asked.profile or _shipped(asked.scenario)
         return measure_for(asked.scenario, base, _named(asked.out), budget_s, console, progress)
     if asked.links is not None:
-        from scenarios.calibrate.from_links import profile_from_links
+        from layerwise.scenarios.calibrate.from_links import profile_from_links
 
         return profile_from_links(asked.links, asked.profile, asked.gpu, _named(asked.out), console)
-    from scenarios.calibrate.here import calibrate_here
+    from layerwise.scenarios.calibrate.here import calibrate_here
 
     return calibrate_here(asked.out, budget_s, asked.gpu, asked.name, console, progress)
 
@@ -104,7 +104,7 @@ def _named(out: Path | None) -> Path:
 
 
 def _shipped(scenario: Path) -> Path:
-    from sim.plan.files import load_scenario
+    from layerwise.sim.plan.files import load_scenario
 
     gpu = load_scenario(scenario).cluster.gpu.name
     path = profile_path(gpu)
@@ -131,19 +131,19 @@ def collect_to(
     Raises MissingPackageError without torch, NotAvailableError without a GPU, SpecError for an
     unknown task.
     """
-    from scenarios.measure.measuring import require_torch
+    from layerwise.scenarios.measure.measuring import require_torch
 
     require_torch()
     import torch
 
-    from hw.errors import NotAvailableError
+    from layerwise.hw.errors import NotAvailableError
 
     if not torch.cuda.is_available():
         raise NotAvailableError(
             f"--collect measures on a CUDA GPU and torch {torch.__version__} sees none; collect on "
             "a machine that has one, and fit its folder here with --fit"
         )
-    from scenarios.calibrate.collect import collect, tasks_of
+    from layerwise.scenarios.calibrate.collect import collect, tasks_of
 
     found = collect(folder, budget_s, tasks_of(what), gpu=gpu)
     if not found.num_missing:
@@ -162,12 +162,12 @@ def fit_to(folder: Path, out: Path, name: str, gpu: str, console: Console) -> st
     require_scipy()
     if gpu not in GPUS:
         raise SpecError("gpu", gpu, "is not a known GPU", f"use one of {', '.join(GPUS)}")
-    from calibration.build import build_profile
-    from calibration.least_squares import FitError
-    from calibration.transfers import read_transfers
-    from scenarios.calibrate.collect import GPU_KERNELS
-    from scenarios.calibrate.fit_report import print_report, store_report
-    from sim.profile import write_profile
+    from layerwise.calibration.build import build_profile
+    from layerwise.calibration.least_squares import FitError
+    from layerwise.calibration.transfers import read_transfers
+    from layerwise.scenarios.calibrate.collect import GPU_KERNELS
+    from layerwise.scenarios.calibrate.fit_report import print_report, store_report
+    from layerwise.sim.profile import write_profile
 
     outcomes: dict[str, OpFit | FitError] = {}
     aside: list[str] = []
@@ -196,11 +196,11 @@ def report_of(
     folder: Path, profile: Profile, by_kind: Mapping[str, Table], quarantined: Sequence[str]
 ) -> FitReport:
     """What a person looks at, of a profile and the tables and folder that it was fitted to."""
-    from calibration.build import read_points
-    from calibration.dataset import read_sweep
-    from calibration.design import run_to_run
-    from calibration.review import boxes, review
-    from scenarios.calibrate.fit_report import FitReport
+    from layerwise.calibration.build import read_points
+    from layerwise.calibration.dataset import read_sweep
+    from layerwise.calibration.design import run_to_run
+    from layerwise.calibration.review import boxes, review
+    from layerwise.scenarios.calibrate.fit_report import FitReport
 
     again = folder / "repeats.jsonl"
     _, measured = read_points(folder, profile.kernels)
@@ -218,9 +218,9 @@ def kept_apart(folder: Path, profile: Profile) -> tuple[int, float] | None:
 
     Raises FileFormatError when one of them is no such point.
     """
-    from calibration.dataset import check_sweep, read_sweep
-    from calibration.unseen import unseen
-    from scenarios.accuracy.predictions import price_point
+    from layerwise.calibration.dataset import check_sweep, read_sweep
+    from layerwise.calibration.unseen import unseen
+    from layerwise.scenarios.accuracy.predictions import price_point
 
     path = folder / "unseen.jsonl"
     measured = read_sweep(path) if path.exists() else {}
@@ -237,9 +237,9 @@ def kept_apart(folder: Path, profile: Profile) -> tuple[int, float] | None:
 
 def print_fits(outcomes: dict[str, OpFit | FitError], console: Console) -> None:
     """One row per kind of op with three yes/no boxes, then the parameters that met a bound."""
-    from calibration.fit import parameters_at_bound
-    from calibration.review import HELD_OUT_BAR
-    from sim.profile import OpFit
+    from layerwise.calibration.fit import parameters_at_bound
+    from layerwise.calibration.review import HELD_OUT_BAR
+    from layerwise.sim.profile import OpFit
 
     made = table(
         "Fits by kind of op: |predicted / measured - 1|", "kind", "points", "form", "held out",

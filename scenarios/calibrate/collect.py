@@ -17,10 +17,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Literal, get_args
 
-from calibration.build import FITTED
-from calibration.data import profile_path
-from calibration.design import FIT_POINTS, designed, every_point, to_repeat
-from calibration.selection import (
+from layerwise.calibration.build import FITTED
+from layerwise.calibration.data import profile_path
+from layerwise.calibration.design import FIT_POINTS, designed, every_point, to_repeat
+from layerwise.calibration.selection import (
     FIT_SIZES_BYTES,
     SCORED_SIZES_BYTES,
     engine_layers,
@@ -29,17 +29,17 @@ from calibration.selection import (
     two_gpu_runs,
     validation_layers,
 )
-from calibration.unseen import unseen
-from sim.plan.compile import KernelChoice
-from sim.plan.errors import LayerwiseError, SpecError
-from sim.plan.files import load_scenario
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.scenario import Scenario
-from sim.trace import Trace, write_atomically, write_trace
+from layerwise.calibration.unseen import unseen
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import LayerwiseError, SpecError
+from layerwise.sim.plan.files import load_scenario
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.trace import Trace, write_atomically, write_trace
 
 if TYPE_CHECKING:
-    from calibration.points import SweepPoint
-    from sim.plan.program import Program
+    from layerwise.calibration.points import SweepPoint
+    from layerwise.sim.plan.program import Program
 
 # Fastest of the candidates timed on H100 and H200: cuDNN for whole prompts and decode; its causal
 # mask is top-left aligned, so later chunks of a prompt need the flash kernel. Skinny matmuls took a
@@ -72,7 +72,7 @@ class Instruments:
     """What measures, as functions, so that a test can stand in for a GPU.
 
     `curve` is asked for one of CURVES. `programs` takes points, a file and a budget in seconds, and
-    returns how many points are left. `layers` is `hw.series.measure_scenarios` but for its
+    returns how many points are left. `layers` is `layerwise.hw.series.measure_scenarios` but for its
     `measure`, which is `layer`; `pairs` starts two ranks and gives their `measure`.
     """
 
@@ -186,7 +186,7 @@ def _collect_one(
         case "two-gpus":
             return _collect_pairs(out, left_s, progress, chosen, gpu)
         case "fit-layers" | "validation-layers" | "engine-layers":
-            from hw.series import measure_scenarios
+            from layerwise.hw.series import measure_scenarios
 
             purpose, layers = LAYERS[task]
             outcome = measure_scenarios(
@@ -222,7 +222,7 @@ def designed_points(gpu: str) -> list[SweepPoint]:
 
     Where the shipped profile is least certain comes early.
     """
-    from sim.profile import load_profile
+    from layerwise.sim.profile import load_profile
 
     path = profile_path(gpu)
     reference = load_profile(path) if path.exists() else None
@@ -252,7 +252,7 @@ def _names_in(path: Path) -> list[str]:
 def _collect_pairs(
     out: Path, left_s: float, progress: Callable[[str], None], chosen: Instruments, gpu: str
 ) -> Collected:
-    from hw.series import measure_scenarios
+    from layerwise.hw.series import measure_scenarios
 
     with chosen.pairs() as pair:
         outcome = measure_scenarios(
@@ -284,11 +284,11 @@ def gpu_instruments(progress: Callable[[str], None] = print) -> Instruments:
     """The engine on this machine's GPU. HBM's read rate is measured once, for all layers."""
     import torch
 
-    from hw.host.bandwidth import read_bandwidth, read_curve
-    from hw.host.environment import environment_of
-    from hw.measure import measure
-    from hw.ranks.launch import ready_ranks
-    from hw.sweep import measure_programs
+    from layerwise.hw.host.bandwidth import read_bandwidth, read_curve
+    from layerwise.hw.host.environment import environment_of
+    from layerwise.hw.measure import measure
+    from layerwise.hw.ranks.launch import ready_ranks
+    from layerwise.hw.sweep import measure_programs
 
     device = torch.device("cuda")
     sizes = {"read-curve": FIT_SIZES_BYTES, "read-curve-scored": SCORED_SIZES_BYTES}

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from calibration.design import Spread
-from calibration.review import Box, Reviewed, worst
-from scenarios.calibrate.residual_plots import WITHOUT, draw_residuals, have_matplotlib
-from scenarios.tables import escape, percent, seconds, signed, table
-from sim.trace import write_atomically
+from layerwise.calibration.design import Spread
+from layerwise.calibration.review import Box, Reviewed, worst
+from layerwise.scenarios.calibrate.residual_plots import WITHOUT, draw_residuals, have_matplotlib
+from layerwise.scenarios.tables import escape, percent, seconds, signed, table
+from layerwise.sim.trace import write_atomically
 
 FORMAT, VERSION = "layerwise-diagnostics", 1
 

@@ -12,24 +12,35 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from calibration.build import read_environment
-from calibration.data import file_hash
-from calibration.dataset import Measurement, check_sweep, gpu_with_ramp, read_sweep, tables
-from calibration.particular import points_of, with_points
-from calibration.points import SweepPoint
-from scenarios.accuracy.predictions import price_point
-from scenarios.calibrate.here import Progress, check_same_machine, instruments_here, work_folder
-from scenarios.tables import escape, seconds, signed, table
-from sim.plan.errors import FileFormatError
-from sim.plan.files import load_scenario
-from sim.plan.hardware import GPUS
-from sim.predict import predict
-from sim.profile import Profile, load_profile, write_profile
-from sim.trace import write_atomically
+from layerwise.calibration.build import read_environment
+from layerwise.calibration.data import file_hash
+from layerwise.calibration.dataset import (
+    Measurement,
+    check_sweep,
+    gpu_with_ramp,
+    read_sweep,
+    tables,
+)
+from layerwise.calibration.particular import points_of, with_points
+from layerwise.calibration.points import SweepPoint
+from layerwise.scenarios.accuracy.predictions import price_point
+from layerwise.scenarios.calibrate.here import (
+    Progress,
+    check_same_machine,
+    instruments_here,
+    work_folder,
+)
+from layerwise.scenarios.tables import escape, seconds, signed, table
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.files import load_scenario
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.predict import predict
+from layerwise.sim.profile import Profile, load_profile, write_profile
+from layerwise.sim.trace import write_atomically
 
 if TYPE_CHECKING:
-    from scenarios.calibrate.collect import Instruments
-    from sim.plan.scenario import Scenario
+    from layerwise.scenarios.calibrate.collect import Instruments
+    from layerwise.sim.plan.scenario import Scenario
 
 FILE = "particular.jsonl"
 # So many shapes are printed: those that were farthest off.
@@ -57,7 +68,7 @@ def measure_for(
     Collectives and messages are left to the profile. Raises ProfileMismatchError for a scenario of
     another GPU, FileFormatError when nothing was measured, and what `calibrate_here` raises.
     """
-    from scenarios.calibrate.calibrating import require_scipy
+    from layerwise.scenarios.calibrate.calibrating import require_scipy
 
     require_scipy()
     profile, scenario = load_profile(base), load_scenario(scenario_path)

@@ -1,4 +1,4 @@
-"""Give a profile the messages and collectives that `python -m hw.links` timed on its GPUs."""
+"""Give a profile the messages and collectives that `python -m layerwise.hw.links` timed on its GPUs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from rich.console import Console
 
-from calibration.data import file_hash, profile_path
-from calibration.links import LinkTimings, fit_links, mean_error, read_links
-from scenarios.measure.diagnosis import SPEC_OF_NAME
-from scenarios.tables import escape, percent, table
-from sim.plan.errors import FileFormatError, ProfileMismatchError, SpecError
-from sim.plan.hardware import GPUS, GpuSpec, usual_wires
-from sim.plan.reading import read_json
-from sim.profile import Profile, TransferFit, load_profile, write_profile
+from layerwise.calibration.data import file_hash, profile_path
+from layerwise.calibration.links import LinkTimings, fit_links, mean_error, read_links
+from layerwise.scenarios.measure.diagnosis import SPEC_OF_NAME
+from layerwise.scenarios.tables import escape, percent, table
+from layerwise.sim.plan.errors import FileFormatError, ProfileMismatchError, SpecError
+from layerwise.sim.plan.hardware import GPUS, GpuSpec, usual_wires
+from layerwise.sim.plan.reading import read_json
+from layerwise.sim.profile import Profile, TransferFit, load_profile, write_profile
 
 # Pairs that are not: PCIe, or another host. Where NVML was missing nobody knows.
 UNKNOWN_WAY = "one host"
@@ -45,7 +45,7 @@ def profile_from_links(
     Raises FileFormatError for a file that is none, was cut short, or has no graphs of a GPU;
     ProfileMismatchError for another GPU's, SpecError, MissingPackageError without scipy.
     """
-    from scenarios.calibrate.calibrating import require_scipy
+    from layerwise.scenarios.calibrate.calibrating import require_scipy
 
     require_scipy()
     head = _head(links)
@@ -152,7 +152,7 @@ def _head(links: Path) -> dict[str, Any]:
     data = read_json(links)
     if not isinstance(data, dict) or data.get("format") != "layerwise-links":
         raise FileFormatError(
-            f"{links}: is no file of `python -m hw.links` that says where it was measured; "
+            f"{links}: is no file of `python -m layerwise.hw.links` that says where it was measured; "
             "measure again with this version"
         )
     wanted = ("environment", "num_ranks", "num_series", "num_series_done", "pairs", "timings")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from calibration.least_squares import FitError
-from sim.plan.errors import SpecError
-from sim.plan.hardware import GPUS
-from sim.plan.reading import read_json
+from layerwise.calibration.least_squares import FitError
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.plan.reading import read_json
 
 if TYPE_CHECKING:
-    from scenarios.calibrate.collect import Instruments, Task
+    from layerwise.scenarios.calibrate.collect import Instruments, Task
 
 Progress = Callable[[str], None]
 # Which tasks may have used which share of the budget when they are done. Curve, stages and layers
@@ -40,8 +40,8 @@ def calibrate_here(
     Raises NotAvailableError without a GPU, SpecError for a folder of another machine, and what
     `fit_to` raises: then there is no profile.
     """
-    from scenarios.calibrate.calibrating import fit_to, require_scipy
-    from scenarios.calibrate.collect import collect
+    from layerwise.scenarios.calibrate.calibrating import fit_to, require_scipy
+    from layerwise.scenarios.calibrate.collect import collect
 
     require_scipy()
     chosen = instruments or instruments_here(progress)
@@ -78,19 +78,19 @@ def work_folder(out: Path) -> Path:
 
 def instruments_here(progress: Progress) -> Instruments:
     """This machine's GPU. Raises MissingPackageError without torch, NotAvailableError without it."""
-    from scenarios.measure.measuring import require_torch
+    from layerwise.scenarios.measure.measuring import require_torch
 
     require_torch()
     import torch
 
-    from hw.errors import NotAvailableError
+    from layerwise.hw.errors import NotAvailableError
 
     if not torch.cuda.is_available():
         raise NotAvailableError(
             f"layerwise calibrate measures on a CUDA GPU and torch {torch.__version__} sees none; "
             "collect on a machine that has one (--collect DIR), and fit its folder here (--fit DIR)"
         )
-    from scenarios.calibrate.collect import gpu_instruments
+    from layerwise.scenarios.calibrate.collect import gpu_instruments
 
     return gpu_instruments(progress)
 

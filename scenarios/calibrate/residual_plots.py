@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from calibration.review import HELD_OUT_BAR, Reviewed
-from sim.cost.shapes import FEATURES
+from layerwise.calibration.review import HELD_OUT_BAR, Reviewed
+from layerwise.sim.cost.shapes import FEATURES
 
 WITHOUT = (
     "no pictures: matplotlib is not installed (pip install '.[plots]'); points.csv has the "

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.options import (
+from layerwise.scenarios.commands.options import (
     MAX_SLICES,
     JsonOption,
     LaunchName,
@@ -19,7 +19,7 @@ from scenarios.commands.options import (
     SlicesOption,
     TimelineOption,
 )
-from scenarios.commands.shared import note, note_changes, print_json, profile_or_none
+from layerwise.scenarios.commands.shared import note, note_changes, print_json, profile_or_none
 
 
 def paper(
@@ -37,8 +37,8 @@ def paper(
 
     Example: layerwise paper --phase prefill
     """
-    from scenarios.paper.experiment import Question, ask, default_traces
-    from sim.plan.overrides import parse_settings
+    from layerwise.scenarios.paper.experiment import Question, ask, default_traces
+    from layerwise.sim.plan.overrides import parse_settings
 
     question = Question(
         model=model.value, phase=phase.value, launch=launch.value,
@@ -48,16 +48,16 @@ def paper(
     report = ask(question, profile_or_none(profile, gpu), default_traces())
     note_changes(changes)
     if trace is not None:
-        from scenarios.predict.timeline import write_paper_timeline
+        from layerwise.scenarios.predict.timeline import write_paper_timeline
 
         note(write_paper_timeline(report, trace, trace_slices))
     if as_json:
-        from scenarios.paper.as_data import report_as_data
+        from layerwise.scenarios.paper.as_data import report_as_data
 
         print_json(report_as_data(report))
         return
-    from scenarios.paper.tables import print_report
-    from scenarios.tables import console
+    from layerwise.scenarios.paper.tables import print_report
+    from layerwise.scenarios.tables import console
 
     print_report(report, console())
 
@@ -80,11 +80,19 @@ def predict(
 
     Example: layerwise predict scenario.toml --set cluster.gpu.hbm_bytes_per_s=6.7TB/s
     """
-    from scenarios.predict.beliefs import commit_prediction, predict_all, predicted_as_data
-    from scenarios.predict.generated import generate_all, generation_as_data, print_generated
-    from sim.cost.transfer import profile_for
-    from sim.plan.files import load_scenario
-    from sim.plan.overrides import parse_settings, with_values
+    from layerwise.scenarios.predict.beliefs import (
+        commit_prediction,
+        predict_all,
+        predicted_as_data,
+    )
+    from layerwise.scenarios.predict.generated import (
+        generate_all,
+        generation_as_data,
+        print_generated,
+    )
+    from layerwise.sim.cost.transfer import profile_for
+    from layerwise.sim.plan.files import load_scenario
+    from layerwise.sim.plan.overrides import parse_settings, with_values
 
     asked = load_scenario(scenario)
     if changes:
@@ -99,7 +107,7 @@ def predict(
     generated = generate_all(asked, beliefs, constants, tokens) if tokens else {}
     note_changes(changes)
     if trace is not None:
-        from scenarios.predict.timeline import write_predicted_timeline
+        from layerwise.scenarios.predict.timeline import write_predicted_timeline
 
         note(write_predicted_timeline(beliefs.best, trace, trace_slices))
     if as_json:
@@ -107,8 +115,8 @@ def predict(
         data = predicted_as_data(asked, beliefs, constants)
         print_json(data | ({"generation": runs} if runs else {}))
         return
-    from scenarios.predict.tables import BELIEF_NAMES, print_predicted
-    from scenarios.tables import console
+    from layerwise.scenarios.predict.tables import BELIEF_NAMES, print_predicted
+    from layerwise.scenarios.tables import console
 
     print_predicted(asked, beliefs, constants, out := console())
     if generated:
@@ -132,7 +140,7 @@ def what_if(
 
     Example: layerwise what-if l2_capacity --axis l2_bytes=50MB,1GB,32GB
     """
-    from scenarios.what_if.answering import answer_to, list_questions
+    from layerwise.scenarios.what_if.answering import answer_to, list_questions
 
     if not name:
         list_questions(as_json=as_json)
@@ -166,11 +174,11 @@ def rank(
 
     Example: layerwise rank --model config.json --gpus 16 --tpot-below 20ms
     """
-    from scenarios.rank.inputs import RankInputs, resolve, tpot_s_of
-    from scenarios.rank.progress import showing_progress
-    from scenarios.rank.ranking import rank as rank_placements
-    from scenarios.rank.workers import available_workers
-    from scenarios.tables import console
+    from layerwise.scenarios.rank.inputs import RankInputs, resolve, tpot_s_of
+    from layerwise.scenarios.rank.progress import showing_progress
+    from layerwise.scenarios.rank.ranking import rank as rank_placements
+    from layerwise.scenarios.rank.workers import available_workers
+    from layerwise.scenarios.tables import console
 
     asked = resolve(RankInputs(
         model=model, num_gpus=gpus, gpu=gpu, gpus_per_node=gpus_per_node, batch_size=batch,
@@ -178,7 +186,7 @@ def rank(
     ))  # fmt: skip
     limit_s = tpot_s_of(tpot_below)
     if plot is not None:
-        from scenarios.rank.plot import check_plot_path
+        from layerwise.scenarios.rank.plot import check_plot_path
 
         check_plot_path(plot)
     constants = profile_or_none(profile, asked.cluster.gpu.name)
@@ -190,15 +198,15 @@ def rank(
         )  # fmt: skip
     note_changes(changes)
     if plot is not None:
-        from scenarios.rank.plot import write_plot
+        from layerwise.scenarios.rank.plot import write_plot
 
         note(write_plot(ranking, plot))
     if as_json:
-        from scenarios.rank.as_data import ranking_as_data
+        from layerwise.scenarios.rank.as_data import ranking_as_data
 
         print_json(ranking_as_data(ranking))
         return
-    from scenarios.rank.tables import print_ranking
+    from layerwise.scenarios.rank.tables import print_ranking
 
     print_ranking(ranking, console(), everything=everything)
 
@@ -224,10 +232,10 @@ def sweep(
 
     Example: layerwise sweep scenarios/sweeps/batch-and-context.toml --out rows.csv
     """
-    from scenarios.sweep.command import sweep_to
-    from scenarios.sweep.spec import load_sweep
-    from sim.plan.overrides import parse_settings
-    from sim.profile import load_profile
+    from layerwise.scenarios.sweep.command import sweep_to
+    from layerwise.scenarios.sweep.spec import load_sweep
+    from layerwise.sim.plan.overrides import parse_settings
+    from layerwise.sim.profile import load_profile
 
     asked = load_sweep(file, parse_settings(changes or ()))
     given = load_profile(profile) if profile else None
@@ -235,12 +243,12 @@ def sweep(
         asked, out, given, num_workers=workers, dask=dask, reuse=reuse or ()
     )  # fmt: skip
     note_changes(changes)
-    from scenarios.sweep.tables import outcome_as_data, print_outcome
+    from layerwise.scenarios.sweep.tables import outcome_as_data, print_outcome
 
     if as_json:
         print_json(outcome_as_data(asked, outcome, out))
     else:
-        from scenarios.tables import console
+        from layerwise.scenarios.tables import console
 
         print_outcome(asked, outcome, out, console())
     if outcome.interrupted:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.options import JsonOption, ProfileOption, parse_seconds
-from scenarios.commands.shared import check_gpu, needed_profile, note, print_json
+from layerwise.scenarios.commands.options import JsonOption, ProfileOption, parse_seconds
+from layerwise.scenarios.commands.shared import check_gpu, needed_profile, note, print_json
 
 
 def calibrate(
@@ -49,14 +49,14 @@ def calibrate(
     """Measure this machine's GPU, fit, score on points kept apart, write a profile and its faults.
 
     With --collect or --fit one half of that; --anchor moves a shipped profile here in minutes;
-    --for measures what one scenario needs; --links puts what `python -m hw.links` timed into a
+    --for measures what one scenario needs; --links puts what `python -m layerwise.hw.links` timed into a
     profile. What was measured is kept: run it again to go on.
 
     Example: layerwise calibrate --out profile.json --budget-s 600
     """
-    from scenarios.calibrate.calibrating import Asked
-    from scenarios.calibrate.calibrating import calibrate as run
-    from scenarios.tables import console
+    from layerwise.scenarios.calibrate.calibrating import Asked
+    from layerwise.scenarios.calibrate.calibrating import calibrate as run
+    from layerwise.scenarios.tables import console
 
     check_gpu(gpu, "a .toml file is predicted from its datasheet, without a profile")
     asked = Asked(
@@ -65,7 +65,7 @@ def calibrate(
     )  # fmt: skip
     said = run(asked, console(stderr=as_json), note)
     if as_json:
-        from scenarios.commands.written import calibrated_as_data
+        from layerwise.scenarios.commands.written import calibrated_as_data
 
         print_json(calibrated_as_data(out, said))
     else:
@@ -103,35 +103,35 @@ def accuracy(
     check_gpu(gpu, "give its profile, --profile FILE")
     constants = needed_profile(profile, gpu or "h100-sxm")
     if gpu and constants.gpu != gpu:
-        from sim.plan.errors import SpecError
+        from layerwise.sim.plan.errors import SpecError
 
         raise SpecError("--gpu", gpu, f"is not the profile's, {constants.gpu}", "leave one out")
     if commit_to is not None:
-        from calibration.selection import SCORED_SIZES_BYTES
-        from scenarios.accuracy.predictions import commit_unseen
+        from layerwise.calibration.selection import SCORED_SIZES_BYTES
+        from layerwise.scenarios.accuracy.predictions import commit_unseen
 
         note(commit_unseen(constants, commit_to, SCORED_SIZES_BYTES))
         return
-    from scenarios.accuracy.bars import passes
-    from scenarios.accuracy.scoring import score_unseen
-    from scenarios.accuracy.tables import accuracy_as_data, print_accuracy
-    from scenarios.tables import console
+    from layerwise.scenarios.accuracy.bars import passes
+    from layerwise.scenarios.accuracy.scoring import score_unseen
+    from layerwise.scenarios.accuracy.tables import accuracy_as_data, print_accuracy
+    from layerwise.scenarios.tables import console
 
     if ledger is not None:  # a broken one is told before minutes of scoring
-        from scenarios.accuracy.ledger import read_ledger
+        from layerwise.scenarios.accuracy.ledger import read_ledger
 
         held_to = read_ledger(ledger)
     else:
         held_to = None
     scored = score_unseen(constants, folder)
     if update_ledger is not None:
-        from scenarios.accuracy.ledger_update import update_and_print
+        from layerwise.scenarios.accuracy.ledger_update import update_and_print
 
         note(update_and_print(update_ledger, scored, constants, reason, console()))
         return
     if held_to is not None:
-        from scenarios.accuracy.ledger import check, problems_as_data
-        from scenarios.accuracy.ledger_tables import print_gate
+        from layerwise.scenarios.accuracy.ledger import check, problems_as_data
+        from layerwise.scenarios.accuracy.ledger_tables import print_gate
 
         problems = check(held_to, scored)
         if as_json:

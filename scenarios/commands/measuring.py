@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.options import (
+from layerwise.scenarios.commands.options import (
     MAX_SLICES,
     DeviceName,
     JsonOption,
@@ -22,7 +22,7 @@ from scenarios.commands.options import (
     TimingName,
     parse_seconds,
 )
-from scenarios.commands.shared import (
+from layerwise.scenarios.commands.shared import (
     needed_profile,
     note,
     note_changes,
@@ -42,16 +42,16 @@ def doctor(
 
     Example: layerwise doctor --quick
     """
-    from hw.host.doctor import examine, probes_here
+    from layerwise.hw.host.doctor import examine, probes_here
 
     machine = examine(probes_here(), device.value, quick=quick)
     if as_json:
-        from scenarios.measure.doctoring import machine_as_data
+        from layerwise.scenarios.measure.doctoring import machine_as_data
 
         print_json(machine_as_data(machine))
         return
-    from scenarios.measure.doctoring import print_machine
-    from scenarios.tables import console
+    from layerwise.scenarios.measure.doctoring import print_machine
+    from layerwise.scenarios.tables import console
 
     print_machine(machine, console())
 
@@ -94,15 +94,15 @@ def measure(
 
     Example: layerwise measure scenario.toml --out trace.jsonl.gz
     """
-    from scenarios.measure.measuring import (
+    from layerwise.scenarios.measure.measuring import (
         ImportedFiles,
         best_microbatches,
         import_to,
         measure_to,
         require_torch,
     )
-    from sim.plan.files import load_scenario
-    from sim.plan.overrides import parse_settings, with_values
+    from layerwise.sim.plan.files import load_scenario
+    from layerwise.sim.plan.overrides import parse_settings, with_values
 
     asked = load_scenario(scenario)
     if changes:
@@ -125,7 +125,7 @@ def measure(
             sample_power=power, energy_s=energy_s,
         )  # fmt: skip
     if as_json and said.startswith(f"{out}: "):  # no rank but the first writes one
-        from scenarios.commands.written import trace_as_data
+        from layerwise.scenarios.commands.written import trace_as_data
 
         print_json(trace_as_data(out, said))
     else:
@@ -159,9 +159,9 @@ def compare(
 
     Example: layerwise compare --all
     """
-    from scenarios.compare.choosing import choose_traces, compare_all, comparisons_as_data
-    from scenarios.compare.files import write_csv, write_plot
-    from scenarios.compare.joined import passes
+    from layerwise.scenarios.compare.choosing import choose_traces, compare_all, comparisons_as_data
+    from layerwise.scenarios.compare.files import write_csv, write_plot
+    from layerwise.scenarios.compare.joined import passes
 
     profiles = lru_cache(lambda gpu: needed_profile(profile, gpu))
     chosen = choose_traces(scenario, measured, everything, profiles)
@@ -171,15 +171,15 @@ def compare(
     if csv is not None:
         note(write_csv(compared, csv))
     if trace is not None:
-        from scenarios.predict.timeline import write_compared_timeline
+        from layerwise.scenarios.predict.timeline import write_compared_timeline
 
         runs = [(each.comparison.trace, each.profile) for each in compared]
         note(write_compared_timeline(runs, trace, trace_slices))
     if as_json:
         print_json(comparisons_as_data(compared))
     else:
-        from scenarios.compare.tables import print_comparisons
-        from scenarios.tables import console
+        from layerwise.scenarios.compare.tables import print_comparisons
+        from layerwise.scenarios.tables import console
 
         print_comparisons(compared, console(), level=level.value if level else None)
     if not passes(each.comparison for each in compared):

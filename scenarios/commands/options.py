@@ -11,7 +11,7 @@ import typer
 
 def parse_seconds(written: str | float) -> float:
     """`20ms`, `10min`, or plain seconds. Raises SpecError."""
-    from sim.plan.units import parse_real
+    from layerwise.sim.plan.units import parse_real
 
     return parse_real("time_s", str(written))
 
@@ -91,5 +91,5 @@ SlicesOption = Annotated[
     int,
     typer.Option("--trace-slices", metavar="N", help="Most slices it has; whole steps are kept."),
 ]
-# As `sim.timeline.chosen.MAX_SLICES`, which a command imports only when it draws.
+# As `layerwise.sim.timeline.chosen.MAX_SLICES`, which a command imports only when it draws.
 MAX_SLICES = 300_000

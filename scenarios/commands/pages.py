@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.options import JsonOption, ProfileOption
-from scenarios.commands.shared import needed_profile, note, print_json, profile_or_none
+from layerwise.scenarios.commands.options import JsonOption, ProfileOption
+from layerwise.scenarios.commands.shared import needed_profile, note, print_json, profile_or_none
 
 
 def report(
@@ -28,7 +28,7 @@ def report(
 
     Example: layerwise report trace.jsonl.gz scenario.toml --out report.html
     """
-    from scenarios.report.making import make_report
+    from layerwise.scenarios.report.making import make_report
 
     profiles = lru_cache(lambda gpu: profile_or_none(profile, gpu))
     needed = lru_cache(lambda gpu: needed_profile(profile, gpu))
@@ -58,7 +58,7 @@ def explore(
 
     Example: layerwise explore --port 8000
     """
-    from scenarios.report.making import serve
+    from layerwise.scenarios.report.making import serve
 
     profiles = lru_cache(lambda gpu: profile_or_none(profile, gpu))
     serve(profiles, models or (), port, lambda url: (
@@ -73,6 +73,6 @@ def schema(
 
     Example: layerwise schema > scenario.schema.json
     """
-    from sim.plan.files import scenario_json_schema
+    from layerwise.sim.plan.files import scenario_json_schema
 
     print_json(scenario_json_schema())

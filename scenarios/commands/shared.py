@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sim.profile import Profile
+    from layerwise.sim.profile import Profile
 
 
 def profile_or_none(path: Path | None, gpu: str) -> Profile | None:
     """The given profile, the shipped one for this GPU, or none when none is shipped."""
-    from calibration.data import profile_path
-    from sim.plan.errors import SpecError
-    from sim.profile import load_profile
+    from layerwise.calibration.data import profile_path
+    from layerwise.sim.plan.errors import SpecError
+    from layerwise.sim.profile import load_profile
 
     if path and not path.exists():
         raise SpecError("--profile", str(path), "is no file", "give the path of one; those of "
@@ -27,7 +27,7 @@ def profile_or_none(path: Path | None, gpu: str) -> Profile | None:
 
 def needed_profile(path: Path | None, gpu: str) -> Profile:
     """The given profile or the shipped one; raises FileFormatError where there is neither."""
-    from sim.plan.errors import FileFormatError
+    from layerwise.sim.plan.errors import FileFormatError
 
     found = profile_or_none(path, gpu)
     if found is None:
@@ -41,17 +41,17 @@ def needed_profile(path: Path | None, gpu: str) -> Profile:
 
 def shipped_profiles() -> list[str]:
     """The GPUs that have one, by name."""
-    from calibration.data import profile_path
-    from sim.plan.hardware import GPUS
+    from layerwise.calibration.data import profile_path
+    from layerwise.sim.plan.hardware import GPUS
 
     return [name for name in GPUS if profile_path(name).exists()]
 
 
 def check_gpu(name: str, own: str) -> None:
     """Raise SpecError for a GPU that is not known; "" names none. `own`: what to do for one's own."""
-    from sim.plan.errors import SpecError
-    from sim.plan.hardware import GPUS
-    from sim.plan.overrides import nearest
+    from layerwise.sim.plan.errors import SpecError
+    from layerwise.sim.plan.hardware import GPUS
+    from layerwise.sim.plan.overrides import nearest
 
     if name and name not in GPUS:
         raise SpecError("--gpu", name, "is not known", f"{nearest(name, GPUS)} (one's own: {own})")
@@ -70,6 +70,6 @@ def note_changes(changes: Sequence[str] | None) -> None:
 
 def note(text: str) -> None:
     """What a command did beside its answer: on stderr, so that stdout stays parseable."""
-    from sim.plan.errors import visible
+    from layerwise.sim.plan.errors import visible
 
     print(visible(text, keep="\n"), file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any
 
 def trace_as_data(path: Path, said: str) -> dict[str, Any]:
     """A trace that was written: what it holds and what to know of it. Raises FileFormatError."""
-    from sim.trace import read_trace
+    from layerwise.sim.trace import read_trace
 
     trace = read_trace(path)
     return {
@@ -27,7 +27,7 @@ def calibrated_as_data(out: Path | None, said: str) -> dict[str, Any]:
     """What a calibration says; with a profile `out`, how well each kind of op was fitted."""
     if out is None or not out.is_file():
         return {"said": said.splitlines(), "profile": None}
-    from sim.profile import load_profile
+    from layerwise.sim.profile import load_profile
 
     profile = load_profile(out)
     kinds = {

@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sim.plan import ops
-from sim.plan.program import StepPrograms
-from sim.trace import Row
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.program import StepPrograms
+from layerwise.sim.trace import Row
 
 RowKey = tuple[int, int, str]
 """(step, rank, op)"""

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calibration.data import file_hash
-from scenarios.compare.joined import (
+from layerwise.calibration.data import file_hash
+from layerwise.scenarios.compare.joined import (
     STAGE_TOLERANCE,
     Comparison,
     Score,
@@ -18,15 +18,15 @@ from scenarios.compare.joined import (
     median_size,
     passes,
 )
-from scenarios.compare.refusals import differences, require_unseen
-from scenarios.compare.scores import LEVELS
-from scenarios.predict.beliefs import CommittedPrediction, provenance_of, read_prediction
-from scenarios.predict.committed import Earlier, earlier_than
-from sim.plan.errors import SpecError, TraceMismatchError
-from sim.plan.files import load_scenario, scenario_from_data
-from sim.plan.scenario import Scenario
-from sim.profile import Profile
-from sim.trace import Trace, as_data, read_trace
+from layerwise.scenarios.compare.refusals import differences, require_unseen
+from layerwise.scenarios.compare.scores import LEVELS
+from layerwise.scenarios.predict.beliefs import CommittedPrediction, provenance_of, read_prediction
+from layerwise.scenarios.predict.committed import Earlier, earlier_than
+from layerwise.sim.plan.errors import SpecError, TraceMismatchError
+from layerwise.sim.plan.files import load_scenario, scenario_from_data
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import Trace, as_data, read_trace
 
 Profiles = Callable[[str], Profile]
 """The profile of a GPU type, by its name; raises where there is none."""
@@ -54,7 +54,7 @@ def choose_traces(
     committed validation trace that a fit has seen, or any trace that says "validation" and is
     among the files of the profile's fit.
     """
-    from calibration.data import validation_trace_paths
+    from layerwise.calibration.data import validation_trace_paths
 
     asked = load_scenario(scenario) if scenario else None
     if measured is not None:
@@ -92,7 +92,7 @@ def compare_all(traces: tuple[Trace, ...], profiles: Profiles) -> tuple[Compared
 
 
 def _compared(trace: Trace, profile: Profile) -> Compared:
-    from calibration.data import prediction_path
+    from layerwise.calibration.data import prediction_path
 
     comparison, path = compare(trace, profile), prediction_path(trace.name)
     committed = read_prediction(path)

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from scenarios.compare.choosing import Compared
-from scenarios.compare.scores import LEVELS, Score
-from sim.plan.errors import MissingPackageError, SpecError
-from sim.trace import write_atomically
-from sim.uncertainty import around
+from layerwise.scenarios.compare.choosing import Compared
+from layerwise.scenarios.compare.scores import LEVELS, Score
+from layerwise.sim.plan.errors import MissingPackageError, SpecError
+from layerwise.sim.trace import write_atomically
+from layerwise.sim.uncertainty import around
 
 PICTURES = (".png", ".svg")
 # As many ops as a person can tell apart in a picture; of more, those with the largest shares.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sim.cost.shapes import FEATURES, features_of, kind_of, place_of
-from sim.plan.program import MEETINGS, Program
-from sim.profile import OpFit, Profile
+from layerwise.sim.cost.shapes import FEATURES, features_of, kind_of, place_of
+from layerwise.sim.plan.program import MEETINGS, Program
+from layerwise.sim.profile import OpFit, Profile
 
 # Profiles keep places to so many digits.
 PLACE_DIGITS = 4

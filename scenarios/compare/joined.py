@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 
-from scenarios.compare.accounts import members_of, op_label
-from scenarios.compare.fitted import FittedShapes, fitted_shapes
-from scenarios.compare.levels import pacing_of, scores_of
-from scenarios.compare.refusals import (
+from layerwise.scenarios.compare.accounts import members_of, op_label
+from layerwise.scenarios.compare.fitted import FittedShapes, fitted_shapes
+from layerwise.scenarios.compare.levels import pacing_of, scores_of
+from layerwise.scenarios.compare.refusals import (
     check_gpu,
     check_joined,
     check_rows,
     quarantine_of,
     require_unseen,
 )
-from scenarios.compare.scores import (
+from layerwise.scenarios.compare.scores import (
     STAGE_TOLERANCE,
     Comparison,
     Score,
@@ -31,13 +31,13 @@ from scenarios.compare.scores import (
     median_size,
     spread_of,
 )
-from scenarios.compare.sides import Sides
-from scenarios.predict.alone import PredictedRun, predict_run
-from sim.plan.errors import TraceMismatchError
-from sim.plan.files import scenario_from_data
-from sim.plan.scenario import Scenario
-from sim.profile import Profile
-from sim.trace import Trace
+from layerwise.scenarios.compare.sides import Sides
+from layerwise.scenarios.predict.alone import PredictedRun, predict_run
+from layerwise.sim.plan.errors import TraceMismatchError
+from layerwise.sim.plan.files import scenario_from_data
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import Trace
 
 __all__ = [
     "STAGE_TOLERANCE", "Comparison", "Score", "StageScore", "compare", "median_error", "median_size",

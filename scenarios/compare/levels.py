@@ -6,9 +6,9 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from scenarios.compare.accounts import MESSAGES, RowKey, op_label
-from scenarios.compare.scores import Level, Pacing, Part, Score, Times, spread_of
-from scenarios.compare.sides import Sides, over_steps
+from layerwise.scenarios.compare.accounts import MESSAGES, RowKey, op_label
+from layerwise.scenarios.compare.scores import Level, Pacing, Part, Score, Times, spread_of
+from layerwise.scenarios.compare.sides import Sides, over_steps
 
 TIE_DIGITS = 9  # of seconds: ranks that differ by less compute equally long; the first is named
 PHASES = {"attn": "attention", "mlp": "mlp"}
@@ -140,7 +140,7 @@ def _spread(sides: Sides, keys: Iterable[RowKey]) -> float:
 
 
 def _half_width(sides: Sides, level: Level, labels: Sequence[str], keys: Iterable[RowKey]) -> float:
-    """Errors of one kind add up, those of different kinds are independent (`sim.uncertainty`).
+    """Errors of one kind add up, those of different kinds are independent (`layerwise.sim.uncertainty`).
 
     Sums over kinds scatter by the profile's `step_factor` more, but for messages and collectives.
     """

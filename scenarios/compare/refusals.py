@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from scenarios.compare.accounts import COLLECTIVES, MESSAGES, RowKey
-from scenarios.compare.fitted import FittedShapes
-from sim.plan.errors import ProfileMismatchError, TraceMismatchError
-from sim.plan.hardware import GpuSpec
-from sim.profile import Profile
-from sim.trace import THROTTLE_NOTES, Row, Trace, is_held_down
+from layerwise.scenarios.compare.accounts import COLLECTIVES, MESSAGES, RowKey
+from layerwise.scenarios.compare.fitted import FittedShapes
+from layerwise.sim.plan.errors import ProfileMismatchError, TraceMismatchError
+from layerwise.sim.plan.hardware import GpuSpec
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import THROTTLE_NOTES, Row, Trace, is_held_down
 
 NAMED = 3  # of what is wrong, so many are named in a message
 FIRST_ROW_LINE = 2  # of a trace file: the header comes first

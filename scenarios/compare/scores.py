@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from statistics import median, quantiles
 from typing import Literal
 
-from scenarios.compare.fitted import FittedShapes
-from sim.trace import Trace
-from sim.uncertainty import Interval, around
+from layerwise.scenarios.compare.fitted import FittedShapes
+from layerwise.sim.trace import Trace
+from layerwise.sim.uncertainty import Interval, around
 
 # The bar for a whole stage.
 STAGE_TOLERANCE = 0.06

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 
-from scenarios.compare.accounts import (
+from layerwise.scenarios.compare.accounts import (
     COLLECTIVES,
     MESSAGES,
     RowKey,
@@ -17,10 +17,10 @@ from scenarios.compare.accounts import (
     op_label,
     predicted_accounts,
 )
-from scenarios.compare.scores import Part, Times, combined
-from scenarios.predict.alone import PredictedRun
-from sim.trace import Trace
-from sim.uncertainty import half_widths_of
+from layerwise.scenarios.compare.scores import Part, Times, combined
+from layerwise.scenarios.predict.alone import PredictedRun
+from layerwise.sim.trace import Trace
+from layerwise.sim.uncertainty import half_widths_of
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from scenarios import tables
-from scenarios.compare.choosing import Compared, median_absolute_op_error, median_op_error
-from scenarios.compare.scores import LEVELS, STAGE_TOLERANCE, Comparison, Level, Score, StageScore
-from scenarios.tables import escape
+from layerwise.scenarios import tables
+from layerwise.scenarios.compare.choosing import Compared, median_absolute_op_error, median_op_error
+from layerwise.scenarios.compare.scores import (
+    LEVELS,
+    STAGE_TOLERANCE,
+    Comparison,
+    Level,
+    Score,
+    StageScore,
+)
+from layerwise.scenarios.tables import escape
 
 # Of one trace the finest level with so many lines is shown where none was asked for.
 MOST_LINES = 40

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from calibration.data import profile_path
-from hw.host.affinity import UNKNOWN_NODE, GpuPair, Nearest, Nic, as_ranges
-from hw.host.doctor import Gpu, Machine, PeerCopy
-from scenarios.tables import gigabytes, megabytes
-from sim.plan.hardware import GPUS, usual_wires
+from layerwise.calibration.data import profile_path
+from layerwise.hw.host.affinity import UNKNOWN_NODE, GpuPair, Nearest, Nic, as_ranges
+from layerwise.hw.host.doctor import Gpu, Machine, PeerCopy
+from layerwise.scenarios.tables import gigabytes, megabytes
+from layerwise.sim.plan.hardware import GPUS, usual_wires
 
 Verdict = Literal["ok", "missing", "slow"]
 Section = Literal["software", "GPUs", "links", "communication", "instruments", "this process"]

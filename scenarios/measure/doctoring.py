@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from hw.host.doctor import Machine
-from scenarios.measure.diagnosis import Finding, findings_of, has_torch
-from scenarios.tables import escape, table
+from layerwise.hw.host.doctor import Machine
+from layerwise.scenarios.measure.diagnosis import Finding, findings_of, has_torch
+from layerwise.scenarios.tables import escape, table
 
 STYLES = {"ok": "green", "missing": "red", "slow": "yellow"}
 

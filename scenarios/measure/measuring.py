@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Literal
 
-from sim.plan.errors import MissingPackageError, SpecError
-from sim.plan.scenario import Scenario
-from sim.trace import Trace
+from layerwise.sim.plan.errors import MissingPackageError, SpecError
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.trace import Trace
 
 if TYPE_CHECKING:
-    from sim.profile import Profile
+    from layerwise.sim.profile import Profile
 
 Purpose = Literal["fit", "validation", "other"]
 TimingName = Literal["cupti", "events", "clock", "none"]
@@ -37,8 +37,8 @@ def measure_to(
     """
     require_torch()
     _check_kernels(scenario, device)
-    from hw.instrument.power import PowerOptions
-    from hw.ranks.launch import Options, launch
+    from layerwise.hw.instrument.power import PowerOptions
+    from layerwise.hw.ranks.launch import Options, launch
 
     power = PowerOptions(sample=sample_power, energy_s=energy_s)
     options = Options(
@@ -79,8 +79,8 @@ def import_to(
         raise SpecError("--import", [str(p) for p in files.paths], f"runs nothing for {unused}",
                         "leave them out")  # fmt: skip
     require_torch()
-    from hw.imported.trace import import_trace
-    from sim.trace import read_trace, write_trace
+    from layerwise.hw.imported.trace import import_trace
+    from layerwise.sim.trace import read_trace, write_trace
 
     untraced = read_trace(files.untraced) if files.untraced else None
     ranks = dict(_rank_of(text) for text in files.rank_of)
@@ -181,6 +181,6 @@ def _check_kernels(scenario: Scenario, device: Literal["cpu", "cuda"]) -> None:
 
 def best_microbatches(scenario: Scenario, profile: Profile | None) -> int:
     """The number of microbatches that is predicted to give the most tokens a second."""
-    from sim.predict import predict
+    from layerwise.sim.predict import predict
 
     return predict(scenario, profile).num_microbatches

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from scenarios.paper.experiment import Entry, Report
-from scenarios.paper.verdicts import Reading
-from scenarios.predict.beliefs import on_chip_line, prediction_as_data, provenance_of, warnings_of
-from sim.memory import Remedy
+from layerwise.scenarios.paper.experiment import Entry, Report
+from layerwise.scenarios.paper.verdicts import Reading
+from layerwise.scenarios.predict.beliefs import (
+    on_chip_line,
+    prediction_as_data,
+    provenance_of,
+    warnings_of,
+)
+from layerwise.sim.memory import Remedy
 
 
 def report_as_data(report: Report) -> dict[str, Any]:

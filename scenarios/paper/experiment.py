@@ -9,21 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from scenarios.compare.joined import StageScore, score_stage
-from scenarios.paper import mechanism
-from scenarios.paper import verdicts as claims
-from scenarios.paper.readings import Believed, name_of, readings_of
-from scenarios.paper.verdicts import Beliefs, Judged, Reading
-from scenarios.predict.alone import measured_stage_s
-from sim.memory import Remedy, remedies
-from sim.plan.compile import KernelChoice
-from sim.plan.ops import AllReduceAlgorithm
-from sim.plan.overrides import with_values
-from sim.plan.scenario import Launch, Scenario, Strategy, paper_scenario
-from sim.plan.workload import Phase, Workload
-from sim.predict import Prediction, predict
-from sim.profile import Profile
-from sim.trace import Trace
+from layerwise.scenarios.compare.joined import StageScore, score_stage
+from layerwise.scenarios.paper import mechanism
+from layerwise.scenarios.paper import verdicts as claims
+from layerwise.scenarios.paper.readings import Believed, name_of, readings_of
+from layerwise.scenarios.paper.verdicts import Beliefs, Judged, Reading
+from layerwise.scenarios.predict.alone import measured_stage_s
+from layerwise.sim.memory import Remedy, remedies
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.ops import AllReduceAlgorithm
+from layerwise.sim.plan.overrides import with_values
+from layerwise.sim.plan.scenario import Launch, Scenario, Strategy, paper_scenario
+from layerwise.sim.plan.workload import Phase, Workload
+from layerwise.sim.predict import Prediction, predict
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import Trace
 
 VOCABULARY = 32_000
 TENSOR_PIPELINE: Strategy = "tensor-pipeline"
@@ -232,7 +232,7 @@ def _remedies(entry: Entry) -> tuple[Remedy, ...]:
 
 def default_traces(folder: Path | None = None) -> tuple[Trace, ...]:
     """The committed validation traces."""
-    from calibration.data import validation_trace_paths
-    from sim.trace import read_trace
+    from layerwise.calibration.data import validation_trace_paths
+    from layerwise.sim.trace import read_trace
 
     return tuple(read_trace(path) for path in validation_trace_paths(folder))

@@ -5,10 +5,10 @@ Rules and vocabulary: `paper_verdicts`. The first two need no prediction, so the
 
 from __future__ import annotations
 
-from scenarios.paper.verdicts import Judged, agreement, milliseconds
-from sim.plan.hardware import GpuSpec
-from sim.plan.model import ModelSpec
-from sim.predict import Prediction
+from layerwise.scenarios.paper.verdicts import Judged, agreement, milliseconds
+from layerwise.sim.plan.hardware import GpuSpec
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.predict import Prediction
 
 # Source: paper, "Cache Requirements": "Per layer memory: ~11GB (weights + activations + buffers)".
 LAYER_BYTES = 11e9

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from math import exp, isnan, log, nan
 from typing import Any
 
-from scenarios.paper.experiment import LAYER_WISE, TENSOR_PIPELINE, Question, Report, ask
-from scenarios.paper.mechanism import (
+from layerwise.scenarios.paper.experiment import LAYER_WISE, TENSOR_PIPELINE, Question, Report, ask
+from layerwise.scenarios.paper.mechanism import (
     EQUAL_LOAD_SPREAD,
     LAYER_BYTES,
     MINIMAL_LINK_SHARE,
@@ -20,7 +20,7 @@ from scenarios.paper.mechanism import (
     link_share,
     load_spread,
 )
-from scenarios.paper.verdicts import (
+from layerwise.scenarios.paper.verdicts import (
     BASELINE_INVERSE_THROUGHPUT_S,
     BASELINE_TOKENS_PER_S,
     GAIN,
@@ -31,12 +31,12 @@ from scenarios.paper.verdicts import (
     Verdict,
     agreement,
 )
-from sim.plan.errors import SpecError
-from sim.plan.model import ModelSpec
-from sim.plan.overrides import with_values
-from sim.plan.scenario import Scenario
-from sim.predict import cost_model, predict_with
-from sim.profile import Profile
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.overrides import with_values
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.predict import cost_model, predict_with
+from layerwise.sim.profile import Profile
 
 Ratio = Callable[[Mapping[str, object]], float]
 """What is predicted over what is claimed, after changes by key."""

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from scenarios import tables
-from scenarios.paper.experiment import Entry, Report
-from scenarios.paper.verdicts import GAIN
-from scenarios.predict.tables import (
+from layerwise.scenarios import tables
+from layerwise.scenarios.paper.experiment import Entry, Report
+from layerwise.scenarios.paper.verdicts import GAIN
+from layerwise.scenarios.predict.tables import (
     BOUND_NAMES,
     INTERVAL,
     UNCALIBRATED_NOTE,
     print_cautions,
     rate_interval,
 )
-from sim.cost.model import Belief
-from sim.predict import BOUNDS, Prediction
-from sim.uncertainty import around, half_width_of_ratio
+from layerwise.sim.cost.model import Belief
+from layerwise.sim.predict import BOUNDS, Prediction
+from layerwise.sim.uncertainty import around, half_width_of_ratio
 
 NOT_MEASURED = "not measured"
 # Headings over two lines, so that the widest rates and their intervals stay on one.

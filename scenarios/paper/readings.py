@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scenarios.paper.verdicts import Reading
-from sim.plan.scenario import Scenario, place
-from sim.plan.workload import Phase, Workload
-from sim.predict import Prediction, predict
-from sim.profile import Profile
+from layerwise.scenarios.paper.verdicts import Reading
+from layerwise.sim.plan.scenario import Scenario, place
+from layerwise.sim.plan.workload import Phase, Workload
+from layerwise.sim.predict import Prediction, predict
+from layerwise.sim.profile import Profile
 
 
 @dataclass(frozen=True, kw_only=True)

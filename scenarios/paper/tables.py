@@ -5,16 +5,16 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from scenarios import tables
-from scenarios.compare.joined import StageScore
-from scenarios.compare.tables import mark_of
-from scenarios.paper.experiment import Report
-from scenarios.paper.placements import print_placement, print_rates
-from scenarios.paper.verdicts import Verdict
-from scenarios.predict.tables import print_budget, print_remedies
-from scenarios.tables import escape
-from sim.plan.model import ModelSpec
-from sim.predict import Prediction
+from layerwise.scenarios import tables
+from layerwise.scenarios.compare.joined import StageScore
+from layerwise.scenarios.compare.tables import mark_of
+from layerwise.scenarios.paper.experiment import Report
+from layerwise.scenarios.paper.placements import print_placement, print_rates
+from layerwise.scenarios.paper.verdicts import Verdict
+from layerwise.scenarios.predict.tables import print_budget, print_remedies
+from layerwise.scenarios.tables import escape
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.predict import Prediction
 
 VERDICT_STYLE: dict[Verdict, str] = {
     "holds": "green", "does not hold": "yellow", "cannot hold": "red", "not decided": "dim",

@@ -31,9 +31,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from sim.plan.hardware import GpuSpec
-from sim.plan.workload import Phase
-from sim.predict import Prediction
+from layerwise.sim.plan.hardware import GpuSpec
+from layerwise.sim.plan.workload import Phase
+from layerwise.sim.predict import Prediction
 
 Verdict = Literal["holds", "does not hold", "cannot hold", "not decided"]
 Who = Literal["baseline", "layer-wise"]

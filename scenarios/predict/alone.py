@@ -8,15 +8,15 @@ from functools import cached_property
 from itertools import chain, pairwise
 from statistics import median
 
-from sim.cost.model import Belief
-from sim.plan.errors import TraceMismatchError
-from sim.plan.program import StepPrograms, context_grows, kernel_set_hash, repeated_steps
-from sim.plan.scenario import RunSpec, Scenario, compile_run
-from sim.predict import cost_model
-from sim.profile import Profile
-from sim.simulate import Simulation, simulate_scenario
-from sim.trace import Row, Trace
-from sim.uncertainty import Uncertainty, uncertainty_of
+from layerwise.sim.cost.model import Belief
+from layerwise.sim.plan.errors import TraceMismatchError
+from layerwise.sim.plan.program import StepPrograms, context_grows, kernel_set_hash, repeated_steps
+from layerwise.sim.plan.scenario import RunSpec, Scenario, compile_run
+from layerwise.sim.predict import cost_model
+from layerwise.sim.profile import Profile
+from layerwise.sim.simulate import Simulation, simulate_scenario
+from layerwise.sim.trace import Row, Trace
+from layerwise.sim.uncertainty import Uncertainty, uncertainty_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class PredictedRun:
 
     @property
     def repeated_steps(self) -> tuple[int, ...]:
-        """What a measurement repeats, as `sim.plan.program.repeated_steps` has it."""
+        """What a measurement repeats, as `layerwise.sim.plan.program.repeated_steps` has it."""
         return repeated_steps(self.run)
 
 
@@ -111,7 +111,7 @@ def measured_stage_s(scenario: Scenario, traces: Iterable[Trace]) -> float | Non
 
     Only placements without tensor parallelism: alone, the shard of a layer reduces nothing.
     """
-    from sim.plan.files import scenario_from_data
+    from layerwise.sim.plan.files import scenario_from_data
 
     if scenario.placement.tensor_parallel > 1:
         return None

@@ -8,15 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scenarios.predict.alone import predict_run
-from scenarios.predict.committed import read_committed, write_committed
-from sim.cost.uncalibrated import published_profile
-from sim.memory import remedies
-from sim.plan.errors import SpecError
-from sim.plan.placement import stage_fits
-from sim.plan.scenario import Scenario, compile_run, place
-from sim.predict import Prediction, predict
-from sim.profile import Profile
+from layerwise.scenarios.predict.alone import predict_run
+from layerwise.scenarios.predict.committed import read_committed, write_committed
+from layerwise.sim.cost.uncalibrated import published_profile
+from layerwise.sim.memory import remedies
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.placement import stage_fits
+from layerwise.sim.plan.scenario import Scenario, compile_run, place
+from layerwise.sim.predict import Prediction, predict
+from layerwise.sim.profile import Profile
 
 FORMAT = "layerwise-prediction"
 VERSION = 1
@@ -63,7 +63,7 @@ class ThreeBeliefs:
 
 
 def predict_all(scenario: Scenario, profile: Profile | None) -> ThreeBeliefs:
-    """Predict under every belief; raises what `sim.predict.predict` raises.
+    """Predict under every belief; raises what `layerwise.sim.predict.predict` raises.
 
     A number of microbatches left open is the best of each bound's own; the uncalibrated prediction
     takes the calibrated one's, so that they differ in belief alone.

@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from sim.plan.errors import FileFormatError
-from sim.plan.reading import read_json
-from sim.trace import write_atomically
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.reading import read_json
+from layerwise.sim.trace import write_atomically
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def read_committed(path: Path, kind: type[T], file_format: str, version: int) ->
 
     Raises FileFormatError, or SpecError for fields that are wrong.
     """
-    from sim.plan.files import validate
+    from layerwise.sim.plan.files import validate
 
     if not path.exists():
         return None

@@ -6,13 +6,13 @@ from typing import Any
 
 from rich.console import Console
 
-from scenarios import tables
-from scenarios.predict.beliefs import ThreeBeliefs
-from sim.cost.model import Belief
-from sim.generate import Generation, generate
-from sim.plan.scenario import Scenario
-from sim.predict import cost_model
-from sim.profile import Profile
+from layerwise.scenarios import tables
+from layerwise.scenarios.predict.beliefs import ThreeBeliefs
+from layerwise.sim.cost.model import Belief
+from layerwise.sim.generate import Generation, generate
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.predict import cost_model
+from layerwise.sim.profile import Profile
 
 
 def generate_all(

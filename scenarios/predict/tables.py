@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from scenarios import tables
-from scenarios.predict.beliefs import ThreeBeliefs, on_chip_line, warnings_of
-from scenarios.rank.layouts import Layout
-from scenarios.tables import escape
-from sim.cost.model import Belief
-from sim.memory import MemoryBudget, Remedy, remedies
-from sim.plan.compile import KernelChoice
-from sim.plan.scenario import Scenario, place
-from sim.predict import BOUNDS, Prediction
-from sim.profile import Profile
+from layerwise.scenarios import tables
+from layerwise.scenarios.predict.beliefs import ThreeBeliefs, on_chip_line, warnings_of
+from layerwise.scenarios.rank.layouts import Layout
+from layerwise.scenarios.tables import escape
+from layerwise.sim.cost.model import Belief
+from layerwise.sim.memory import MemoryBudget, Remedy, remedies
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.scenario import Scenario, place
+from layerwise.sim.predict import BOUNDS, Prediction
+from layerwise.sim.profile import Profile
 
 BOUND_NAMES = {
     "hbm": "HBM", "l2": "L2", "compute": "compute", "link": "links", "launch": "launch",

@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scenarios.compare.accounts import measured_transfers, members_of
-from scenarios.predict.alone import PredictedRun, predict_run
-from sim.plan.errors import SpecError
-from sim.plan.scenario import compile_run
-from sim.predict import Prediction, cost_model
-from sim.profile import Profile
-from sim.simulate import simulate_scenario
-from sim.timeline.chosen import MAX_SLICES, Panel
-from sim.timeline.sides import MeasuredSide, PredictedSide
-from sim.timeline.writing import write_timeline
-from sim.trace import Row, Trace
+from layerwise.scenarios.compare.accounts import measured_transfers, members_of
+from layerwise.scenarios.predict.alone import PredictedRun, predict_run
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.scenario import compile_run
+from layerwise.sim.predict import Prediction, cost_model
+from layerwise.sim.profile import Profile
+from layerwise.sim.simulate import simulate_scenario
+from layerwise.sim.timeline.chosen import MAX_SLICES, Panel
+from layerwise.sim.timeline.sides import MeasuredSide, PredictedSide
+from layerwise.sim.timeline.writing import write_timeline
+from layerwise.sim.trace import Row, Trace
 
 if TYPE_CHECKING:
-    from scenarios.paper.experiment import Entry, Report
+    from layerwise.scenarios.paper.experiment import Entry, Report
 
 # From idle, then two steps that follow at once: fill and the steady stream both show.
 NUM_STEPS = 3
@@ -34,7 +34,7 @@ VIEWER = "open it at https://ui.perfetto.dev"
 def write_panels(panels: Sequence[Panel], path: Path, max_slices: int = MAX_SLICES) -> str:
     """Write a timeline (`.gz` compresses) and say in a sentence what went into it.
 
-    Raises what `sim.timeline.writing.write_timeline` raises.
+    Raises what `layerwise.sim.timeline.writing.write_timeline` raises.
     """
     written = write_timeline(panels, path, max_slices)
     said = [f"{path}: {written.num_slices:,} slices, {written.num_arrows:,} arrows"]
@@ -88,9 +88,9 @@ def write_paper_timeline(report: Report, path: Path, max_slices: int = MAX_SLICE
 def sides_of(trace: Trace, profile: Profile) -> tuple[PredictedSide, MeasuredSide]:
     """A measured run and its prediction; of its repeats the one whose longest rank is the median.
 
-    Raises what `scenarios.predict.alone.predict_run` raises.
+    Raises what `layerwise.scenarios.predict.alone.predict_run` raises.
     """
-    from sim.plan.files import scenario_from_data
+    from layerwise.sim.plan.files import scenario_from_data
 
     scenario = scenario_from_data(trace.scenario, f"trace {trace.name!r}: scenario")
     predicted = predict_run(scenario, profile)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from scenarios.predict.beliefs import provenance_of
-from scenarios.rank.asked import Candidate
-from scenarios.rank.flips import Flip
-from scenarios.rank.ranking import Ranking, widths_of_ratio
-from scenarios.rank.words import (
+from layerwise.scenarios.predict.beliefs import provenance_of
+from layerwise.scenarios.rank.asked import Candidate
+from layerwise.scenarios.rank.flips import Flip
+from layerwise.scenarios.rank.ranking import Ranking, widths_of_ratio
+from layerwise.scenarios.rank.words import (
     flip_sentence,
     leeway_sentence,
     short_reason,

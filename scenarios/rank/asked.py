@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from scenarios.rank.flips import Knob
-from scenarios.rank.layouts import Layout
-from scenarios.rank.unvalidated import Pairs, Part
-from sim.cost.model import Belief, Calibrated
-from sim.cost.uncalibrated import RESERVED_BYTES, published_profile
-from sim.memory import MemoryBudget
-from sim.plan.compile import KernelChoice
-from sim.plan.hardware import ClusterSpec
-from sim.plan.model import ModelSpec
-from sim.plan.overrides import with_values
-from sim.plan.scenario import RunSpec, Scenario
-from sim.plan.workload import Workload
-from sim.profile import Profile
-from sim.uncertainty import Interval, Uncertainty
+from layerwise.scenarios.rank.flips import Knob
+from layerwise.scenarios.rank.layouts import Layout
+from layerwise.scenarios.rank.unvalidated import Pairs, Part
+from layerwise.sim.cost.model import Belief, Calibrated
+from layerwise.sim.cost.uncalibrated import RESERVED_BYTES, published_profile
+from layerwise.sim.memory import MemoryBudget
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.overrides import with_values
+from layerwise.sim.plan.scenario import RunSpec, Scenario
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.profile import Profile
+from layerwise.sim.uncertainty import Interval, Uncertainty
 
 
 @dataclass(frozen=True, kw_only=True)

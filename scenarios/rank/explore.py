@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from scenarios.rank.asked import Asked, Candidate
-from scenarios.rank.layouts import Layout, Refused, microbatch_grid
-from scenarios.rank.unvalidated import parts_of
-from sim.cost.model import Calibrated
-from sim.plan.errors import ProfileMismatchError
-from sim.plan.workload import MAX_CHUNKS
-from sim.predict import Prediction, predict_with
+from layerwise.scenarios.rank.asked import Asked, Candidate
+from layerwise.scenarios.rank.layouts import Layout, Refused, microbatch_grid
+from layerwise.scenarios.rank.unvalidated import parts_of
+from layerwise.sim.cost.model import Calibrated
+from layerwise.sim.plan.errors import ProfileMismatchError
+from layerwise.sim.plan.workload import MAX_CHUNKS
+from layerwise.sim.predict import Prediction, predict_with
 
 # Upwards, throughput has this many chances to rise again before more microbatches are left out.
 NUM_DECLINES = 2
@@ -97,7 +97,7 @@ def _climb(attempt: Callable[[int], tuple[bool, float]], numbers: Sequence[int])
 def _smaller_batches(
     asked: Asked, layout: Layout, cost: Calibrated, ttft_s: float
 ) -> Iterator[Candidate]:
-    """The best number of microbatches (`sim.predict`'s search) at each power of two below."""
+    """The best number of microbatches (`layerwise.sim.predict`'s search) at each power of two below."""
     size = 1
     while size < asked.workload.batch_size:
         fixed = asked.workload.num_microbatches
@@ -108,7 +108,7 @@ def _smaller_batches(
 
 
 def _at_best(asked: Asked, layout: Layout, cost: Calibrated, ttft_s: float) -> Candidate:
-    """At the number of microbatches asked for, or at the best that `sim.predict` finds."""
+    """At the number of microbatches asked for, or at the best that `layerwise.sim.predict` finds."""
     scenario = asked.scenario(layout, asked.workload.num_microbatches)
     found = predict_with(scenario, cost, asked.reserved_bytes)
     return _candidate(asked, layout, cost, found, ttft_s)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from calibration.data import profile_path
-from scenarios.rank.asked import Asked
-from scenarios.rank.layouts import Layout, layouts_of
-from sim.cost.uncalibrated import RESERVED_BYTES
-from sim.memory import free_bytes
-from sim.plan.errors import SpecError
-from sim.plan.hardware import GPUS, NOTHING_SLOW, ClusterSpec, GpuSpec, cluster_name
-from sim.profile import load_profile
+from layerwise.calibration.data import profile_path
+from layerwise.scenarios.rank.asked import Asked
+from layerwise.scenarios.rank.layouts import Layout, layouts_of
+from layerwise.sim.cost.uncalibrated import RESERVED_BYTES
+from layerwise.sim.memory import free_bytes
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.hardware import GPUS, NOTHING_SLOW, ClusterSpec, GpuSpec, cluster_name
+from layerwise.sim.profile import load_profile
 
 # Of a machine that GPUs are sold in: below it any number is tried, above it whole nodes.
 NODE = 8

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sim.plan.hardware import ClusterSpec
-from sim.plan.scenario import Launch
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.scenario import Launch
 
 Lead = Callable[[float], float]
 LOW, HIGH = 0.1, 10.0

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from scenarios.rank.layouts import Layout
-from sim.plan.errors import SpecError
-from sim.plan.files import load_gpu, load_model_config
-from sim.plan.hardware import GPUS, ClusterSpec, GpuSpec, dgx_cluster
-from sim.plan.model import MODELS, ModelSpec, divisors
-from sim.plan.overrides import nearest, parse_settings, with_values
-from sim.plan.scenario import Launch, RunSpec, Scenario
-from sim.plan.units import parse_real
-from sim.plan.workload import Workload
+from layerwise.scenarios.rank.layouts import Layout
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.files import load_gpu, load_model_config
+from layerwise.sim.plan.hardware import GPUS, ClusterSpec, GpuSpec, dgx_cluster
+from layerwise.sim.plan.model import MODELS, ModelSpec, divisors
+from layerwise.sim.plan.overrides import nearest, parse_settings, with_values
+from layerwise.sim.plan.scenario import Launch, RunSpec, Scenario
+from layerwise.sim.plan.units import parse_real
+from layerwise.sim.plan.workload import Workload
 
 GPUS_PER_NODE = 8
 # What can be gone through in a minute or so.

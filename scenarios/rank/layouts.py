@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sim.plan.errors import PlacementError, SpecError
-from sim.plan.hardware import ClusterSpec
-from sim.plan.model import ModelSpec, divisors
-from sim.plan.ops import AllReduceAlgorithm
-from sim.plan.scenario import PlacementSpec, Scenario, place
-from sim.plan.workload import Workload
-from sim.profile import Profile
+from layerwise.sim.plan.errors import PlacementError, SpecError
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.model import ModelSpec, divisors
+from layerwise.sim.plan.ops import AllReduceAlgorithm
+from layerwise.sim.plan.scenario import PlacementSpec, Scenario, place
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.profile import Profile
 
 
 @dataclass(frozen=True, kw_only=True)

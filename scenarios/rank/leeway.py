@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scenarios.rank.asked import Asked, Candidate
-from scenarios.rank.explore import at_once, order_of
-from scenarios.rank.fitting import left_bytes, resized
-from scenarios.rank.layouts import Layout, layouts_of
-from sim.plan.errors import SpecError
+from layerwise.scenarios.rank.asked import Asked, Candidate
+from layerwise.scenarios.rank.explore import at_once, order_of
+from layerwise.scenarios.rank.fitting import left_bytes, resized
+from layerwise.scenarios.rank.layouts import Layout, layouts_of
+from layerwise.sim.plan.errors import SpecError
 
 Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 # Of the bar: a winner below that has room to spare.

@@ -8,10 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scenarios.rank.asked import Candidate
-from scenarios.rank.ranking import Ranking
-from scenarios.rank.tables import plain
-from sim.plan.errors import MissingPackageError, SpecError
+from layerwise.scenarios.rank.asked import Candidate
+from layerwise.scenarios.rank.ranking import Ranking
+from layerwise.scenarios.rank.tables import plain
+from layerwise.sim.plan.errors import MissingPackageError, SpecError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,23 +12,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from scenarios.rank.asked import Asked, Candidate
-from scenarios.rank.explore import Explored, explore, order_of
-from scenarios.rank.fitting import Room, rooms_of
-from scenarios.rank.flips import Flip, Knob, find_flip, knobs_of
-from scenarios.rank.layouts import Layout, Refused, layouts_of
-from scenarios.rank.leeway import Leeway, leeway_of
-from scenarios.rank.unvalidated import measured_pairs, width_of_ratio
-from scenarios.rank.workers import spreading
-from sim.memory import Remedy, remedies
-from sim.plan.errors import PlacementError, SpecError
-from sim.plan.hardware import NOTHING_SLOW, ClusterSpec
-from sim.plan.model import ModelSpec
-from sim.plan.scenario import RunSpec
-from sim.plan.workload import Workload
-from sim.predict import predict_with
-from sim.profile import Profile
-from sim.uncertainty import half_width_of_ratio
+from layerwise.scenarios.rank.asked import Asked, Candidate
+from layerwise.scenarios.rank.explore import Explored, explore, order_of
+from layerwise.scenarios.rank.fitting import Room, rooms_of
+from layerwise.scenarios.rank.flips import Flip, Knob, find_flip, knobs_of
+from layerwise.scenarios.rank.layouts import Layout, Refused, layouts_of
+from layerwise.scenarios.rank.leeway import Leeway, leeway_of
+from layerwise.scenarios.rank.unvalidated import measured_pairs, width_of_ratio
+from layerwise.scenarios.rank.workers import spreading
+from layerwise.sim.memory import Remedy, remedies
+from layerwise.sim.plan.errors import PlacementError, SpecError
+from layerwise.sim.plan.hardware import NOTHING_SLOW, ClusterSpec
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.scenario import RunSpec
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.predict import predict_with
+from layerwise.sim.profile import Profile
+from layerwise.sim.uncertainty import half_width_of_ratio
 
 Result = TypeVar("Result")
 

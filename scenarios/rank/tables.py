@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from scenarios import tables
-from scenarios.predict.tables import BOUND_NAMES, UNCALIBRATED_NOTE
-from scenarios.rank.asked import Asked, Candidate
-from scenarios.rank.ranking import Ranking
-from scenarios.rank.words import (
+from layerwise.scenarios import tables
+from layerwise.scenarios.predict.tables import BOUND_NAMES, UNCALIBRATED_NOTE
+from layerwise.scenarios.rank.asked import Asked, Candidate
+from layerwise.scenarios.rank.ranking import Ranking
+from layerwise.scenarios.rank.words import (
     TERMS,
     VALIDATED,
     VALIDATED_GPUS,
@@ -22,8 +22,8 @@ from scenarios.rank.words import (
     unvalidated_sentence,
     verdict,
 )
-from scenarios.tables import escape
-from sim.plan.compile import KernelChoice
+from layerwise.scenarios.tables import escape
+from layerwise.sim.plan.compile import KernelChoice
 
 TOP = 12
 BAR = 24

@@ -12,13 +12,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from calibration.data import transfers_path
-from sim.cost.model import Calibrated
-from sim.plan import ops
-from sim.plan.ops import CollectiveOp
-from sim.predict import Prediction
-from sim.profile import TransferFit
-from sim.simulate import Simulation
+from layerwise.calibration.data import transfers_path
+from layerwise.sim.cost.model import Calibrated
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.ops import CollectiveOp
+from layerwise.sim.predict import Prediction
+from layerwise.sim.profile import TransferFit
+from layerwise.sim.simulate import Simulation
 
 # How a table's source says that it was fitted to other people's timings.
 PUBLISHED = "as published by"
@@ -46,7 +46,7 @@ class Part:
 
 def measured_pairs() -> Pairs:
     """By what is done (`all_reduce.nccl`): other people's table of two GPUs, and this project's own."""
-    from calibration.transfers import read_transfers
+    from layerwise.calibration.transfers import read_transfers
 
     own_path, public_path = transfers_path(MEASURED_PAIR), transfers_path()
     if not (own_path.is_file() and public_path.is_file()):
@@ -123,7 +123,7 @@ def _add(parts: dict[str, Part], part: Part, share: float) -> None:
 def _resting(
     simulation: Simulation, cost: Calibrated, pairs: Pairs
 ) -> Iterator[tuple[tuple[str, tuple[float, ...]], Part]]:
-    """For every op that meets another rank: its source in `sim.uncertainty`, and what it rests on."""
+    """For every op that meets another rank: its source in `layerwise.sim.uncertainty`, and what it rests on."""
     machine = simulation.machine
     for rank in simulation.ranks:
         segments = {part.segment for part in machine.run[0].template[rank].parts}

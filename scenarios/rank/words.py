@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from scenarios.rank.asked import Candidate
-from scenarios.rank.flips import HIGH, HIGH_L2, LOW, Flip
-from scenarios.rank.ranking import Ranking, widths_of_ratio
-from scenarios.rank.unvalidated import Part, paired, width_of_ratio
-from scenarios.tables import gigabytes, number, seconds
-from sim.memory import MORE_GPUS, MemoryBudget
+from layerwise.scenarios.rank.asked import Candidate
+from layerwise.scenarios.rank.flips import HIGH, HIGH_L2, LOW, Flip
+from layerwise.scenarios.rank.ranking import Ranking, widths_of_ratio
+from layerwise.scenarios.rank.unvalidated import Part, paired, width_of_ratio
+from layerwise.scenarios.tables import gigabytes, number, seconds
+from layerwise.sim.memory import MORE_GPUS, MemoryBudget
 
 NUM_FLIPS = 3
 # Of a step: what two placements rest on differently is told from here on.

@@ -10,21 +10,27 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
-from scenarios import tables
-from scenarios.predict.beliefs import on_chip_line
-from scenarios.report.charts import BOUND_NAMES, bottlenecks
-from scenarios.report.markup import visible
-from scenarios.report.of_scenario import memory_chart, step_timeline
-from scenarios.report.questions import CONTROLS, START, defaults_of, scenarios_of, settings_of
-from scenarios.report.sections import shares_of
-from sim.cost.model import Belief, CostModel
-from sim.cost.uncalibrated import RESERVED_BYTES
-from sim.plan.errors import LayerwiseError
-from sim.plan.hardware import ClusterSpec
-from sim.plan.model import MODELS, ModelSpec
-from sim.plan.scenario import Scenario
-from sim.predict import Prediction, cost_model, predict_with
-from sim.profile import Profile
+from layerwise.scenarios import tables
+from layerwise.scenarios.predict.beliefs import on_chip_line
+from layerwise.scenarios.report.charts import BOUND_NAMES, bottlenecks
+from layerwise.scenarios.report.markup import visible
+from layerwise.scenarios.report.of_scenario import memory_chart, step_timeline
+from layerwise.scenarios.report.questions import (
+    CONTROLS,
+    START,
+    defaults_of,
+    scenarios_of,
+    settings_of,
+)
+from layerwise.scenarios.report.sections import shares_of
+from layerwise.sim.cost.model import Belief, CostModel
+from layerwise.sim.cost.uncalibrated import RESERVED_BYTES
+from layerwise.sim.plan.errors import LayerwiseError
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.predict import Prediction, cost_model, predict_with
+from layerwise.sim.profile import Profile
 
 MAX_RANKS, MAX_SLICES, MAX_ANSWERS, MAX_COSTS = 2, 1_000, 256, 16
 

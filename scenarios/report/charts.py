@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scenarios.report.markup import Chart, in_chart
-from sim.uncertainty import Interval
+from layerwise.scenarios.report.markup import Chart, in_chart
+from layerwise.sim.uncertainty import Interval
 
 PREDICTED, MEASURED, LIGHT, UNCALIBRATED = "#3b82c4", "#e0762f", "#8b929b", "#9a7fd1"
 PALETTE = (

@@ -7,7 +7,7 @@ import gzip
 from functools import cache
 from importlib.util import find_spec
 
-from sim.plan.errors import MissingPackageError
+from layerwise.sim.plan.errors import MissingPackageError
 
 
 @cache

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scenarios.report.answers import Explorer
-from scenarios.report.library import plotly_js
-from scenarios.report.page import check_out, write_page
-from scenarios.report.results import Found, Profiles, committed, found_in
-from scenarios.report.server import ExplorerServer
-from sim.plan.errors import SpecError
-from sim.plan.files import load_model_config
-from sim.plan.model import MODELS
-from sim.profile import Profile
+from layerwise.scenarios.report.answers import Explorer
+from layerwise.scenarios.report.library import plotly_js
+from layerwise.scenarios.report.page import check_out, write_page
+from layerwise.scenarios.report.results import Found, Profiles, committed, found_in
+from layerwise.scenarios.report.server import ExplorerServer
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.files import load_model_config
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.profile import Profile
 
 MAX_RESULTS = 100
 
@@ -36,7 +36,7 @@ def make_report(
 
 
 def _made_by(results: Sequence[Path], found: Found) -> str:
-    from scenarios.predict.beliefs import provenance_of
+    from layerwise.scenarios.predict.beliefs import provenance_of
 
     version = str(provenance_of(None)["package_version"]).replace("not installed", "")
     of = (

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sim.uncertainty import Interval
+from layerwise.sim.uncertainty import Interval
 
 # Control and format characters, surrogates, line separators: shown as their code, not obeyed.
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scenarios.report.charts import PALETTE, layout, log_axis
-from scenarios.report.markup import Cell, Chart, in_chart, table
-from scenarios.report.of_ranking import ranking_section
-from scenarios.report.sections import Section
-from sim.plan.errors import FileFormatError
-from sim.plan.reading import read_json, read_text
+from layerwise.scenarios.report.charts import PALETTE, layout, log_axis
+from layerwise.scenarios.report.markup import Cell, Chart, in_chart, table
+from layerwise.scenarios.report.of_ranking import ranking_section
+from layerwise.scenarios.report.sections import Section
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.reading import read_json, read_text
 
 MAX_ROWS = 500
 # What a pair of a sweep's columns is drawn as, where a sweep has both.

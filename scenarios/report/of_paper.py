@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from calibration.data import FOLDER, unseen_folder
-from scenarios import tables
-from scenarios.accuracy.measured import measured_curve
-from scenarios.accuracy.predictions import read_seconds
-from scenarios.paper.experiment import Entry, Report
-from scenarios.paper.tables import describe_model, describe_profile
-from scenarios.paper.verdicts import GAIN, Verdict
-from scenarios.predict.beliefs import on_chip_line, warnings_of
-from scenarios.report.charts import bottlenecks, l2_curve, rates, who_wins
-from scenarios.report.markup import Cell, bullets, span, table
-from scenarios.report.sections import Section, shares_of
-from sim.plan.errors import ProfileMismatchError
-from sim.plan.hardware import GPUS
-from sim.predict import Prediction
-from sim.profile import Profile
+from layerwise.calibration.data import FOLDER, unseen_folder
+from layerwise.scenarios import tables
+from layerwise.scenarios.accuracy.measured import measured_curve
+from layerwise.scenarios.accuracy.predictions import read_seconds
+from layerwise.scenarios.paper.experiment import Entry, Report
+from layerwise.scenarios.paper.tables import describe_model, describe_profile
+from layerwise.scenarios.paper.verdicts import GAIN, Verdict
+from layerwise.scenarios.predict.beliefs import on_chip_line, warnings_of
+from layerwise.scenarios.report.charts import bottlenecks, l2_curve, rates, who_wins
+from layerwise.scenarios.report.markup import Cell, bullets, span, table
+from layerwise.scenarios.report.sections import Section, shares_of
+from layerwise.sim.plan.errors import ProfileMismatchError
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.predict import Prediction
+from layerwise.sim.profile import Profile
 
 VERDICT_STYLE: dict[Verdict, str] = {
     "holds": "good", "does not hold": "warn", "cannot hold": "bad", "not decided": "quiet",
@@ -134,8 +134,8 @@ def _readings(report: Report) -> Section:
 
 def map_section(profile: Profile | None) -> Section:
     """Who wins over batch and context, by the what-if script of that name on fewer points."""
-    from scenarios.what_if.batch_and_context import WHAT_IF
-    from scenarios.what_if.runner import ask
+    from layerwise.scenarios.what_if.batch_and_context import WHAT_IF
+    from layerwise.scenarios.what_if.runner import ask
 
     part = Section(title="Who wins", key="who-wins")
     found = ask("batch_and_context", WHAT_IF, profile=profile, axes=(

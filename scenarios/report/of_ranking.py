@@ -6,14 +6,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from scenarios import tables
-from scenarios.predict.tables import UNCALIBRATED_NOTE
-from scenarios.rank.words import TERMS, VALIDATED, VALIDATED_GPUS
-from scenarios.report.charts import LIGHT, PREDICTED, axis, bottlenecks, layout, log_axis
-from scenarios.report.markup import Cell, Chart, Html, bullets, in_chart, paragraph, span, table
-from scenarios.report.sections import Section
-from sim.plan.model import ModelSpec
-from sim.uncertainty import Interval
+from layerwise.scenarios import tables
+from layerwise.scenarios.predict.tables import UNCALIBRATED_NOTE
+from layerwise.scenarios.rank.words import TERMS, VALIDATED, VALIDATED_GPUS
+from layerwise.scenarios.report.charts import LIGHT, PREDICTED, axis, bottlenecks, layout, log_axis
+from layerwise.scenarios.report.markup import (
+    Cell,
+    Chart,
+    Html,
+    bullets,
+    in_chart,
+    paragraph,
+    span,
+    table,
+)
+from layerwise.scenarios.report.sections import Section
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.uncertainty import Interval
 
 MAX_CANDIDATES = 60
 MOST_BARS = 12

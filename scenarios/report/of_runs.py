@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scenarios import tables
-from scenarios.compare.choosing import Compared, median_absolute_op_error
-from scenarios.compare.scores import STAGE_TOLERANCE, Comparison, Score
-from scenarios.predict.alone import predict_run
-from scenarios.report.charts import Point, error_plot, residual_plot
-from scenarios.report.markup import Cell, Chart, Html, bullets, details, span, table
-from scenarios.report.sections import Section
-from scenarios.report.timelines import Lanes, middle_repeat, timeline
-from sim.plan.files import scenario_from_data
-from sim.uncertainty import Interval
+from layerwise.scenarios import tables
+from layerwise.scenarios.compare.choosing import Compared, median_absolute_op_error
+from layerwise.scenarios.compare.scores import STAGE_TOLERANCE, Comparison, Score
+from layerwise.scenarios.predict.alone import predict_run
+from layerwise.scenarios.report.charts import Point, error_plot, residual_plot
+from layerwise.scenarios.report.markup import Cell, Chart, Html, bullets, details, span, table
+from layerwise.scenarios.report.sections import Section
+from layerwise.scenarios.report.timelines import Lanes, middle_repeat, timeline
+from layerwise.sim.plan.files import scenario_from_data
+from layerwise.sim.uncertainty import Interval
 
 US = 1e6
 LINE_COLUMNS = (

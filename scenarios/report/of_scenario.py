@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from scenarios import tables
-from scenarios.predict.beliefs import ThreeBeliefs, on_chip_line, warnings_of
-from scenarios.predict.tables import BELIEF_NAMES
-from scenarios.report.charts import bottlenecks, stacked_bars
-from scenarios.report.markup import Cell, Chart, bullets, span, table
-from scenarios.report.sections import Section, shares_of
-from scenarios.report.timelines import MAX_SLICES, Lanes, timeline
-from sim.memory import MemoryBudget, remedies
-from sim.plan.scenario import Scenario
-from sim.predict import Prediction
+from layerwise.scenarios import tables
+from layerwise.scenarios.predict.beliefs import ThreeBeliefs, on_chip_line, warnings_of
+from layerwise.scenarios.predict.tables import BELIEF_NAMES
+from layerwise.scenarios.report.charts import bottlenecks, stacked_bars
+from layerwise.scenarios.report.markup import Cell, Chart, bullets, span, table
+from layerwise.scenarios.report.sections import Section, shares_of
+from layerwise.scenarios.report.timelines import MAX_SLICES, Lanes, timeline
+from layerwise.sim.memory import MemoryBudget, remedies
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.predict import Prediction
 
 MOST_RANKS = 4
 MEMORY_NAMES = {

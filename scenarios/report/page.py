@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scenarios.report.library import packed_plotly_js
-from scenarios.report.markup import Html, bullets, fill, safe, template
-from scenarios.report.results import Found
-from scenarios.report.sections import Section
-from sim.plan.errors import SpecError
-from sim.trace import write_atomically
+from layerwise.scenarios.report.library import packed_plotly_js
+from layerwise.scenarios.report.markup import Html, bullets, fill, safe, template
+from layerwise.scenarios.report.results import Found
+from layerwise.scenarios.report.sections import Section
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.trace import write_atomically
 
 MAX_BYTES = 5_000_000
 SUFFIXES = (".html", ".htm")

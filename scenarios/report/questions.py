@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from scenarios.rank.layouts import Layout
-from sim.plan.compile import KernelChoice
-from sim.plan.errors import PlacementError, SpecError, UnknownKeyError
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import MODELS, ModelSpec
-from sim.plan.overrides import nearest, with_values
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, place
-from sim.plan.units import parse_real, parse_whole
-from sim.plan.workload import Workload
-from sim.profile import Profile
+from layerwise.scenarios.rank.layouts import Layout
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import PlacementError, SpecError, UnknownKeyError
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.overrides import nearest, with_values
+from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario, place
+from layerwise.sim.plan.units import parse_real, parse_whole
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.profile import Profile
 
 GPU_COUNTS = (1, 2, 4, 8, 16, 32)
 SIZES = (1, 2, 4, 8, 16)

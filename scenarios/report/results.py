@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scenarios.compare.choosing import Compared, choose_traces, compare_all
-from scenarios.predict.beliefs import predict_all
-from scenarios.report.of_files import json_section, sweep_section
-from scenarios.report.of_paper import l2_section, map_section, paper_sections
-from scenarios.report.of_runs import runs_section
-from scenarios.report.of_scenario import scenario_section
-from scenarios.report.sections import Section
-from sim.plan.errors import LayerwiseError, SpecError
-from sim.plan.files import load_scenario
-from sim.profile import Profile
+from layerwise.scenarios.compare.choosing import Compared, choose_traces, compare_all
+from layerwise.scenarios.predict.beliefs import predict_all
+from layerwise.scenarios.report.of_files import json_section, sweep_section
+from layerwise.scenarios.report.of_paper import l2_section, map_section, paper_sections
+from layerwise.scenarios.report.of_runs import runs_section
+from layerwise.scenarios.report.of_scenario import scenario_section
+from layerwise.scenarios.report.sections import Section
+from layerwise.sim.plan.errors import LayerwiseError, SpecError
+from layerwise.sim.plan.files import load_scenario
+from layerwise.sim.profile import Profile
 
 TRACES = (".jsonl", ".jsonl.gz")
 KINDS = "a trace (.jsonl, .jsonl.gz), a scenario (.toml), a sweep (.csv), `rank --json` (.json)"
@@ -81,7 +81,7 @@ def _section(path: Path, key: str, profiles: Profiles) -> Section:
 
 def committed(profiles: Profiles, needed: Callable[[str], Profile]) -> Found:
     """The paper's report, who wins, the L2 and every committed validation run."""
-    from scenarios.paper.experiment import Question, ask
+    from layerwise.scenarios.paper.experiment import Question, ask
 
     question = Question()
     profile = profiles(question.scenario("layer-wise").cluster.gpu.name)

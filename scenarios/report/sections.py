@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from scenarios.report.markup import Chart, Html, chart, paragraph, safe
-from sim.predict import Prediction
+from layerwise.scenarios.report.markup import Chart, Html, chart, paragraph, safe
+from layerwise.sim.predict import Prediction
 
 
 @dataclass(kw_only=True)

@@ -15,11 +15,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit
 
-from scenarios.report.answers import Explorer
-from scenarios.report.library import plotly_js
-from scenarios.report.markup import Html, fill, json_for_script, safe, template
-from scenarios.report.questions import CONTROLS, Control, defaults_of
-from sim.plan.errors import SpecError
+from layerwise.scenarios.report.answers import Explorer
+from layerwise.scenarios.report.library import plotly_js
+from layerwise.scenarios.report.markup import Html, fill, json_for_script, safe, template
+from layerwise.scenarios.report.questions import CONTROLS, Control, defaults_of
+from layerwise.sim.plan.errors import SpecError
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scenarios.report.charts import axis, layout
-from scenarios.report.markup import Chart, in_chart
-from sim.trace import Row
+from layerwise.scenarios.report.charts import axis, layout
+from layerwise.scenarios.report.markup import Chart, in_chart
+from layerwise.sim.trace import Row
 
 MAX_SLICES = 3_000
 STREAMS = ("compute", "send", "recv")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from calibration.data import profile_path
-from scenarios.sweep.run import Outcome, run_sweep
-from scenarios.sweep.spec import Sweep
-from scenarios.sweep.tables import showing_progress
-from scenarios.sweep.workers import dask_workers, local_workers
-from sim.plan.errors import SpecError
-from sim.profile import Profile, load_profile
+from layerwise.calibration.data import profile_path
+from layerwise.scenarios.sweep.run import Outcome, run_sweep
+from layerwise.scenarios.sweep.spec import Sweep
+from layerwise.scenarios.sweep.tables import showing_progress
+from layerwise.scenarios.sweep.workers import dask_workers, local_workers
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.profile import Profile, load_profile
 
 
 def profiles_for(sweep: Sweep, given: Profile | None) -> dict[str, Profile]:

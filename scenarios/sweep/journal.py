@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scenarios.sweep.points import FAILED
-from sim.plan.errors import FileFormatError, MissingPackageError
-from sim.plan.reading import read_bytes
-from sim.trace import write_atomically
+from layerwise.scenarios.sweep.points import FAILED
+from layerwise.sim.plan.errors import FileFormatError, MissingPackageError
+from layerwise.sim.plan.reading import read_bytes
+from layerwise.sim.trace import write_atomically
 
 FORMATS = (".csv", ".parquet")
 # A million rows of a thousand bytes.

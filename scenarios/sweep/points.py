@@ -13,14 +13,14 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import sim
-from sim.cost.model import Belief
-from sim.plan.errors import LayerwiseError, SpecError
-from sim.plan.hardware import ClusterSpec
-from sim.plan.scenario import Scenario
-from sim.predict import BOUNDS, Prediction, cost_model, predict_with, reserved_bytes
-from sim.profile import Profile
-from sim.shared import Shared
+from layerwise import sim
+from layerwise.sim.cost.model import Belief
+from layerwise.sim.plan.errors import LayerwiseError, SpecError
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.predict import BOUNDS, Prediction, cost_model, predict_with, reserved_bytes
+from layerwise.sim.profile import Profile
+from layerwise.sim.shared import Shared
 
 # Rows of another layout are not taken over.
 ROWS_VERSION = 2
@@ -196,7 +196,7 @@ def _predict(
     task: Task,
     known: dict[tuple[ClusterSpec, Belief], Shared],
 ) -> Prediction:
-    """As `sim.predict.predict`, its placement labelled, with what other points have worked out."""
+    """As `layerwise.sim.predict.predict`, its placement labelled, with what other points have worked out."""
     scenario = point.scenario
     pickled = task.profiles.get(scenario.cluster.gpu.name)
     profile = _profile(pickled, task.generation) if pickled else None

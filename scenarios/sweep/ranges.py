@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from sim.plan.errors import SpecError, UnknownKeyError
-from sim.plan.overrides import nearest
-from sim.plan.units import parse_quantity
+from layerwise.sim.plan.errors import SpecError, UnknownKeyError
+from layerwise.sim.plan.overrides import nearest
+from layerwise.sim.plan.units import parse_quantity
 
 RANGE_KEYS = ("from", "to", "factor", "step")
 MAX_VALUES = 100_000

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
 
-from scenarios.sweep.journal import (
+from layerwise.scenarios.sweep.journal import (
     LAST_COLUMNS,
     Journal,
     Row,
@@ -26,12 +26,20 @@ from scenarios.sweep.journal import (
     read_header,
     read_rows,
 )
-from scenarios.sweep.points import FAILED, REFUSED, Point, Result, Task, code_digest, content_key
-from scenarios.sweep.spec import Settings, Sweep, resolve
-from scenarios.sweep.workers import Workers
-from sim.cost.model import Belief
-from sim.plan.errors import FileFormatError, LayerwiseError
-from sim.profile import Profile
+from layerwise.scenarios.sweep.points import (
+    FAILED,
+    REFUSED,
+    Point,
+    Result,
+    Task,
+    code_digest,
+    content_key,
+)
+from layerwise.scenarios.sweep.spec import Settings, Sweep, resolve
+from layerwise.scenarios.sweep.workers import Workers
+from layerwise.sim.cost.model import Belief
+from layerwise.sim.plan.errors import FileFormatError, LayerwiseError
+from layerwise.sim.profile import Profile
 
 TASK_POINTS, TASK_S = 128, 1.0
 # Tasks that share a worker's profile, and what was looked up in it.

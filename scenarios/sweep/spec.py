@@ -13,16 +13,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from scenarios.sweep.points import COLUMNS, DEFAULT_COLUMNS
-from scenarios.sweep.ranges import expand, is_range
-from sim.cost.model import Belief
-from sim.plan.errors import PlacementError, SpecError, UnknownKeyError
-from sim.plan.files import load_scenario, validate
-from sim.plan.model import MODELS
-from sim.plan.overrides import keys_of, nearest, with_values
-from sim.plan.reading import read_toml
-from sim.plan.scenario import PlacementSpec, Scenario, Strategy, paper_scenario
-from sim.plan.units import parse_real, parse_whole
+from layerwise.scenarios.sweep.points import COLUMNS, DEFAULT_COLUMNS
+from layerwise.scenarios.sweep.ranges import expand, is_range
+from layerwise.sim.cost.model import Belief
+from layerwise.sim.plan.errors import PlacementError, SpecError, UnknownKeyError
+from layerwise.sim.plan.files import load_scenario, validate
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.overrides import keys_of, nearest, with_values
+from layerwise.sim.plan.reading import read_toml
+from layerwise.sim.plan.scenario import PlacementSpec, Scenario, Strategy, paper_scenario
+from layerwise.sim.plan.units import parse_real, parse_whole
 
 MAX_POINTS = 1_000_000
 CONTEXT = "workload.context_tokens"

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from scenarios import tables
-from scenarios.sweep.run import Outcome, Progress
-from scenarios.sweep.spec import Sweep
+from layerwise.scenarios import tables
+from layerwise.scenarios.sweep.run import Outcome, Progress
+from layerwise.scenarios.sweep.spec import Sweep
 
 LINE_EVERY_S = 10.0
 NUM_REASONS = 5

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING, Any, Protocol
 
-from scenarios.sweep.points import Result, Task, predict_points
-from sim.plan.errors import LayerwiseError, MissingPackageError, SpecError
+from layerwise.scenarios.sweep.points import Result, Task, predict_points
+from layerwise.sim.plan.errors import LayerwiseError, MissingPackageError, SpecError
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from scenarios.what_if.runner import WhatIf, answered_as_data, ask
-from sim.plan.errors import UnknownKeyError
-from sim.plan.overrides import nearest, parse_settings
-from sim.profile import load_profile
+from layerwise.scenarios.what_if.runner import WhatIf, answered_as_data, ask
+from layerwise.sim.plan.errors import UnknownKeyError
+from layerwise.sim.plan.overrides import nearest, parse_settings
+from layerwise.sim.profile import load_profile
 
 FOLDER = Path(__file__).parent
 # Not questions.
@@ -28,7 +28,7 @@ def what_if_named(name: str) -> WhatIf:
     wanted, known = name.replace("-", "_"), question_names()
     if wanted not in known:
         raise UnknownKeyError("what-if", name, "is no question here", nearest(wanted, known))
-    return import_module(f"scenarios.what_if.{wanted}").WHAT_IF
+    return import_module(f"layerwise.scenarios.what_if.{wanted}").WHAT_IF
 
 
 def list_questions(*, as_json: bool) -> None:
@@ -37,7 +37,7 @@ def list_questions(*, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    from scenarios.tables import console, table
+    from layerwise.scenarios.tables import console, table
 
     made = table("", "what-if", "question", wide="question")
     for name, question in found.items():
@@ -55,7 +55,7 @@ def answer_to(
         profile=load_profile(profile) if profile else None,
     )  # fmt: skip
     if plot is not None:
-        from scenarios.what_if.plotting import draw
+        from layerwise.scenarios.what_if.plotting import draw
 
         draw(answered, plot)
         print(f"drawn: {plot}", file=sys.stderr)
@@ -64,7 +64,7 @@ def answer_to(
     if as_json:
         print(json.dumps(answered_as_data(answered), indent=2, allow_nan=False))
         return
-    from scenarios.tables import console
-    from scenarios.what_if.figures import print_answered
+    from layerwise.scenarios.tables import console
+    from layerwise.scenarios.what_if.figures import print_answered
 
     print_answered(answered, console())

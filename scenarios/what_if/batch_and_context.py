@@ -1,6 +1,6 @@
 """Who wins over batch and context?"""
 
-from scenarios.what_if.runner import Asked, Map, Row, WhatIf, crossing, run
+from layerwise.scenarios.what_if.runner import Asked, Map, Row, WhatIf, crossing
 
 
 def point(asked: Asked, context_tokens: int, batch_size: int) -> Row:
@@ -32,5 +32,3 @@ WHAT_IF = WhatIf(
     axes={"context_tokens": tuple(2**n for n in range(7, 18, 2)), "batch_size": tuple(2**n for n in range(11))},
     point=point, answer=answer, picture=Map(x="batch_size", y="context_tokens", value="gain"),
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

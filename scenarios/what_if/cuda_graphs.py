@@ -1,6 +1,6 @@
 """What does launching every kernel from the host cost?"""
 
-from scenarios.what_if.runner import Asked, Lines, Row, WhatIf, run
+from layerwise.scenarios.what_if.runner import Asked, Lines, Row, WhatIf
 
 
 def point(asked: Asked, batch_size: int) -> Row:
@@ -36,5 +36,3 @@ WHAT_IF = WhatIf(
     picture=Lines(x="batch_size", ys=("baseline_slowdown", "layer_wise_slowdown"), mark=1.0),
     note="Eager mode is one constant, the host's time per launch: it varied by half between machines.",
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

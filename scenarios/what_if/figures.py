@@ -9,9 +9,9 @@ from math import floor, isfinite, log10
 from rich.console import Console
 from rich.table import Table
 
-from scenarios.tables import WIDTH, escape
-from scenarios.what_if.runner import Answered, Cell, Map, Row
-from sim.uncertainty import Interval
+from layerwise.scenarios.tables import WIDTH, escape
+from layerwise.scenarios.what_if.runner import Answered, Cell, Map, Row
+from layerwise.sim.uncertainty import Interval
 
 DIGITS = 3
 # A longer text is folded.

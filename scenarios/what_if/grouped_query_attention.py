@@ -1,6 +1,6 @@
 """What do fewer KV heads change?"""
 
-from scenarios.what_if.runner import Asked, Lines, Row, WhatIf, run
+from layerwise.scenarios.what_if.runner import Asked, Lines, Row, WhatIf
 
 
 def point(asked: Asked, num_key_value_heads: int) -> Row:
@@ -28,5 +28,3 @@ WHAT_IF = WhatIf(
     picture=Lines(x="num_key_value_heads", ys=("baseline_tokens_per_s", "layer_wise_tokens_per_s"), log_y=True),
     note="KV heads are not replicated here, so fewer than 8 of them leave the baseline a smaller TP.",
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

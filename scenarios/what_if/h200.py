@@ -1,6 +1,6 @@
 """What does another GPU change?"""
 
-from scenarios.what_if.runner import Asked, Bars, Row, WhatIf, run
+from layerwise.scenarios.what_if.runner import Asked, Bars, Row, WhatIf
 
 
 def point(asked: Asked, gpu: str) -> Row:
@@ -25,5 +25,3 @@ WHAT_IF = WhatIf(
     axes={"gpu": ("h100-sxm", "h200")}, point=point, answer=answer,
     picture=Bars(label="gpu", values=("baseline_tokens_per_s", "layer_wise_tokens_per_s")),
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

@@ -1,6 +1,6 @@
 """What does a KV cache in fp8 change?"""
 
-from scenarios.what_if.runner import Asked, Bars, Row, WhatIf, run
+from layerwise.scenarios.what_if.runner import Asked, Bars, Row, WhatIf
 
 
 def point(asked: Asked, kv_dtype: str) -> Row:
@@ -26,5 +26,3 @@ WHAT_IF = WhatIf(
     picture=Bars(label="kv_dtype", values=("baseline_tokens_per_s", "layer_wise_tokens_per_s")),
     note="fp8: half the bytes through bf16's kernels; kernels that read it were not measured, so no interval.",
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

@@ -1,7 +1,7 @@
 """How much on-chip memory would layer-wise need to win by 20 %?"""
 
-from scenarios.what_if.figures import figure
-from scenarios.what_if.runner import Asked, Lines, Row, WhatIf, crossing, run
+from layerwise.scenarios.what_if.figures import figure
+from layerwise.scenarios.what_if.runner import Asked, Lines, Row, WhatIf, crossing
 
 SIZES = tuple(n * 10**6 for n in (50, 200, 600, 1000, 2000, 4000, 8000, 16_000, 24_000, 32_000))
 
@@ -36,5 +36,3 @@ WHAT_IF = WhatIf(
     picture=Lines(x="l2_bytes", ys=("gain", "own_gain"), mark=0.2),
     note="own gain: over the baseline on the GPUs there are. Windows do not pin weights, as measured.",
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

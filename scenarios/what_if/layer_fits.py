@@ -1,6 +1,6 @@
 """When does a layer live in an H100's L2, and what does layer-wise then gain over TP?"""
 
-from scenarios.what_if.runner import Asked, Lines, Row, WhatIf, run
+from layerwise.scenarios.what_if.runner import Asked, Lines, Row, WhatIf
 
 
 def point(asked: Asked, hidden_size: int, batch_size: int) -> Row:
@@ -35,5 +35,3 @@ WHAT_IF = WhatIf(
     axes={"hidden_size": (1024, 2048, 4096), "batch_size": (1, 16, 64, 128, 256)}, base={"workload.context_tokens": 128},
     point=point, answer=answer, picture=Lines(x="batch_size", ys=("gain",), mark=0.0),
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

@@ -1,6 +1,6 @@
 """How many microbatches does each placement want, and what does a wrong number cost?"""
 
-from scenarios.what_if.runner import Asked, Lines, Row, WhatIf, run
+from layerwise.scenarios.what_if.runner import Asked, Lines, Row, WhatIf
 
 
 def point(asked: Asked, num_microbatches: int) -> Row:
@@ -29,5 +29,3 @@ WHAT_IF = WhatIf(
     picture=Lines(x="num_microbatches", ys=("baseline_tokens_per_s", "layer_wise_tokens_per_s")),
     note="weights read: by one GPU of layer-wise in a step, once per microbatch.",
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

@@ -1,6 +1,6 @@
 """Does it matter where the node boundary falls?"""
 
-from scenarios.what_if.runner import Asked, Lines, Row, WhatIf, run
+from layerwise.scenarios.what_if.runner import Asked, Lines, Row, WhatIf
 
 
 def point(asked: Asked, gpus_per_node: int) -> Row:
@@ -36,5 +36,3 @@ WHAT_IF = WhatIf(
     picture=Lines(x="gpus_per_node", ys=("baseline_tokens_per_s", "layer_wise_tokens_per_s")),
     note="An all-reduce across nodes is derived, not measured. Waits for messages are bubble, not links.",
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

@@ -1,8 +1,8 @@
 """Which of the paper's numbers hold, and what would make the others true?"""
 
-from scenarios.paper.numbers import NAMES, Numbered, numbers
-from scenarios.what_if.figures import figure
-from scenarios.what_if.runner import Asked, Bars, Row, WhatIf, run
+from layerwise.scenarios.paper.numbers import NAMES, Numbered, numbers
+from layerwise.scenarios.what_if.figures import figure
+from layerwise.scenarios.what_if.runner import Asked, Bars, Row, WhatIf
 
 
 def shown(number: Numbered) -> Row:
@@ -36,5 +36,3 @@ WHAT_IF = WhatIf(
     axes={}, point=point, answer=answer, picture=Bars(label="claim", values=("ratio",), log_x=True),
     note="found: in the nearest reading; verdict: in decode at the full context; true with: one field changed.",
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scenarios.what_if.figures import figure, heading
-from scenarios.what_if.runner import Answered, Bars, Lines, Map, Row
-from sim.plan.errors import MissingPackageError, SpecError
+from layerwise.scenarios.what_if.figures import figure, heading
+from layerwise.scenarios.what_if.runner import Answered, Bars, Lines, Map, Row
+from layerwise.sim.plan.errors import MissingPackageError, SpecError
 
 SUFFIXES = (".svg", ".png", ".pdf")
 WIDE = 60

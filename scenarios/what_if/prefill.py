@@ -1,6 +1,6 @@
 """How large should a prefill chunk be, and when does the first token come?"""
 
-from scenarios.what_if.runner import Asked, Lines, Row, WhatIf, run
+from layerwise.scenarios.what_if.runner import Asked, Lines, Row, WhatIf
 
 
 def point(asked: Asked, batch_size: int, prefill_chunk_tokens: int) -> Row:
@@ -34,5 +34,3 @@ WHAT_IF = WhatIf(
     picture=Lines(x="prefill_chunk_tokens", ys=("baseline_ttft_s", "layer_wise_ttft_s")),
     note="TTFT: when the batch's last prompt is through, from idle. Chunks of one prompt run one after another.",
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

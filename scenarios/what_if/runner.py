@@ -6,25 +6,23 @@ the paper's two scenarios, by key, so that a user's `--set` goes the same way.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise, product
-from pathlib import Path
 from typing import Any
 
-from calibration.data import profile_path
-from sim.cost.model import Belief, CostModel
-from sim.cost.uncalibrated import RESERVED_BYTES
-from sim.plan.compile import KernelChoice
-from sim.plan.errors import SpecError
-from sim.plan.hardware import ClusterSpec
-from sim.plan.overrides import nearest, with_values
-from sim.plan.scenario import Scenario, Strategy, paper_scenario
-from sim.plan.units import parse_real, parse_whole
-from sim.predict import Prediction, cost_model, predict_with
-from sim.profile import Profile, load_profile
-from sim.uncertainty import Interval, around, half_width_of_ratio
+from layerwise.calibration.data import profile_path
+from layerwise.sim.cost.model import Belief, CostModel
+from layerwise.sim.cost.uncalibrated import RESERVED_BYTES
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.overrides import nearest, with_values
+from layerwise.sim.plan.scenario import Scenario, Strategy, paper_scenario
+from layerwise.sim.plan.units import parse_real, parse_whole
+from layerwise.sim.predict import Prediction, cost_model, predict_with
+from layerwise.sim.profile import Profile, load_profile
+from layerwise.sim.uncertainty import Interval, around, half_width_of_ratio
 
 Value = int | float | str
 Cell = Value | bool | Interval | None
@@ -292,10 +290,3 @@ def crossing(rows: Sequence[Row], x: str, y: str, level: float) -> tuple[Value, 
         if (low[y] < level) != (high[y] < level):
             return low[x], high[x]
     return None
-
-
-def run(file: str) -> None:
-    """A script by itself: `python -m scenarios.NAME` is `layerwise what-if NAME`."""
-    from scenarios.command_line import main
-
-    main(["what-if", Path(file).stem, *sys.argv[1:]])

@@ -1,6 +1,6 @@
 """From 2 to 256 GPUs: is it linear?"""
 
-from scenarios.what_if.runner import Asked, Lines, Row, WhatIf, run
+from layerwise.scenarios.what_if.runner import Asked, Lines, Row, WhatIf
 
 
 def point(asked: Asked, num_gpus: int) -> Row:
@@ -35,5 +35,3 @@ WHAT_IF = WhatIf(
     picture=Lines(x="num_gpus", ys=("baseline_tokens_per_s_per_gpu", "layer_wise_tokens_per_s_per_gpu")),
     note="Replicas share nothing but the fabric, whose congestion is not modelled.",
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

@@ -1,6 +1,6 @@
 """What does one slow GPU, or one slow link, cost each placement?"""
 
-from scenarios.what_if.runner import Asked, Lines, Row, WhatIf, run
+from layerwise.scenarios.what_if.runner import Asked, Lines, Row, WhatIf
 
 # The last GPU of the first node: layer-wise crosses to the second node from there.
 RANK = 7
@@ -35,5 +35,3 @@ WHAT_IF = WhatIf(
     picture=Lines(x="share", ys=("baseline_lost_share", "layer_wise_lost_share"), log_x=False),
     closed=("part",), note="Slow: GPU 7 of 0 to 15. Layers stay where they are; launches and hosts keep their speed.",
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

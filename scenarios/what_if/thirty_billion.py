@@ -1,7 +1,7 @@
 """What makes the paper's 30 B parameters fit, and who wins then?"""
 
-from scenarios.what_if.runner import Asked, Bars, Row, WhatIf, run
-from sim.memory import WorkloadKey, largest_that_fits
+from layerwise.scenarios.what_if.runner import Asked, Bars, Row, WhatIf
+from layerwise.sim.memory import WorkloadKey, largest_that_fits
 
 REMEDIES: dict[str, WorkloadKey | dict[str, object]] = {
     "as it is": {}, "less batch": "workload.batch_size", "less context": "workload.context_tokens",
@@ -36,5 +36,3 @@ WHAT_IF = WhatIf(
     point=point, answer=answer,
     picture=Bars(label="remedy", values=("baseline_tokens_per_s", "layer_wise_tokens_per_s")),
 )  # fmt: skip
-if __name__ == "__main__":
-    run(__file__)

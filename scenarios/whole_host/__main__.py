@@ -1,4 +1,4 @@
-"""`python -m scenarios.whole_host --gpus N --out DIR`: one call for a whole host.
+"""`python -m layerwise.scenarios.whole_host --gpus N --out DIR`: one call for a whole host.
 
 Predicts (or takes what is committed), checks the machine, times its links, measures every placement
 and compares. Run again with the same DIR it goes on. `--predict-only` writes the file to commit
@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sim.plan.errors import LayerwiseError, SpecError
+from layerwise.sim.plan.errors import LayerwiseError, SpecError
 
 if TYPE_CHECKING:
-    from scenarios.compare.scores import Level
-    from scenarios.whole_host.driving import HostRequest
+    from layerwise.scenarios.compare.scores import Level
+    from layerwise.scenarios.whole_host.driving import HostRequest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from scenarios.whole_host.driving import HostRequest, run_host
-    from scenarios.whole_host.reporting import write_report
-    from scenarios.whole_host.settling import settle
+    from layerwise.scenarios.whole_host.driving import HostRequest, run_host
+    from layerwise.scenarios.whole_host.reporting import write_report
+    from layerwise.scenarios.whole_host.settling import settle
 
     # In-switch reduction is not what is predicted, and a shared host may not have it tried.
     for name, value in (("NCCL_NVLS_ENABLE", "0"), ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")):
@@ -63,8 +63,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _predict(request: HostRequest, path: Path) -> int:
-    from scenarios.whole_host.driving import runs_of
-    from scenarios.whole_host.predictions import host_profile, predict_host, write_prediction
+    from layerwise.scenarios.whole_host.driving import runs_of
+    from layerwise.scenarios.whole_host.predictions import (
+        host_profile,
+        predict_host,
+        write_prediction,
+    )
 
     profile = host_profile(request.gpu) if request.scale == "full" else None
     made = predict_host(runs_of(request, profile), profile)
@@ -74,9 +78,9 @@ def _predict(request: HostRequest, path: Path) -> int:
 
 
 def _compared(request: HostRequest, level: Level) -> str:
-    from scenarios.whole_host.comparing import compare_folder
-    from scenarios.whole_host.driving import runs_of
-    from scenarios.whole_host.predictions import host_profile, read_prediction
+    from layerwise.scenarios.whole_host.comparing import compare_folder
+    from layerwise.scenarios.whole_host.driving import runs_of
+    from layerwise.scenarios.whole_host.predictions import host_profile, read_prediction
 
     prediction = read_prediction(request.out / "predictions.json")
     if request.scale == "quick" or prediction is None:
@@ -86,7 +90,9 @@ def _compared(request: HostRequest, level: Level) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m scenarios.whole_host", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m layerwise.scenarios.whole_host", description=__doc__
+    )
     parser.add_argument(
         "--gpus", type=int, default=0, help="2, 4 or 8: all of the host's (default: DIR's)"
     )

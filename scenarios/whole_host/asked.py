@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal
 
-from sim.plan.compile import KernelChoice
-from sim.plan.errors import SpecError
-from sim.plan.hardware import GPUS, ClusterSpec, dgx_cluster
-from sim.plan.model import MODELS, ModelSpec
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario
-from sim.plan.workload import Workload
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.hardware import GPUS, ClusterSpec, dgx_cluster
+from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario
+from layerwise.sim.plan.workload import Workload
 
 Scale = Literal["full", "quick"]
 MOST_GPUS = 8

@@ -5,19 +5,19 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from hw.series import trace_path
-from scenarios.compare.choosing import Compared
-from scenarios.compare.joined import compare
-from scenarios.compare.scores import Level
-from scenarios.compare.tables import print_comparisons
-from scenarios.predict.beliefs import CommittedPrediction
-from scenarios.predict.committed import earlier_than
-from scenarios.tables import WIDTH, PlainConsole
-from scenarios.whole_host.asked import HostRun
-from scenarios.whole_host.predictions import HostPrediction
-from sim.plan.errors import LayerwiseError
-from sim.profile import Profile
-from sim.trace import Trace, read_trace
+from layerwise.hw.series import trace_path
+from layerwise.scenarios.compare.choosing import Compared
+from layerwise.scenarios.compare.joined import compare
+from layerwise.scenarios.compare.scores import Level
+from layerwise.scenarios.compare.tables import print_comparisons
+from layerwise.scenarios.predict.beliefs import CommittedPrediction
+from layerwise.scenarios.predict.committed import earlier_than
+from layerwise.scenarios.tables import WIDTH, PlainConsole
+from layerwise.scenarios.whole_host.asked import HostRun
+from layerwise.scenarios.whole_host.predictions import HostPrediction
+from layerwise.sim.plan.errors import LayerwiseError
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import Trace, read_trace
 
 
 def compare_folder(

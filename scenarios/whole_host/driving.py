@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hw.links.measuring import measure_links
-from hw.links.ops import OPS, PEER_MEMORY_OPS
-from hw.links.series import MIB, Request, score_sizes_between, sizes_between
-from hw.pool import RankPool, rank_pool
-from hw.ranks.session import usable_device
-from hw.series import measure_scenarios, trace_path
-from scenarios.whole_host.asked import HostRun, Scale, host_runs
-from scenarios.whole_host.journal import Journal, open_journal
-from scenarios.whole_host.machine import check_machine, expected_s
-from scenarios.whole_host.predictions import (
+from layerwise.hw.links.measuring import measure_links
+from layerwise.hw.links.ops import OPS, PEER_MEMORY_OPS
+from layerwise.hw.links.series import MIB, Request, score_sizes_between, sizes_between
+from layerwise.hw.pool import RankPool, rank_pool
+from layerwise.hw.ranks.session import usable_device
+from layerwise.hw.series import measure_scenarios, trace_path
+from layerwise.scenarios.whole_host.asked import HostRun, Scale, host_runs
+from layerwise.scenarios.whole_host.journal import Journal, open_journal
+from layerwise.scenarios.whole_host.machine import check_machine, expected_s
+from layerwise.scenarios.whole_host.predictions import (
     check_runs,
     committed_path,
     host_profile,
@@ -29,9 +29,9 @@ from scenarios.whole_host.predictions import (
     read_prediction,
     write_prediction,
 )
-from sim.plan.scenario import Scenario
-from sim.profile import Profile
-from sim.trace import Trace
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import Trace
 
 Progress = Callable[[str], None]
 # Two H200s: 14 series in 8 s, 21 runs in 28 s, 12 s until two ranks had met. More ranks open more
@@ -182,7 +182,7 @@ def links_request(request: HostRequest, budget_s: float) -> Request:
 
 
 def _links_done(out: Path) -> bool:
-    from sim.plan.reading import read_json
+    from layerwise.sim.plan.reading import read_json
 
     path = out / "links.json"
     if not path.exists():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from scenarios.whole_host.scoring import RunScore
+from layerwise.scenarios.whole_host.scoring import RunScore
 
 # The ops that read a layer's weights.
 WEIGHT_OPS = ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down")

@@ -10,9 +10,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from sim.plan.errors import FileFormatError
-from sim.plan.reading import read_json
-from sim.trace import write_atomically
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.reading import read_json
+from layerwise.sim.trace import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)

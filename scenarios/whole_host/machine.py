@@ -1,4 +1,4 @@
-"""`python -m scenarios.whole_host.machine OUT DEVICE`: the host's check, in a process of its own.
+"""`python -m layerwise.scenarios.whole_host.machine OUT DEVICE`: the host's check, in a process of its own.
 
 A driver that hangs takes this process with it and no more; nor do its contexts stay on the GPUs.
 """
@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from hw.errors import NotAvailableError
-from sim.trace import write_atomically
+from layerwise.hw.errors import NotAvailableError
+from layerwise.sim.trace import write_atomically
 
 # Each GPU reads its HBM and copies to every other: four or five seconds on two H200s.
 PER_GPU_S, PER_PAIR_S, STARTING_S = 2.0, 0.6, 6.0
@@ -29,7 +29,7 @@ def expected_s(num_gpus: int) -> float:
 
 def check_machine(out: Path, device: Literal["cuda", "cpu"], timeout_s: float) -> None:
     """Write what the host has to `out`. Raises NotAvailableError when it does not end in time."""
-    command = [sys.executable, "-m", "scenarios.whole_host.machine", str(out), device]
+    command = [sys.executable, "-m", "layerwise.scenarios.whole_host.machine", str(out), device]
     try:
         said = subprocess.run(  # noqa: S603 - this program itself
             command, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -75,8 +75,8 @@ def _link_lines(machine: Mapping[str, Any]) -> list[str]:
 def _main(out: str, device: Literal["cuda", "cpu"]) -> None:
     import torch
 
-    from hw.host.doctor import examine, probes_here
-    from hw.host.environment import environment_of
+    from layerwise.hw.host.doctor import examine, probes_here
+    from layerwise.hw.host.environment import environment_of
 
     chosen = torch.device(device)
     data = {

@@ -12,9 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterable
 from statistics import median
 
-from scenarios.compare.accounts import COLLECTIVES, measured_transfers, members_of, op_label
-from sim.plan.program import StepPrograms
-from sim.trace import Row
+from layerwise.scenarios.compare.accounts import (
+    COLLECTIVES,
+    measured_transfers,
+    members_of,
+    op_label,
+)
+from layerwise.sim.plan.program import StepPrograms
+from layerwise.sim.trace import Row
 
 PLACE = re.compile(r"^[LP]\d+\.")
 

@@ -14,16 +14,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from calibration.data import FOLDER, profile_path, transfers_path
-from calibration.transfers import read_transfers, without_in_switch_reduction
-from hw.links.series import MIB, score_sizes_between, sizes_between
-from scenarios.predict.alone import PredictedRun, predict_run
-from scenarios.predict.committed import read_committed
-from scenarios.whole_host.asked import HostRun, asked_of
-from scenarios.whole_host.op_times import op_medians
-from sim.plan.errors import FileFormatError, SpecError, shown
-from sim.profile import Profile, load_profile
-from sim.trace import write_atomically
+from layerwise.calibration.data import FOLDER, profile_path, transfers_path
+from layerwise.calibration.transfers import read_transfers, without_in_switch_reduction
+from layerwise.hw.links.series import MIB, score_sizes_between, sizes_between
+from layerwise.scenarios.predict.alone import PredictedRun, predict_run
+from layerwise.scenarios.predict.committed import read_committed
+from layerwise.scenarios.whole_host.asked import HostRun, asked_of
+from layerwise.scenarios.whole_host.op_times import op_medians
+from layerwise.sim.plan.errors import FileFormatError, SpecError, shown
+from layerwise.sim.profile import Profile, load_profile
+from layerwise.sim.trace import write_atomically
 
 FORMAT, VERSION = "layerwise-host-prediction", 1
 LARGEST_BYTES = 512 * MIB

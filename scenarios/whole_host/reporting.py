@@ -9,18 +9,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from calibration.data import FOLDER
-from scenarios.predict.committed import earlier_than
-from scenarios.whole_host.driving import HostRequest, runs_of
-from scenarios.whole_host.effects import Effect, effects_of
-from scenarios.whole_host.journal import read_stages
-from scenarios.whole_host.machine import machine_lines
-from scenarios.whole_host.predictions import HostPrediction, host_profile, read_prediction
-from scenarios.whole_host.scoring import Bar, HostScore, LinkScore, Ranking, RunScore, score_host
-from sim.plan.errors import FileFormatError
-from sim.plan.hardware import GPUS
-from sim.plan.reading import read_json
-from sim.trace import write_atomically
+from layerwise.calibration.data import FOLDER
+from layerwise.scenarios.predict.committed import earlier_than
+from layerwise.scenarios.whole_host.driving import HostRequest, runs_of
+from layerwise.scenarios.whole_host.effects import Effect, effects_of
+from layerwise.scenarios.whole_host.journal import read_stages
+from layerwise.scenarios.whole_host.machine import machine_lines
+from layerwise.scenarios.whole_host.predictions import HostPrediction, host_profile, read_prediction
+from layerwise.scenarios.whole_host.scoring import (
+    Bar,
+    HostScore,
+    LinkScore,
+    Ranking,
+    RunScore,
+    score_host,
+)
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.plan.reading import read_json
+from layerwise.sim.trace import write_atomically
 
 Cells = tuple[str, ...]
 

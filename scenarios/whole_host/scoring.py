@@ -14,16 +14,16 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean, median
 
-from calibration.least_squares import FitError
-from calibration.links import LinkTimings, fit_links, mean_error, read_links
-from hw.series import trace_path
-from scenarios.predict.alone import predict_run
-from scenarios.whole_host.asked import HostRun
-from scenarios.whole_host.op_times import op_medians
-from scenarios.whole_host.predictions import HostPrediction, RunPrediction
-from sim.plan.scenario import compile_run
-from sim.profile import Profile
-from sim.trace import Trace, read_trace
+from layerwise.calibration.least_squares import FitError
+from layerwise.calibration.links import LinkTimings, fit_links, mean_error, read_links
+from layerwise.hw.series import trace_path
+from layerwise.scenarios.predict.alone import predict_run
+from layerwise.scenarios.whole_host.asked import HostRun
+from layerwise.scenarios.whole_host.op_times import op_medians
+from layerwise.scenarios.whole_host.predictions import HostPrediction, RunPrediction
+from layerwise.sim.plan.scenario import compile_run
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import Trace, read_trace
 
 # What is held to; "Figures when it has run" of the issue that asked for this.
 STEP_MEDIAN_BAR, STEP_WORST_BAR, SMALL_TENSOR_BAR, ALL_REDUCE_BAR = 0.06, 0.12, 0.20, 0.06

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scenarios.measure.diagnosis import SPEC_OF_NAME
-from scenarios.whole_host.predictions import read_prediction
-from sim.plan.errors import FileFormatError, SpecError
-from sim.plan.hardware import GPUS
-from sim.plan.reading import read_json
+from layerwise.scenarios.measure.diagnosis import SPEC_OF_NAME
+from layerwise.scenarios.whole_host.predictions import read_prediction
+from layerwise.sim.plan.errors import FileFormatError, SpecError
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.plan.reading import read_json
 
 Device = Literal["cuda", "cpu"]
 GUESSED_GPU = "h200"

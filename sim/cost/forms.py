@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from sim.plan.ops import SKINNY_COLUMNS, SKINNY_INNER, skinny_splits
+from layerwise.sim.plan.ops import SKINNY_COLUMNS, SKINNY_INNER, skinny_splits
 
 # Two programs of the skinny matmul's four stages of weights fit an SM's shared memory.
 SKINNY_PER_SM = 2

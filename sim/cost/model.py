@@ -8,16 +8,16 @@ from typing import Literal, Protocol, assert_never
 
 import numpy as np
 
-from sim.cost import forms
-from sim.cost.shapes import features_of, kind_of, place_of
-from sim.cost.slowed import slowed_gpu, slowed_profile
-from sim.cost.transfer import profile_for
-from sim.plan import ops
-from sim.plan.demand import demand_of
-from sim.plan.errors import ProfileMismatchError
-from sim.plan.hardware import FULL_SPEED, ClusterSpec, LinkSpec, Speed
-from sim.plan.ops import CollectiveOp, LocalOp, Op
-from sim.profile import OpFit, Profile, TransferFit
+from layerwise.sim.cost import forms
+from layerwise.sim.cost.shapes import features_of, kind_of, place_of
+from layerwise.sim.cost.slowed import slowed_gpu, slowed_profile
+from layerwise.sim.cost.transfer import profile_for
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.errors import ProfileMismatchError
+from layerwise.sim.plan.hardware import FULL_SPEED, ClusterSpec, LinkSpec, Speed
+from layerwise.sim.plan.ops import CollectiveOp, LocalOp, Op
+from layerwise.sim.profile import OpFit, Profile, TransferFit
 
 Bound = Literal["hbm", "l2", "compute", "link", "launch"]
 Belief = Literal["speed_of_light", "uncalibrated", "calibrated"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import assert_never
 
-from sim.plan import ops
-from sim.plan.ops import LocalOp
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.ops import LocalOp
 
 FEATURES: dict[str, tuple[str, ...]] = {
     "matmul": ("rows", "columns", "inner"),

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sim.cost.transfer import HOLDS_FOR, values_text
-from sim.plan.hardware import ClusterSpec, GpuSpec, Speed
-from sim.profile import Constant, Profile
+from layerwise.sim.cost.transfer import HOLDS_FOR, values_text
+from layerwise.sim.plan.hardware import ClusterSpec, GpuSpec, Speed
+from layerwise.sim.profile import Constant, Profile
 
 HBM_RATES = ("hbm_bytes_per_s", "read_hbm_bytes_per_s")
 CLOCK_RATES = (
     "l2_bytes_per_s", "read_l2_bytes_per_s", "reduction_bytes_per_s", "sm_bytes_per_s",
     "epilogue_bytes_per_s",
 )  # fmt: skip
-# Spent on SMs inside a kernel, see `sim.cost.forms`; FLOP/s move with the GPU's peak.
+# Spent on SMs inside a kernel, see `layerwise.sim.cost.forms`; FLOP/s move with the GPU's peak.
 CLOCK_TIMES = ("prologue_s", "split_s", "tile_s", "step_s", "block_s", "seconds_per_logit")
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from sim.plan.errors import ProfileMismatchError
-from sim.plan.hardware import GPUS, ClusterSpec, GpuSpec, LinkSpec, usual_wires
-from sim.profile import Constant, OpFit, Profile, TransferFit
+from layerwise.sim.plan.errors import ProfileMismatchError
+from layerwise.sim.plan.hardware import GPUS, ClusterSpec, GpuSpec, LinkSpec, usual_wires
+from layerwise.sim.profile import Constant, OpFit, Profile, TransferFit
 
 Wires = tuple[LinkSpec, LinkSpec]
 """The wire inside a node and the wire between nodes."""

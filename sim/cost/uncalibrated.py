@@ -12,11 +12,11 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from sim.cost.shapes import FEATURES
-from sim.cost.transfer import HOLDS_FOR, values_text
-from sim.plan.compile import KernelChoice
-from sim.plan.hardware import NDR400, NVLINK4, ClusterSpec, GpuSpec
-from sim.profile import Constant, OpFit, Profile, Regime, TransferFit
+from layerwise.sim.cost.shapes import FEATURES
+from layerwise.sim.cost.transfer import HOLDS_FOR, values_text
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.hardware import NDR400, NVLINK4, ClusterSpec, GpuSpec
+from layerwise.sim.profile import Constant, OpFit, Profile, Regime, TransferFit
 
 AIC = "ai-dynamo/aiconfigurator 095f58a, H100 SXM"
 GPU_BENCHES = "RRZE-HPC/gpu-benches 1038c5d"

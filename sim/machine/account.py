@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from sim.machine.blocks import Timed
-from sim.machine.rank import RankLog
-from sim.machine.work import Work
-from sim.plan import ops
-from sim.plan.demand import wire_bytes_by_link
-from sim.plan.hardware import ClusterSpec
-from sim.plan.program import Program
+from layerwise.sim.machine.blocks import Timed
+from layerwise.sim.machine.rank import RankLog
+from layerwise.sim.machine.work import Work
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import wire_bytes_by_link
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.program import Program
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,16 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from sim.cost.model import CostModel, OpCost, Traffic
-from sim.machine.l2 import L2State, code_of
-from sim.plan import ops
-from sim.plan.demand import demand_of
-from sim.plan.hardware import FULL_SPEED, Speed
-from sim.plan.ops import BufferKey, Op
-from sim.plan.program import Part, Segment, op_at
+from layerwise.sim.cost.model import CostModel, OpCost, Traffic
+from layerwise.sim.machine.l2 import L2State, code_of
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.hardware import FULL_SPEED, Speed
+from layerwise.sim.plan.ops import BufferKey, Op
+from layerwise.sim.plan.program import Part, Segment, op_at
 
 if TYPE_CHECKING:
-    from sim.machine.setup import Setup
+    from layerwise.sim.machine.setup import Setup
 
 
 @dataclass(frozen=True, slots=True)

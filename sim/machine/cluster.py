@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 import simpy
 
-from sim.cost.model import CostModel
-from sim.machine.blocks import BlockCache, seconds_to_ps
-from sim.machine.contention import port_bytes_per_s
-from sim.machine.fluid import Demand, FluidShare, Resource
-from sim.machine.gpu import Gpu
-from sim.machine.l2 import L2State
-from sim.machine.links import Channel
-from sim.machine.rank import RankLog, RankProcess, port_demands
-from sim.machine.setup import Setup
-from sim.machine.work import Work, ranks_that_stand, stages_are_alike
-from sim.plan import ops
-from sim.plan.hardware import ClusterSpec
-from sim.plan.program import Program, StepPrograms
-from sim.plan.residency import rank_weight_bytes, window_hit_ratio
-from sim.plan.scenario import Launch
+from layerwise.sim.cost.model import CostModel
+from layerwise.sim.machine.blocks import BlockCache, seconds_to_ps
+from layerwise.sim.machine.contention import port_bytes_per_s
+from layerwise.sim.machine.fluid import Demand, FluidShare, Resource
+from layerwise.sim.machine.gpu import Gpu
+from layerwise.sim.machine.l2 import L2State
+from layerwise.sim.machine.links import Channel
+from layerwise.sim.machine.rank import RankLog, RankProcess, port_demands
+from layerwise.sim.machine.setup import Setup
+from layerwise.sim.machine.work import Work, ranks_that_stand, stages_are_alike
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.program import Program, StepPrograms
+from layerwise.sim.plan.residency import rank_weight_bytes, window_hit_ratio
+from layerwise.sim.plan.scenario import Launch
 
 
 @dataclass(slots=True, eq=False)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from sim.cost.model import CostModel
-from sim.machine.blocks import seconds_to_ps
-from sim.plan import ops
-from sim.plan.demand import wire_bytes_by_link
-from sim.plan.hardware import ClusterSpec
-from sim.plan.ops import Op
-from sim.plan.program import Program
+from layerwise.sim.cost.model import CostModel
+from layerwise.sim.machine.blocks import seconds_to_ps
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import wire_bytes_by_link
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.ops import Op
+from layerwise.sim.plan.program import Program
 
 Edge = tuple[int, int, str]
 Port = tuple[str, str, int]

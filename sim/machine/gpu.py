@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import simpy
 
-from sim.cost.model import Bound, CostModel
-from sim.machine.fluid import Activity, Demand, FluidShare
+from layerwise.sim.cost.model import Bound, CostModel
+from layerwise.sim.machine.fluid import Activity, Demand, FluidShare
 
 if TYPE_CHECKING:
-    from sim.machine.rank import RankProcess
+    from layerwise.sim.machine.rank import RankProcess
 
 
 class PlannedBlock(NamedTuple):

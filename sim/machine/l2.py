@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from sim.cost.model import CostModel, Traffic
-from sim.plan.demand import demand_of
-from sim.plan.ops import Buffer, BufferKey, Op
+from layerwise.sim.cost.model import CostModel, Traffic
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.ops import Buffer, BufferKey, Op
 
 # (buffer, bytes of it that were touched, of these written and not yet in HBM)
 Entry = tuple[BufferKey, int, int]
@@ -23,7 +23,7 @@ CODE_BYTES = 1
 
 def code_of(op: Op) -> BufferKey:
     """The code of this kind of op's kernel, the same for all layers."""
-    return (f"{type(op).__name__}.code", -1, -1)
+    return (f"{op.kind}.code", -1, -1)
 
 
 @dataclass(slots=True)

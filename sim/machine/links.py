@@ -14,8 +14,8 @@ from typing import TypeAlias
 
 import simpy
 
-from sim.machine.fluid import Demand, FluidShare
-from sim.machine.gpu import Gpu
+from layerwise.sim.machine.fluid import Demand, FluidShare
+from layerwise.sim.machine.gpu import Gpu
 
 # A string: arrays take no subscript at run time before Python 3.12.
 SpanLog: TypeAlias = "array[int]"

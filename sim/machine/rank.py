@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import simpy
 
-from sim.machine.blocks import Timed, seconds_to_ps
-from sim.machine.contention import collective_rates
-from sim.machine.fluid import Demand
-from sim.machine.gpu import OpStream, PlannedBlock
-from sim.machine.links import Load, SpanLog
-from sim.machine.task import Task
-from sim.machine.work import Work
-from sim.plan import ops
-from sim.plan.program import Program
+from layerwise.sim.machine.blocks import Timed, seconds_to_ps
+from layerwise.sim.machine.contention import collective_rates
+from layerwise.sim.machine.fluid import Demand
+from layerwise.sim.machine.gpu import OpStream, PlannedBlock
+from layerwise.sim.machine.links import Load, SpanLog
+from layerwise.sim.machine.task import Task
+from layerwise.sim.machine.work import Work
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.program import Program
 
 if TYPE_CHECKING:
-    from sim.machine.cluster import SimulatedCluster
+    from layerwise.sim.machine.cluster import SimulatedCluster
 
 Process = Generator[simpy.Event, Any, None]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sim.cost.model import CostModel
-from sim.machine.contention import Contention, Flow, find_contention, flow_of, meetings_of
-from sim.machine.task import NOTHING, State, Task
-from sim.machine.work import Work, cut_into_work
-from sim.plan import ops
-from sim.plan.hardware import ClusterSpec
-from sim.plan.program import Program, StepPrograms
+from layerwise.sim.cost.model import CostModel
+from layerwise.sim.machine.contention import Contention, Flow, find_contention, flow_of, meetings_of
+from layerwise.sim.machine.task import NOTHING, State, Task
+from layerwise.sim.machine.work import Work, cut_into_work
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.program import Program, StepPrograms
 
 
 @dataclass(eq=False)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sim.machine.blocks import Block, Named
-from sim.machine.l2 import Entry
-from sim.machine.links import Channel, Load
-from sim.machine.work import Work
-from sim.plan.ops import BufferKey
+from layerwise.sim.machine.blocks import Block, Named
+from layerwise.sim.machine.l2 import Entry
+from layerwise.sim.machine.links import Channel, Load
+from layerwise.sim.machine.work import Work
+from layerwise.sim.plan.ops import BufferKey
 
 # What an L2 holds, and the weights whose windows hold their lines.
 State = tuple[tuple[Entry, ...], frozenset[BufferKey]]

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sim.plan import ops
-from sim.plan.hardware import ClusterSpec
-from sim.plan.ops import Op
-from sim.plan.placement import Placement
-from sim.plan.program import Part, Program, Segment
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.ops import Op
+from layerwise.sim.plan.placement import Placement
+from layerwise.sim.plan.program import Part, Program, Segment
 
 WorkKind = Literal["block", "send", "recv", "collective"]
 KINDS: dict[type, WorkKind] = {

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from sim.plan import ops
-from sim.plan.layers import LayerBuilder
-from sim.plan.model import ModelSpec
-from sim.plan.ops import AllReduceAlgorithm, AttentionKernel, MatmulKernel, Op
-from sim.plan.placement import Placement, Stage
-from sim.plan.program import Part, Program, ProgramsOnDemand, Segment, StepPrograms
-from sim.plan.workload import Step, split_evenly
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.layers import LayerBuilder
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.ops import AllReduceAlgorithm, AttentionKernel, MatmulKernel, Op
+from layerwise.sim.plan.placement import Placement, Stage
+from layerwise.sim.plan.program import Part, Program, ProgramsOnDemand, Segment, StepPrograms
+from layerwise.sim.plan.workload import Step, split_evenly
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import assert_never
 
-from sim.plan import ops
-from sim.plan.hardware import ClusterSpec
-from sim.plan.model import DTYPE_BYTES, ModelSpec
-from sim.plan.ops import Buffer, CollectiveOp, Op
-from sim.plan.placement import Placement
-from sim.plan.workload import Step
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.model import DTYPE_BYTES, ModelSpec
+from layerwise.sim.plan.ops import Buffer, CollectiveOp, Op
+from layerwise.sim.plan.placement import Placement
+from layerwise.sim.plan.workload import Step
 
 # Where the serving engines' custom all-reduce switches on 8 GPUs, seen in its published timings.
 ONE_SHOT_MAX_BYTES = 256 * 2**10

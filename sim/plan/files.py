@@ -15,9 +15,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from sim.plan.compile import KernelChoice
-from sim.plan.errors import FileFormatError, SpecError, UnknownKeyError, UnsupportedModelError
-from sim.plan.hardware import (
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import (
+    FileFormatError,
+    SpecError,
+    UnknownKeyError,
+    UnsupportedModelError,
+)
+from layerwise.sim.plan.hardware import (
     GPUS,
     LINKS,
     NOTHING_SLOW,
@@ -27,12 +32,12 @@ from sim.plan.hardware import (
     SlowParts,
     dgx_cluster,
 )
-from sim.plan.model import MODELS, DType, ModelSpec
-from sim.plan.overrides import nearest
-from sim.plan.reading import read_json, read_toml
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, place
-from sim.plan.workload import Workload
-from sim.plan.written import in_si_units, with_written_quantities
+from layerwise.sim.plan.model import MODELS, DType, ModelSpec
+from layerwise.sim.plan.overrides import nearest
+from layerwise.sim.plan.reading import read_json, read_toml
+from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario, place
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.plan.written import in_si_units, with_written_quantities
 
 MIXTURE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 CONFIG_DTYPES: dict[str, DType] = {

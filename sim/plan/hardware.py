@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sim.plan.errors import SpecError
+from layerwise.sim.plan.errors import SpecError
 
 # Of bytes/s or FLOP/s: at less a step would take longer than the clock of picoseconds counts.
 MIN_RATE, MAX_QUANTITY = 10**6, 10**30

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sim.plan import ops
-from sim.plan.model import ModelSpec
-from sim.plan.ops import AllReduceAlgorithm, AttentionKernel, Buffer, BufferKind, MatmulKernel, Op
-from sim.plan.workload import Step
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.ops import (
+    AllReduceAlgorithm,
+    AttentionKernel,
+    Buffer,
+    BufferKind,
+    MatmulKernel,
+    Op,
+)
+from layerwise.sim.plan.workload import Step
 
 
 @dataclass(frozen=True, kw_only=True)

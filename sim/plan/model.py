@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from sim.plan.errors import SpecError
+from layerwise.sim.plan.errors import SpecError
 
 DType = Literal["bfloat16", "float32"]
 # What weights and KV may be stored in; they are computed with in the model's dtype.

@@ -2,16 +2,17 @@
 
 An op is the smallest thing launched with no wait on another rank inside it. Its `name` is local
 to a segment (`attn.qkv`); the program completes it (`L07.attn.qkv@m3`). Dependencies are never
-written down: they follow from the buffers an op reads and writes.
+written down: they follow from the buffers an op reads and writes. `kind` is the name that traces and hashes
+know an op by, whatever its class is called.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
-from sim.plan.model import DTYPE_BYTES, TOKEN_ID_BYTES, StoredDType
+from layerwise.sim.plan.model import DTYPE_BYTES, TOKEN_ID_BYTES, StoredDType
 
 BufferKind = Literal["weight", "kv", "activation", "communication", "tokens"]
 AttentionKernel = Literal["math", "cudnn", "flash", "split_kv"]
@@ -58,6 +59,8 @@ class Norm:
     `select_last` keeps the last token of each sequence only: output [sequences, hidden].
     """
 
+    kind: ClassVar[str] = "Norm"
+
     name: str
     source: Buffer
     delta: Buffer | None
@@ -77,6 +80,8 @@ class Matmul:
     `skinny`, for few rows, streams the weight through small tiles; see `suits_skinny`.
     """
 
+    kind: ClassVar[str] = "Matmul"
+
     name: str
     source: Buffer
     weight: Buffer
@@ -95,6 +100,8 @@ class RotaryWrite:
     kv_heads, capacity, head_dim]; the first query token has position `start_tokens`.
     """
 
+    kind: ClassVar[str] = "RotaryWrite"
+
     name: str
     qkv: Buffer
     kv: Buffer
@@ -110,6 +117,8 @@ class RotaryWrite:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
     """Causal attention of the last `query_tokens` positions over `context_tokens` positions."""
+
+    kind: ClassVar[str] = "Attention"
 
     name: str
     qkv: Buffer
@@ -128,6 +137,8 @@ class Attention:
 class GatedActivation:
     """`output` [tokens, intermediate] = silu(gate) * up of `source` [tokens, 2 intermediate]."""
 
+    kind: ClassVar[str] = "GatedActivation"
+
     name: str
     source: Buffer
     output: Buffer
@@ -138,6 +149,8 @@ class GatedActivation:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResidualAdd:
     """`output` = `source` + `delta`; `select_last` keeps the last token of each sequence only."""
+
+    kind: ClassVar[str] = "ResidualAdd"
 
     name: str
     source: Buffer
@@ -153,6 +166,8 @@ class ResidualAdd:
 class Embed:
     """`output` [tokens, hidden] = rows of `weight` [vocab, hidden] named by `token_ids`."""
 
+    kind: ClassVar[str] = "Embed"
+
     name: str
     token_ids: Buffer
     weight: Buffer
@@ -165,6 +180,8 @@ class Embed:
 class Sample:
     """`token_ids` [sequences] = argmax over `logits` [sequences, vocab] (greedy)."""
 
+    kind: ClassVar[str] = "Sample"
+
     name: str
     logits: Buffer
     token_ids: Buffer
@@ -175,6 +192,8 @@ class Sample:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllReduce:
     """Sum `buffer` over the ranks of `group`, in place. `payload_bytes` is one rank's tensor."""
+
+    kind: ClassVar[str] = "AllReduce"
 
     name: str
     buffer: Buffer
@@ -190,6 +209,8 @@ class AllGather:
     `payload_bytes` is the whole output.
     """
 
+    kind: ClassVar[str] = "AllGather"
+
     name: str
     source: Buffer
     output: Buffer
@@ -201,6 +222,8 @@ class AllGather:
 class Send:
     """Hand `buffer` to rank `peer`. `channel` tells flows between the same two ranks apart."""
 
+    kind: ClassVar[str] = "Send"
+
     name: str
     buffer: Buffer
     payload_bytes: int
@@ -211,6 +234,8 @@ class Send:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recv:
     """Take `buffer` from rank `peer`."""
+
+    kind: ClassVar[str] = "Recv"
 
     name: str
     buffer: Buffer

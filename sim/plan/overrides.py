@@ -8,8 +8,8 @@ from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from sim.plan.errors import SpecError, UnknownKeyError
-from sim.plan.hardware import (
+from layerwise.sim.plan.errors import SpecError, UnknownKeyError
+from layerwise.sim.plan.hardware import (
     GPUS,
     LINKS,
     ClusterSpec,
@@ -18,9 +18,9 @@ from sim.plan.hardware import (
     cluster_name,
     usual_wires,
 )
-from sim.plan.model import MODELS, ModelSpec
-from sim.plan.scenario import Scenario, place
-from sim.plan.units import parse_real, parse_whole
+from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.scenario import Scenario, place
+from layerwise.sim.plan.units import parse_real, parse_whole
 
 # A whole table may be named instead of given field by field.
 NAMED: dict[type, Mapping[str, Any]] = {GpuSpec: GPUS, LinkSpec: LINKS, ModelSpec: MODELS}

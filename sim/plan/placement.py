@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sim.plan.errors import PlacementError
-from sim.plan.model import ModelSpec, divisors
+from layerwise.sim.plan.errors import PlacementError
+from layerwise.sim.plan.model import ModelSpec, divisors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple, overload
 
-from sim.plan import ops
-from sim.plan.demand import demand_of
-from sim.plan.ops import Buffer, Op
-from sim.plan.placement import Placement
-from sim.plan.workload import Step
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.ops import Buffer, Op
+from layerwise.sim.plan.placement import Placement
+from layerwise.sim.plan.workload import Step
 
 MEETINGS = (ops.AllReduce, ops.AllGather, ops.Send, ops.Recv)
 GROWING = (ops.Attention, ops.RotaryWrite)
@@ -254,4 +254,4 @@ def _kernel_of(op: Op) -> str:
         case ops.Norm():
             return f"norm:{'fused residual' if op.delta else 'plain'}"
         case _:
-            return type(op).__name__
+            return op.kind

@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from sim.plan.errors import FileFormatError
+from layerwise.sim.plan.errors import FileFormatError
 
 MIB = 2**20
 # What people write by hand. The parser's time grows with the square of a dotted key's parts: this

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from sim.plan import ops
-from sim.plan.hardware import GpuSpec
-from sim.plan.ops import Buffer, BufferKey, Op
-from sim.plan.program import Program
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import GpuSpec
+from layerwise.sim.plan.ops import Buffer, BufferKey, Op
+from layerwise.sim.plan.program import Program
 
 
 def weight_of(op: Op) -> Buffer | None:

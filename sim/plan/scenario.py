@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from sim.plan.compile import KernelChoice, SegmentBook, compile_steps, microbatches_of
-from sim.plan.errors import PlacementError, SpecError
-from sim.plan.hardware import GPUS, MAX_GPUS, MAX_QUANTITY, ClusterSpec, dgx_cluster
-from sim.plan.model import MODELS, ModelSpec
-from sim.plan.placement import Placement, layer_wise, tensor_pipeline
-from sim.plan.program import StepPrograms
-from sim.plan.workload import Step, Workload, decode_steps, prefill_steps
+from layerwise.sim.plan.compile import KernelChoice, SegmentBook, compile_steps, microbatches_of
+from layerwise.sim.plan.errors import PlacementError, SpecError
+from layerwise.sim.plan.hardware import GPUS, MAX_GPUS, MAX_QUANTITY, ClusterSpec, dgx_cluster
+from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.placement import Placement, layer_wise, tensor_pipeline
+from layerwise.sim.plan.program import StepPrograms
+from layerwise.sim.plan.workload import Step, Workload, decode_steps, prefill_steps
 
 Strategy = Literal["tensor-pipeline", "layer-wise"]
 Launch = Literal["graph", "eager"]
@@ -57,7 +57,7 @@ class RunSpec:
     `only_rank` -1 runs all ranks; otherwise its peers are replaced by local buffers.
     `context_growth_tokens` 0 holds the context, so that every step is the same measurement.
     `persisting_weights` asks the L2 to keep the rank's weights from step to step, as far as its
-    set-aside goes: access-policy windows on the kernels of a graph (see sim.plan.residency).
+    set-aside goes: access-policy windows on the kernels of a graph (see `layerwise.sim.plan.residency`).
     `steps_per_graph` equal steps share one graph, so that short steps are not hidden behind the
     launch of the next one.
     """

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from sim.plan import ops
-from sim.plan.demand import closed_form_flops, demand_of
-from sim.plan.errors import DeadlockError, ProgramError
-from sim.plan.model import ModelSpec
-from sim.plan.program import PlacedOp, Program, StepPrograms
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import closed_form_flops, demand_of
+from layerwise.sim.plan.errors import DeadlockError, ProgramError
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.program import PlacedOp, Program, StepPrograms
 
 Edge = tuple[int, int, str]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sim.plan.errors import SpecError
+from layerwise.sim.plan.errors import SpecError
 
 Phase = Literal["decode", "prefill"]
 # What a simulation can go through in a minute or so.

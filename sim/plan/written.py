@@ -7,8 +7,8 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from sim.plan.errors import SpecError
-from sim.plan.units import parse_real, parse_whole, pattern_of
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.units import parse_real, parse_whole, pattern_of
 
 
 def in_si_units(kind: type, data: dict[str, Any], source: str, prefix: str = "") -> dict[str, Any]:

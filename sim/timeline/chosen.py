@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from sim.plan.errors import SpecError
-from sim.timeline.clocks import StepKey
-from sim.timeline.sides import Side
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.timeline.clocks import StepKey
+from layerwise.sim.timeline.sides import Side
 
 MAX_SLICES = 300_000
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from sim.timeline.messages import MessageEnd
-from sim.trace import Row
+from layerwise.sim.timeline.messages import MessageEnd
+from layerwise.sim.trace import Row
 
 
 class StepKey(NamedTuple):

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
-from sim.timeline.sides import Piece
-from sim.traffic import Moved
+from layerwise.sim.timeline.sides import Piece
+from layerwise.sim.traffic import Moved
 
 Event = dict[str, Any]
 Interval = tuple[int, int, float]

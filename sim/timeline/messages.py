@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 
-from sim.plan import ops
-from sim.plan.demand import wire_bytes_by_link
-from sim.plan.hardware import ClusterSpec
-from sim.plan.program import Part, Program, Segment, StepPrograms
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import wire_bytes_by_link
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.program import Part, Program, Segment, StepPrograms
 
 MessageEnd = tuple[int, int, str]
 """(step, rank, op name) of a send or of a receive."""

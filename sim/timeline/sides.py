@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
-from sim.machine.work import Work
-from sim.plan.hardware import ClusterSpec
-from sim.plan.program import StepPrograms
-from sim.simulate import Simulation
-from sim.timeline.clocks import Place, StepKey, lay_out
-from sim.timeline.messages import MessageEnd, message_pairs
-from sim.trace import Row
-from sim.traffic import Moved, walk_rank
+from layerwise.sim.machine.work import Work
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.program import StepPrograms
+from layerwise.sim.simulate import Simulation
+from layerwise.sim.timeline.clocks import Place, StepKey, lay_out
+from layerwise.sim.timeline.messages import MessageEnd, message_pairs
+from layerwise.sim.trace import Row
+from layerwise.sim.traffic import Moved, walk_rank
 
 MEETINGS = ("Send", "Recv", "AllReduce", "AllGather")
 

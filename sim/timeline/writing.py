@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sim.timeline import events
-from sim.timeline.chosen import MAX_SLICES, Chosen, Panel, choose
-from sim.timeline.clocks import StepKey
-from sim.timeline.events import Drawn, Event, Interval
-from sim.timeline.messages import MessageEnd, message_pairs, wire_bytes_of
-from sim.timeline.sides import Side
-from sim.trace import appearing
-from sim.traffic import Moved
+from layerwise.sim.timeline import events
+from layerwise.sim.timeline.chosen import MAX_SLICES, Chosen, Panel, choose
+from layerwise.sim.timeline.clocks import StepKey
+from layerwise.sim.timeline.events import Drawn, Event, Interval
+from layerwise.sim.timeline.messages import MessageEnd, message_pairs, wire_bytes_of
+from layerwise.sim.timeline.sides import Side
+from layerwise.sim.trace import appearing
+from layerwise.sim.traffic import Moved
 
 CLOCKS = (
     "Measured times are those of each rank's own clock, and there is none in common. Each measured "

@@ -4,7 +4,7 @@ A file is JSON lines: a header object, then one array per row in the header's co
 are seconds on the rank's own clock. Files ending in `.gz` are compressed. Writing is atomic.
 """
 
-from sim.trace.checks import (
+from layerwise.sim.trace.checks import (
     COLUMNS,
     FORMAT,
     HEADER_KINDS,
@@ -19,8 +19,8 @@ from sim.trace.checks import (
     row_of,
     step_time,
 )
-from sim.trace.reading import MAX_BLANK_LINES, MAX_LINE, read_trace
-from sim.trace.rows import (
+from layerwise.sim.trace.reading import MAX_BLANK_LINES, MAX_LINE, read_trace
+from layerwise.sim.trace.rows import (
     THROTTLE_NOTES,
     TRACED_RATIO_LIMIT,
     Row,
@@ -28,7 +28,7 @@ from sim.trace.rows import (
     as_data,
     is_held_down,
 )
-from sim.trace.writing import appearing, write_atomically, write_rows, write_trace
+from layerwise.sim.trace.writing import appearing, write_atomically, write_rows, write_trace
 
 __all__ = [
     "COLUMNS", "FORMAT", "HEADER_KINDS", "MAX_BLANK_LINES", "MAX_COUNT", "MAX_LINE", "MAX_READING",

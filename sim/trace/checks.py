@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from sim.plan.errors import shown
-from sim.trace.rows import Row
+from layerwise.sim.plan.errors import shown
+from layerwise.sim.trace.rows import Row
 
 FORMAT = "layerwise-trace"
 VERSION = 1

@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sim.plan.errors import FileFormatError
-from sim.plan.reading import parse_json, require_regular
-from sim.trace.checks import FORMAT, VERSION, check_header, row_of
-from sim.trace.rows import Row, Trace
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.reading import parse_json, require_regular
+from layerwise.sim.trace.checks import FORMAT, VERSION, check_header, row_of
+from layerwise.sim.trace.rows import Row, Trace
 
 # Characters; a header carries every step time of its run.
 MAX_LINE, MAX_BLANK_LINES = 2**25, 100

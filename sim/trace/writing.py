@@ -12,9 +12,9 @@ from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 
-from sim.plan.errors import FileFormatError
-from sim.trace.checks import COLUMNS, FORMAT, VERSION
-from sim.trace.rows import Row, Trace
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.trace.checks import COLUMNS, FORMAT, VERSION
+from layerwise.sim.trace.rows import Row, Trace
 
 
 def write_trace(trace: Trace, path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from calibration.data import profile_path
-from scenarios.accuracy.scored import Scored
-from scenarios.accuracy.scoring import score_unseen
-from sim.profile import load_profile
+from layerwise.calibration.data import profile_path
+from layerwise.scenarios.accuracy.scored import Scored
+from layerwise.scenarios.accuracy.scoring import score_unseen
+from layerwise.sim.profile import load_profile
 
 
 @pytest.fixture(scope="session")

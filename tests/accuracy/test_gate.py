@@ -8,15 +8,15 @@ from statistics import median
 
 import pytest
 
-from calibration.data import prediction_path, profile_path, validation_trace_paths
-from scenarios.compare.joined import STAGE_TOLERANCE, compare, score_stage
-from scenarios.predict.beliefs import read_prediction
-from sim.plan.ops import AllReduceAlgorithm
-from sim.plan.scenario import RunSpec, Strategy, paper_scenario
-from sim.plan.workload import Workload
-from sim.predict import predict
-from sim.profile import Profile, load_profile
-from sim.trace import read_trace
+from layerwise.calibration.data import prediction_path, profile_path, validation_trace_paths
+from layerwise.scenarios.compare.joined import STAGE_TOLERANCE, compare, score_stage
+from layerwise.scenarios.predict.beliefs import read_prediction
+from layerwise.sim.plan.ops import AllReduceAlgorithm
+from layerwise.sim.plan.scenario import RunSpec, Strategy, paper_scenario
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.predict import predict
+from layerwise.sim.profile import Profile, load_profile
+from layerwise.sim.trace import read_trace
 
 TRACES = validation_trace_paths()
 # Those of the first engine: predicted before they were run.

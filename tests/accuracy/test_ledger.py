@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from calibration.data import profile_path
-from scenarios.accuracy.ledger import check, read_ledger
-from scenarios.accuracy.ledger_tables import print_gate
-from scenarios.accuracy.scored import Scored
-from scenarios.accuracy.scoring import score_unseen
-from scenarios.tables import console
-from sim.profile import Profile, load_profile
+from layerwise.calibration.data import profile_path
+from layerwise.scenarios.accuracy.ledger import check, read_ledger
+from layerwise.scenarios.accuracy.ledger_tables import print_gate
+from layerwise.scenarios.accuracy.scored import Scored
+from layerwise.scenarios.accuracy.scoring import score_unseen
+from layerwise.scenarios.tables import console
+from layerwise.sim.profile import Profile, load_profile
 
 FOLDER = Path(__file__).parent
 UPDATE = "layerwise accuracy --gpu {0} --update-ledger tests/accuracy/ledger-{0}.json"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from calibration.data import unseen_prediction_path
-from scenarios.accuracy.bars import BARS, LAYERS, groups_of
-from scenarios.accuracy.predictions import read_blind
-from scenarios.accuracy.scored import (
+from layerwise.calibration.data import unseen_prediction_path
+from layerwise.scenarios.accuracy.bars import BARS, LAYERS, groups_of
+from layerwise.scenarios.accuracy.predictions import read_blind
+from layerwise.scenarios.accuracy.scored import (
     MAX_COVERAGE,
     MIN_COVERAGE,
     MIN_INTERVALS,

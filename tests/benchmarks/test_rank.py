@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from calibration.data import profile_path
-from scenarios.rank.ranking import rank
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import ModelSpec
-from sim.plan.workload import Workload
-from sim.profile import load_profile
+from layerwise.calibration.data import profile_path
+from layerwise.scenarios.rank.ranking import rank
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.profile import load_profile
 from tests.benchmarks.test_scale import (
     BARE_EVENTS,
     REFERENCE_TIMEOUTS_PER_S,

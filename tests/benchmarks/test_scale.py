@@ -22,15 +22,21 @@ import pytest
 import simpy
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from sim.generate import generate, generate_exactly
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import MODELS
-from sim.plan.program import StepPrograms
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run, paper_scenario
-from sim.plan.workload import Workload
-from sim.predict import cost_model, predict_with
-from sim.profile import Profile
-from sim.simulate import Simulation, simulate
+from layerwise.sim.generate import generate, generate_exactly
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.program import StepPrograms
+from layerwise.sim.plan.scenario import (
+    PlacementSpec,
+    RunSpec,
+    Scenario,
+    compile_run,
+    paper_scenario,
+)
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.predict import cost_model, predict_with
+from layerwise.sim.profile import Profile
+from layerwise.sim.simulate import Simulation, simulate
 from tests.benchmarks.test_speed import used_by
 from tests.synthetic import synthetic_profile
 
@@ -287,7 +293,7 @@ STREAM = """
 import sys
 from pathlib import Path
 from tests.benchmarks.test_scale import decode, simulated
-from sim.trace import Trace, write_rows
+from layerwise.sim.trace import Trace, write_rows
 found = simulated(decode("layer-wise", 16, int(sys.argv[1]), growth=1))
 trace = Trace(source="predicted", name="long", scenario={}, kernel_set="k")
 write_rows(trace, found.iter_rows(), found.num_rows, Path(sys.argv[2]))

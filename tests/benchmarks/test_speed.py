@@ -13,9 +13,9 @@ import pytest
 import simpy
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from sim.plan.scenario import compile_run, paper_scenario
-from sim.predict import cost_model
-from sim.simulate import simulate
+from layerwise.sim.plan.scenario import compile_run, paper_scenario
+from layerwise.sim.predict import cost_model
+from layerwise.sim.simulate import simulate
 from tests.synthetic import synthetic_profile
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(json.dumps([code, time.perf_counter() - begin, used.ru_maxrss * 1024]))
 """
-PAPER = "import sys; from scenarios.command_line import main; sys.argv[1:] = ['paper']; main()"
+PAPER = "import sys; from layerwise.scenarios.command_line import main; sys.argv[1:] = ['paper']; main()"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def used_by(*command: str) -> Used:
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("scenarios.command_line") is None,
+    importlib.util.find_spec("layerwise.scenarios.command_line") is None,
     reason="the entry point is not written yet",
 )
 def test_paper_answers_within_its_bar(benchmark: BenchmarkFixture) -> None:

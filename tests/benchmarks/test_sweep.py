@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-import scenarios
-from scenarios.sweep.command import profiles_for
-from scenarios.sweep.points import OK, Result, Task, code_digest, predict_points
-from scenarios.sweep.run import TASK_POINTS, place_points
-from scenarios.sweep.spec import load_sweep
+from layerwise import scenarios
+from layerwise.scenarios.sweep.command import profiles_for
+from layerwise.scenarios.sweep.points import OK, Result, Task, code_digest, predict_points
+from layerwise.scenarios.sweep.run import TASK_POINTS, place_points
+from layerwise.scenarios.sweep.spec import load_sweep
 from tests.benchmarks.test_scale import (
     BARE_EVENTS,
     REFERENCE_TIMEOUTS_PER_S,

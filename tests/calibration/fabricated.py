@@ -11,20 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.dataset import Measurement, Table, gpu_with_ramp, steady_traffic, tables
-from calibration.l2_curve import pass_seconds
-from calibration.points import SweepPoint
-from calibration.sweeps import skinny_matmuls, split_decodes, supplement, sweep
-from sim.cost.model import Calibrated
-from sim.cost.shapes import FEATURES
-from sim.plan.compile import KernelChoice
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import ModelSpec
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run
-from sim.plan.workload import Workload
-from sim.profile import OpFit, Profile
-from sim.simulate import simulate
-from sim.trace import Trace, as_data
+from layerwise.calibration.dataset import Measurement, Table, gpu_with_ramp, steady_traffic, tables
+from layerwise.calibration.l2_curve import pass_seconds
+from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.sweeps import skinny_matmuls, split_decodes, supplement, sweep
+from layerwise.sim.cost.model import Calibrated
+from layerwise.sim.cost.shapes import FEATURES
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.profile import OpFit, Profile
+from layerwise.sim.simulate import simulate
+from layerwise.sim.trace import Trace, as_data
 from tests.sim.scenes import scenario_of
 from tests.synthetic import FORMS, POINTWISE, constant, synthetic_profile
 

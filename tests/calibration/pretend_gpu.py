@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.l2_curve import pass_seconds
-from calibration.points import SweepPoint
-from calibration.selection import FIT_SIZES_BYTES
-from scenarios.calibrate.collect import Instruments
-from scenarios.predict.alone import predict_run
-from sim.cost.shapes import kind_of
-from sim.plan.program import Program
-from sim.plan.scenario import Scenario
-from sim.profile import Constant, OpFit, Profile
-from sim.residuals import ErrorScale
-from sim.trace import Trace
+from layerwise.calibration.l2_curve import pass_seconds
+from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.selection import FIT_SIZES_BYTES
+from layerwise.scenarios.calibrate.collect import Instruments
+from layerwise.scenarios.predict.alone import predict_run
+from layerwise.sim.cost.shapes import kind_of
+from layerwise.sim.plan.program import Program
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.profile import Constant, OpFit, Profile
+from layerwise.sim.residuals import ErrorScale
+from layerwise.sim.trace import Trace
 from tests.calibration.fabricated import (
     ENVIRONMENT,
     GPU,

@@ -5,7 +5,12 @@ from statistics import mean, median
 
 import pytest
 
-from calibration.bootstrap import bootstrap_error, intercept, intercept_error, resampled_constant
+from layerwise.calibration.bootstrap import (
+    bootstrap_error,
+    intercept,
+    intercept_error,
+    resampled_constant,
+)
 
 
 def test_error_of_a_mean_is_its_deviation_over_the_root_of_runs() -> None:

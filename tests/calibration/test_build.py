@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from calibration.build import build_profile, file_hash
-from calibration.least_squares import FitError
-from calibration.sweeps import supplement
-from sim.cost.shapes import FEATURES, OPTIONAL_KINDS
-from sim.plan.compile import KernelChoice
-from sim.plan.errors import FileFormatError
-from sim.profile import OpFit, Profile, load_profile, write_profile
-from sim.trace import read_trace, write_trace
+from layerwise.calibration.build import build_profile, file_hash
+from layerwise.calibration.least_squares import FitError
+from layerwise.calibration.sweeps import supplement
+from layerwise.sim.cost.shapes import FEATURES, OPTIONAL_KINDS
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.profile import OpFit, Profile, load_profile, write_profile
+from layerwise.sim.trace import read_trace, write_trace
 from tests.calibration.fabricated import (
     ENVIRONMENT,
     KERNELS,

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from calibration.checks import check_apart, check_trace, read_curve, without_throttled
-from calibration.dataset import read_sweep
-from calibration.unseen import unseen
-from sim.plan.errors import FileFormatError
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.trace import Trace, as_data, read_trace, write_trace
+from layerwise.calibration.checks import check_apart, check_trace, read_curve, without_throttled
+from layerwise.calibration.dataset import read_sweep
+from layerwise.calibration.unseen import unseen
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.trace import Trace, as_data, read_trace, write_trace
 from tests.calibration.fabricated import (
     ENVIRONMENT,
     KERNELS,

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from calibration.data import FOLDER, profile_path
-from scenarios.calibrate.calibrating import print_fits
-from scenarios.calibrate.collect import Collected
-from scenarios.command_line import main
-from scenarios.tables import console
-from sim.profile import OpFit, Profile, load_profile
+from layerwise.calibration.data import FOLDER, profile_path
+from layerwise.scenarios.calibrate.calibrating import print_fits
+from layerwise.scenarios.calibrate.collect import Collected
+from layerwise.scenarios.command_line import main
+from layerwise.scenarios.tables import console
+from layerwise.sim.profile import OpFit, Profile, load_profile
 
 COLLECTED = FOLDER / "traces" / "fit-h100-sxm"
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -116,7 +116,7 @@ def test_parameters_at_a_bound_are_named(
 def test_kind_without_a_fit_says_no(
     shipped: Profile, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from calibration.least_squares import FitError
+    from layerwise.calibration.least_squares import FitError
 
     monkeypatch.setenv("COLUMNS", "100")
     outcomes: dict[str, OpFit | FitError] = {
@@ -189,7 +189,10 @@ def test_missing_package_names_its_extra(
     arguments: tuple[str, ...], says: str,
 ) -> None:  # fmt: skip
     found = importlib.util.find_spec
-    for module in ("scenarios.calibrate.calibrating", "scenarios.measure.measuring"):
+    for module in (
+        "layerwise.scenarios.calibrate.calibrating",
+        "layerwise.scenarios.measure.measuring",
+    ):
         monkeypatch.setattr(
             f"{module}.find_spec", lambda name: None if name == package else found(name)
         )
@@ -230,7 +233,7 @@ def test_collect_says_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, found: Collected, says: str
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("scenarios.calibrate.collect.collect", lambda *_, gpu: found)
+    monkeypatch.setattr("layerwise.scenarios.calibrate.collect.collect", lambda *_, gpu: found)
     main_quietly("calibrate", "--collect", "here", "--budget-s", 60)
 
     assert says in capsys.readouterr().err
@@ -240,7 +243,7 @@ def test_collect_is_told_what_and_how_long(monkeypatch: pytest.MonkeyPatch) -> N
     asked: list[object] = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(
-        "scenarios.calibrate.collect.collect",
+        "layerwise.scenarios.calibrate.collect.collect",
         lambda *given, gpu: asked.append((*given, gpu)) or Collected(),
     )
     main_quietly("calibrate", "--collect", "d", "--what", "unseen,supplement", "--budget-s", "9",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calibration.data import (
+from layerwise.calibration.data import (
     FOLDER,
     prediction_path,
     profile_path,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from calibration.dataset import (
+from layerwise.calibration.dataset import (
     Measurement,
     check_sweep,
     gpu_with_ramp,
@@ -14,9 +14,9 @@ from calibration.dataset import (
     steady_traffic,
     tables,
 )
-from calibration.points import SweepPoint, matmul, point
-from sim.plan.demand import demand_of
-from sim.plan.errors import FileFormatError
+from layerwise.calibration.points import SweepPoint, matmul, point
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.errors import FileFormatError
 from tests.calibration.fabricated import (
     GRAPH_LAUNCH_S,
     L2,

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from calibration.dataset import Measurement
-from calibration.design import (
+from layerwise.calibration.dataset import Measurement
+from layerwise.calibration.design import (
     anchor_points,
     designed,
     is_edge,
@@ -15,8 +15,8 @@ from calibration.design import (
     run_to_run,
     to_repeat,
 )
-from calibration.points import attention_point, matmul_point
-from sim.cost.shapes import FEATURES
+from layerwise.calibration.points import attention_point, matmul_point
+from layerwise.sim.cost.shapes import FEATURES
 from tests.calibration.fabricated import GPU, KERNELS, every_point, own_points
 from tests.calibration.pretend_gpu import shipped_truth
 

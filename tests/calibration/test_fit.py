@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibration.fit import (
+from layerwise.calibration.fit import (
     fit_kind,
     form_for,
     held_out_errors,
@@ -12,7 +12,7 @@ from calibration.fit import (
     places_of,
     residual_points,
 )
-from calibration.least_squares import FitError
+from layerwise.calibration.least_squares import FitError
 from tests.calibration.fabricated import GPU, KINDS, TRUTH, astray, true_tables
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from calibration.held_out import (
+from layerwise.calibration.held_out import (
     COVERAGE,
     MIN_DRAWN,
     HeldOut,
@@ -15,7 +15,7 @@ from calibration.held_out import (
     error_scale,
     local_errors,
 )
-from sim.residuals import MIN_SLOPE, ResidualPoint, ResidualTable
+from layerwise.sim.residuals import MIN_SLOPE, ResidualPoint, ResidualTable
 
 NUM, NUM_NEW = 600, 2000
 

@@ -5,19 +5,19 @@ from itertools import cycle
 
 import pytest
 
-from calibration.interleaving import (
+from layerwise.calibration.interleaving import (
     fit_interleaving,
     fit_step_factor,
     held_out_step_errors,
 )
-from calibration.least_squares import FitError
-from calibration.selection import decode
-from sim.plan.errors import ProfileMismatchError
-from sim.plan.scenario import Scenario
-from sim.plan.workload import Workload
-from sim.profile import Profile, no_interleaving
-from sim.residuals import ErrorScale
-from sim.trace import Trace, as_data
+from layerwise.calibration.least_squares import FitError
+from layerwise.calibration.selection import decode
+from layerwise.sim.plan.errors import ProfileMismatchError
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.profile import Profile, no_interleaving
+from layerwise.sim.residuals import ErrorScale
+from layerwise.sim.trace import Trace, as_data
 from tests.calibration.fabricated import KERNELS, stage_scenario, stage_trace
 from tests.synthetic import constant, synthetic_profile
 

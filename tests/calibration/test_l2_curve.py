@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibration.l2_curve import fit_l2_curve, held_out_curve_errors, pass_seconds
-from calibration.least_squares import FitError
+from layerwise.calibration.l2_curve import fit_l2_curve, held_out_curve_errors, pass_seconds
+from layerwise.calibration.least_squares import FitError
 from tests.calibration.fabricated import GPU, MACHINE_L2, read_curve
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration import least_squares
-from calibration.least_squares import (
+from layerwise.calibration import least_squares
+from layerwise.calibration.least_squares import (
     Estimate,
     FitError,
     Parameter,

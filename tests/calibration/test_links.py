@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from calibration.data import FOLDER
-from calibration.links import LinkTimings, fit_links, mean_error, read_links
-from calibration.transfers import KIB, MIB, read_transfers
-from sim.plan.errors import FileFormatError
-from sim.profile import Regime, TransferFit
+from layerwise.calibration.data import FOLDER
+from layerwise.calibration.links import LinkTimings, fit_links, mean_error, read_links
+from layerwise.calibration.transfers import KIB, MIB, read_transfers
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.profile import Regime, TransferFit
 
 TWO_H200 = FOLDER / "traces" / "two-h200" / "links.json"
 LINE = TransferFit(regimes=(Regime(from_bytes=0, latency_s=5e-6, bytes_per_s=200e9),), source="")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from calibration.overlap import fit_overlap
-from sim.plan.errors import FileFormatError
+from layerwise.calibration.overlap import fit_overlap
+from layerwise.sim.plan.errors import FileFormatError
 
 
 def pair(alone_s: float, with_messages_s: float, message_with_work_s: float) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calibration.selection import FIT_SIZES_BYTES, SCORED_SIZES_BYTES
+from layerwise.calibration.selection import FIT_SIZES_BYTES, SCORED_SIZES_BYTES
 
 MIB = 2**20
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibration.fit import fit_kind
-from calibration.review import Reviewed, boxes, likely_reason, review, worst
-from sim.profile import OpFit
+from layerwise.calibration.fit import fit_kind
+from layerwise.calibration.review import Reviewed, boxes, likely_reason, review, worst
+from layerwise.sim.profile import OpFit
 from tests.calibration.fabricated import GPU, true_tables
 
 NORMAL = Reviewed(

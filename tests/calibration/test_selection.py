@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from calibration.selection import COLD_BYTES, cold, decode, fit_layers, validation_layers
-from sim.plan.files import load_scenario
-from sim.plan.scenario import Scenario, compile_run
-from sim.plan.validate import validate_run, validate_work
+from layerwise.calibration.selection import COLD_BYTES, cold, decode, fit_layers, validation_layers
+from layerwise.sim.plan.files import load_scenario
+from layerwise.sim.plan.scenario import Scenario, compile_run
+from layerwise.sim.plan.validate import validate_run, validate_work
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [*fit_layers(), *validation_layers()]

@@ -6,9 +6,9 @@ from functools import cache
 
 import pytest
 
-from calibration.dataset import steady_traffic
-from calibration.points import MAX_ROTATING_BYTES, SweepPoint
-from calibration.sweeps import (
+from layerwise.calibration.dataset import steady_traffic
+from layerwise.calibration.points import MAX_ROTATING_BYTES, SweepPoint
+from layerwise.calibration.sweeps import (
     HELD_OUT_CONTEXT,
     HELD_OUT_MATMULS,
     WARM_BYTES,
@@ -18,11 +18,11 @@ from calibration.sweeps import (
     supplement,
     sweep,
 )
-from sim.cost.shapes import FEATURES, OPTIONAL_KINDS, kind_of
-from sim.plan import ops
-from sim.plan.compile import KernelChoice
-from sim.plan.scenario import compile_run
-from sim.plan.validate import validate_run
+from layerwise.sim.cost.shapes import FEATURES, OPTIONAL_KINDS, kind_of
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.scenario import compile_run
+from layerwise.sim.plan.validate import validate_run
 from tests.calibration.fabricated import GPU, L2, every_point, stage_scenario
 
 FLASH = KernelChoice(chunked_prefill_attention="flash")

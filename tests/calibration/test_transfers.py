@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.data import profile_path, transfers_path
-from calibration.least_squares import FitError
-from calibration.transfers import (
+from layerwise.calibration.data import profile_path, transfers_path
+from layerwise.calibration.least_squares import FitError
+from layerwise.calibration.transfers import (
     KIB,
     MIB,
     fit_transfer,
@@ -18,8 +18,8 @@ from calibration.transfers import (
     without_in_switch_reduction,
     write_transfers,
 )
-from sim.plan.errors import FileFormatError, SpecError
-from sim.profile import Regime, TransferFit, load_profile
+from layerwise.sim.plan.errors import FileFormatError, SpecError
+from layerwise.sim.profile import Regime, TransferFit, load_profile
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_tables = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not here")

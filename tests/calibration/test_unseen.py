@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from functools import cache
 
-from calibration.points import SweepPoint
-from calibration.selection import fit_layers
-from calibration.sweeps import HELD_OUT_CONTEXT, HELD_OUT_MATMULS, supplement, sweep
-from calibration.unseen import WARM_BYTES, shapes_of, unseen
-from sim.plan import ops
-from sim.plan.compile import KernelChoice
-from sim.plan.scenario import compile_run
+from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.selection import fit_layers
+from layerwise.calibration.sweeps import HELD_OUT_CONTEXT, HELD_OUT_MATMULS, supplement, sweep
+from layerwise.calibration.unseen import WARM_BYTES, shapes_of, unseen
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.scenario import compile_run
 
 KERNELS = KernelChoice()
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from calibration.windows import NOT_MEASURED, fit_set_aside
-from sim.plan.errors import FileFormatError
+from layerwise.calibration.windows import NOT_MEASURED, fit_set_aside
+from layerwise.sim.plan.errors import FileFormatError
 
 L2 = 50 * 2**20
 LARGE = ["mm", 8, 8192, 8192, {"none": 50.0, "carve-only": 53.0}]

@@ -15,28 +15,28 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from calibration.data import profile_path
-from scenarios.accuracy.scored import Scored
-from scenarios.accuracy.scoring import score_unseen
-from scenarios.compare.joined import compare
-from scenarios.predict.beliefs import predict_all, prediction_as_data
-from scenarios.rank.as_data import ranking_as_data
-from scenarios.rank.inputs import RankInputs, resolve, tpot_s_of
-from scenarios.rank.ranking import rank
-from scenarios.sweep.command import profiles_for
-from scenarios.sweep.run import run_sweep
-from scenarios.sweep.spec import load_sweep
-from scenarios.sweep.workers import local_workers
-from scenarios.what_if.answering import question_names, what_if_named
-from scenarios.what_if.runner import answered_as_data, ask
-from sim.plan.errors import LayerwiseError
-from sim.plan.files import load_scenario
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import MODELS, ModelSpec
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario
-from sim.plan.workload import Workload
-from sim.profile import Profile, load_profile
-from sim.trace import Row, read_trace
+from layerwise.calibration.data import profile_path
+from layerwise.scenarios.accuracy.scored import Scored
+from layerwise.scenarios.accuracy.scoring import score_unseen
+from layerwise.scenarios.compare.joined import compare
+from layerwise.scenarios.predict.beliefs import predict_all, prediction_as_data
+from layerwise.scenarios.rank.as_data import ranking_as_data
+from layerwise.scenarios.rank.inputs import RankInputs, resolve, tpot_s_of
+from layerwise.scenarios.rank.ranking import rank
+from layerwise.scenarios.sweep.command import profiles_for
+from layerwise.scenarios.sweep.run import run_sweep
+from layerwise.scenarios.sweep.spec import load_sweep
+from layerwise.scenarios.sweep.workers import local_workers
+from layerwise.scenarios.what_if.answering import question_names, what_if_named
+from layerwise.scenarios.what_if.runner import answered_as_data, ask
+from layerwise.sim.plan.errors import LayerwiseError
+from layerwise.sim.plan.files import load_scenario
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.profile import Profile, load_profile
+from layerwise.sim.trace import Row, read_trace
 
 Answer = dict[str, Any]
 Question = Callable[[], Answer]

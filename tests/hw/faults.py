@@ -1,6 +1,6 @@
 """Faults on purpose: weights that, on one rank, make an op of a repeat go wrong.
 
-Run as `python -m tests.hw.faults SCENARIO ...` it is `python -m hw` with the fault that the
+Run as `python -m tests.hw.faults SCENARIO ...` it is `python -m layerwise.hw` with the fault that the
 variable LAYERWISE_TEST_FAULT describes.
 """
 
@@ -17,12 +17,12 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from hw.__main__ import main
-from hw.engine import execute
-from hw.engine.schedule import Action
-from hw.engine.weights import RandomWeights
-from hw.ranks import launch
-from sim.plan.model import ModelSpec
+from layerwise.hw.__main__ import main
+from layerwise.hw.engine import execute
+from layerwise.hw.engine.schedule import Action
+from layerwise.hw.engine.weights import RandomWeights
+from layerwise.hw.ranks import launch
+from layerwise.sim.plan.model import ModelSpec
 
 VARIABLE = "LAYERWISE_TEST_FAULT"
 Kind = Literal["none", "kill", "stop", "sleep", "raise", "oom", "oom while allocating"]

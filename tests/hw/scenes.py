@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import ModelSpec
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario
-from sim.plan.workload import Workload
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario
+from layerwise.sim.plan.workload import Workload
 
 TINY = ModelSpec(
     name="tiny", num_layers=4, hidden_size=64, intermediate_size=128, num_attention_heads=4,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hw.host.affinity import (
+from layerwise.hw.host.affinity import (
     GpuPair,
     Launcher,
     Nearest,

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hw.engine.steps import Outputs, run_steps
-from hw.engine.weights import GivenWeights
-from hw.ranks.local import LocalRanks, local_ranks
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.model import ModelSpec
-from sim.plan.placement import Placement, layer_wise, tensor_pipeline
-from sim.plan.validate import validate_run
-from sim.plan.workload import Step, decode_steps, prefill_steps, split_evenly
+from layerwise.hw.engine.steps import Outputs, run_steps
+from layerwise.hw.engine.weights import GivenWeights
+from layerwise.hw.ranks.local import LocalRanks, local_ranks
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.placement import Placement, layer_wise, tensor_pipeline
+from layerwise.sim.plan.validate import validate_run
+from layerwise.sim.plan.workload import Step, decode_steps, prefill_steps, split_evenly
 
 BATCH, PROMPT, DECODE_STEPS, VOCAB = 4, 6, 3, 96
 TOLERANCE = 1e-5

@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hw.engine.collectives import FEW_BLOCKS, SMALL_BYTES, edge_options, routes_of
-from hw.engine.peer_memory import ReducePairs
-from hw.errors import RankFailedError
-from hw.ranks.local import local_ranks
-from hw.ranks.session import Session
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.placement import tensor_pipeline
-from sim.plan.workload import Step
+from layerwise.hw.engine.collectives import FEW_BLOCKS, SMALL_BYTES, edge_options, routes_of
+from layerwise.hw.engine.peer_memory import ReducePairs
+from layerwise.hw.errors import RankFailedError
+from layerwise.hw.ranks.local import local_ranks
+from layerwise.hw.ranks.session import Session
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.placement import tensor_pipeline
+from layerwise.sim.plan.workload import Step
 from tests.hw.scenes import TINY
 
 STEP = Step(

@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from hw.engine.collectives import DistributedPeers, Routes
-from hw.engine.peer_memory import ReducePairs
-from hw.engine.steps import run_steps
-from hw.engine.weights import RandomWeights
-from hw.links.__main__ import main
-from hw.links.ops import OPS
-from hw.ranks.local import LocalRanks, local_ranks
-from hw.ranks.session import Session
-from sim.plan import ops
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.model import ModelSpec
-from sim.plan.ops import AllReduceAlgorithm, Buffer
-from sim.plan.placement import tensor_pipeline
-from sim.plan.workload import decode_steps, prefill_steps
+from layerwise.hw.engine.collectives import DistributedPeers, Routes
+from layerwise.hw.engine.peer_memory import ReducePairs
+from layerwise.hw.engine.steps import run_steps
+from layerwise.hw.engine.weights import RandomWeights
+from layerwise.hw.links.__main__ import main
+from layerwise.hw.links.ops import OPS
+from layerwise.hw.ranks.local import LocalRanks, local_ranks
+from layerwise.hw.ranks.session import Session
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.ops import AllReduceAlgorithm, Buffer
+from layerwise.sim.plan.placement import tensor_pipeline
+from layerwise.sim.plan.workload import decode_steps, prefill_steps
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hw.engine.collectives import ReplacedPeers
-from hw.engine.contexts import DeviceContexts, check_growth
-from hw.engine.execute import Engine
-from hw.engine.memory import DeviceMemory, allocate, random_fill, slots_of
-from hw.engine.schedule import actions_of
-from hw.measure import measure
-from hw.streams import plan_stream
-from sim.plan import ops
-from sim.plan.compile import KernelChoice, compile_steps
-from sim.plan.errors import SpecError
-from sim.plan.placement import tensor_pipeline
-from sim.plan.program import Program
-from sim.plan.scenario import compile_run
-from sim.plan.workload import decode_steps
+from layerwise.hw.engine.collectives import ReplacedPeers
+from layerwise.hw.engine.contexts import DeviceContexts, check_growth
+from layerwise.hw.engine.execute import Engine
+from layerwise.hw.engine.memory import DeviceMemory, allocate, random_fill, slots_of
+from layerwise.hw.engine.schedule import actions_of
+from layerwise.hw.measure import measure
+from layerwise.hw.streams import plan_stream
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice, compile_steps
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.placement import tensor_pipeline
+from layerwise.sim.plan.program import Program
+from layerwise.sim.plan.scenario import compile_run
+from layerwise.sim.plan.workload import decode_steps
 from tests.hw.scenes import TINY, scenario
 
 CPU = torch.device("cpu")

@@ -12,14 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from hw.counters.__main__ import COMMITTED, main, working_sets
-from hw.counters.ncu import CountersError, parse_kernels, parse_passes
-from hw.counters.op_counters import GROUPS, OpCounters, add_counters, join
-from hw.counters.profiled import Window, check_scenario, choose_ops, read_buffers, run_scenario
-from sim.plan.errors import SpecError
-from sim.plan.files import load_scenario
-from sim.plan.scenario import compile_run
-from sim.plan.workload import Workload
+from layerwise.hw.counters.__main__ import COMMITTED, main, working_sets
+from layerwise.hw.counters.ncu import CountersError, parse_kernels, parse_passes
+from layerwise.hw.counters.op_counters import GROUPS, OpCounters, add_counters, join
+from layerwise.hw.counters.profiled import (
+    Window,
+    check_scenario,
+    choose_ops,
+    read_buffers,
+    run_scenario,
+)
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.files import load_scenario
+from layerwise.sim.plan.scenario import compile_run
+from layerwise.sim.plan.workload import Workload
 from tests.hw.fake_ncu import FIXED, RANGES, install, log, range_cell, table
 from tests.hw.scenes import scenario
 
@@ -305,7 +311,7 @@ def test_the_command_needs_one_thing_to_profile(capsys: pytest.CaptureFixture[st
 
 def test_a_target_without_a_gpu_is_one_line(scenario_file: Path, tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "hw.counters", "--target", str(scenario_file),
+        [sys.executable, "-m", "layerwise.hw.counters", "--target", str(scenario_file),
          "--report", str(tmp_path / "r.json")],
         capture_output=True, text=True, check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
@@ -321,8 +327,8 @@ class Steps:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[str] = []
-        monkeypatch.setattr("hw.instrument.observe.NvtxRanges.begin", self._begin)
-        monkeypatch.setattr("hw.instrument.observe.NvtxRanges.end", self._end)
+        monkeypatch.setattr("layerwise.hw.instrument.observe.NvtxRanges.begin", self._begin)
+        monkeypatch.setattr("layerwise.hw.instrument.observe.NvtxRanges.end", self._end)
         self.window = Window(lambda: self.seen.append("start"), lambda: self.seen.append("stop"))
 
     def _begin(self, placed, lane) -> None:

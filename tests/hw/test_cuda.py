@@ -7,21 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hw.engine.collectives import ReplacedPeers
-from hw.engine.contexts import DeviceContexts
-from hw.engine.execute import Engine
-from hw.engine.graphs import capture
-from hw.engine.memory import DeviceMemory, allocate, random_fill, slots_of
-from hw.engine.schedule import actions_of
-from hw.engine.steps import run_steps
-from hw.engine.weights import RandomWeights
-from hw.kernels import dispatch as kernels
-from sim.plan.compile import KernelChoice, compile_step, compile_steps
-from sim.plan.model import ModelSpec
-from sim.plan.ops import AttentionKernel
-from sim.plan.placement import tensor_pipeline
-from sim.plan.program import Program
-from sim.plan.workload import decode_steps, prefill_steps
+from layerwise.hw.engine.collectives import ReplacedPeers
+from layerwise.hw.engine.contexts import DeviceContexts
+from layerwise.hw.engine.execute import Engine
+from layerwise.hw.engine.graphs import capture
+from layerwise.hw.engine.memory import DeviceMemory, allocate, random_fill, slots_of
+from layerwise.hw.engine.schedule import actions_of
+from layerwise.hw.engine.steps import run_steps
+from layerwise.hw.engine.weights import RandomWeights
+from layerwise.hw.kernels import dispatch as kernels
+from layerwise.sim.plan.compile import KernelChoice, compile_step, compile_steps
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.ops import AttentionKernel
+from layerwise.sim.plan.placement import tensor_pipeline
+from layerwise.sim.plan.program import Program
+from layerwise.sim.plan.workload import decode_steps, prefill_steps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

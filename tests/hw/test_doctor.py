@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from hw.host.affinity import Nearest
-from hw.host.doctor import Machine, Probes, examine, probes_here
-from hw.host.rates import PeerCopy, peer_copies, read_rate
+from layerwise.hw.host.affinity import Nearest
+from layerwise.hw.host.doctor import Machine, Probes, examine, probes_here
+from layerwise.hw.host.rates import PeerCopy, peer_copies, read_rate
 from tests.hw.machines import BUS_IDS, H100, Nvml, make_sys, make_torch
 from tests.hw.test_imports import imported
 
@@ -25,7 +25,9 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_it_imports_without_torch_and_nvml() -> None:
-    assert "[]" == imported("hw.host.doctor", "torch", "pynvml", "triton", "cupti").strip()
+    assert (
+        "[]" == imported("layerwise.hw.host.doctor", "torch", "pynvml", "triton", "cupti").strip()
+    )
 
 
 def test_a_gpu_is_told_by_torch_and_nvml_together(machine: Machine) -> None:

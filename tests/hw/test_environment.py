@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hw.host.environment import Binding, binding_of, environment_of, places_as_text, version_of
-from hw.ranks.launch import Options, launch
+from layerwise.hw.host.environment import (
+    Binding,
+    binding_of,
+    environment_of,
+    places_as_text,
+    version_of,
+)
+from layerwise.hw.ranks.launch import Options, launch
 from tests.hw.scenes import scenario
 
 CPU = torch.device("cpu")

@@ -22,12 +22,12 @@ from typing import Any
 import pytest
 import torch
 
-from hw.engine.execute import Engine
-from hw.errors import ExecutionError, RankFailedError, RanOutOfMemoryError
-from hw.ranks.journal import folder_of, journal_of
-from hw.ranks.launch import Options, launch
-from sim.plan.errors import FileFormatError
-from sim.trace import Trace, read_trace
+from layerwise.hw.engine.execute import Engine
+from layerwise.hw.errors import ExecutionError, RankFailedError, RanOutOfMemoryError
+from layerwise.hw.ranks.journal import folder_of, journal_of
+from layerwise.hw.ranks.launch import Options, launch
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.trace import Trace, read_trace
 from tests.hw.faults import Fault, FaultyWeights
 from tests.hw.scenes import scenario
 
@@ -289,7 +289,7 @@ def test_ranks_leave_when_whoever_started_them_is_killed(started: Callable[..., 
     run.wait_for_steps(3)
     run.process.kill()
     run.end()
-    command = [sys.executable, "-m", "hw.ranks.journal", str(folder_of(run.out))]
+    command = [sys.executable, "-m", "layerwise.hw.ranks.journal", str(folder_of(run.out))]
     subprocess.run(command, check=True, capture_output=True)
     trace = read_trace(run.out.with_name("trace.partial.jsonl.gz"))
     assert len(trace.untraced_step_s) >= 3

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hw.errors import NotAvailableError
-from hw.figures.__main__ import main
-from hw.figures.attention import AttentionPoint, DecodeAttention, attention_points
-from hw.figures.bench import (
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.figures.__main__ import main
+from layerwise.hw.figures.attention import AttentionPoint, DecodeAttention, attention_points
+from layerwise.hw.figures.bench import (
     Bench,
     best_of,
     copies_for,
@@ -22,13 +22,13 @@ from hw.figures.bench import (
     ops_of,
     rotating,
 )
-from hw.figures.host_time import host_times
-from hw.figures.matmuls import MatmulPoint, blas_library, matmul_points
-from hw.figures.pointwise import KERNELS, pointwise_points
-from hw.figures.prefill import prefill_share
-from hw.figures.report import Outcome, Verdict, table, write
-from hw.figures.run import FIGURES, chosen, take
-from hw.figures.small_layer import (
+from layerwise.hw.figures.host_time import host_times
+from layerwise.hw.figures.matmuls import MatmulPoint, blas_library, matmul_points
+from layerwise.hw.figures.pointwise import KERNELS, pointwise_points
+from layerwise.hw.figures.prefill import prefill_share
+from layerwise.hw.figures.report import Outcome, Verdict, table, write
+from layerwise.hw.figures.run import FIGURES, chosen, take
+from layerwise.hw.figures.small_layer import (
     SmallLayer,
     against_plain,
     cache_of,
@@ -36,13 +36,13 @@ from hw.figures.small_layer import (
     plain_of,
     position_of,
 )
-from hw.figures.stages import floor_share, traced_against_untraced
-from hw.figures.two_gpus import PipelineCase, pipeline, pipelines
-from hw.instrument.timing import Replay, Spread, in_turns, issue_seconds, spread_of
-from sim.plan import ops
-from sim.plan.compile import KernelChoice
-from sim.plan.program import buffers_of
-from sim.plan.workload import Workload
+from layerwise.hw.figures.stages import floor_share, traced_against_untraced
+from layerwise.hw.figures.two_gpus import PipelineCase, pipeline, pipelines
+from layerwise.hw.instrument.timing import Replay, Spread, in_turns, issue_seconds, spread_of
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.program import buffers_of
+from layerwise.sim.plan.workload import Workload
 from tests.hw.scenes import TINY
 
 CPU = torch.device("cpu")
@@ -112,7 +112,12 @@ def test_the_json_has_verdicts_results_and_failures(tmp_path: Path) -> None:
         Outcome(name="a", took_s=1.5, result=found, clocks={"power_w_before": "70"}),
         Outcome(name="b", took_s=0.5, problem="no"),
     ]
-    write(tmp_path / "new" / "figures.json", outcomes, {"gpu": "H100"}, "python -m hw.figures")
+    write(
+        tmp_path / "new" / "figures.json",
+        outcomes,
+        {"gpu": "H100"},
+        "python -m layerwise.hw.figures",
+    )
     whole = json.loads((tmp_path / "new" / "figures.json").read_text())
     assert {"gpu": "H100"} == whole["environment"]
     assert (0.5, 0.93, False) == tuple(
@@ -268,7 +273,7 @@ def test_host_time_counts_what_is_launched_and_not_what_is_only_viewed() -> None
 def test_plain_arithmetic_is_that_of_the_fused_kernels(
     prompt_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hw.figures.pointwise.PROMPT_FROM", prompt_from)
+    monkeypatch.setattr("layerwise.hw.figures.pointwise.PROMPT_FROM", prompt_from)
     found = pointwise_points(bench(), [(3, 128)], {"eager": {"backend": "eager"}}, 60.0)
     assert list(KERNELS) == [point.kernel for point in found.points]
     assert [""] * 4 == [point.problem for point in found.points]

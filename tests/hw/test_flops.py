@@ -1,4 +1,4 @@
-"""The closed forms of `sim.plan.demand` equal what torch counts on the real engine."""
+"""The closed forms of `layerwise.sim.plan.demand` equal what torch counts on the real engine."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hw.engine.collectives import ReplacedPeers
-from hw.engine.execute import Engine
-from hw.engine.memory import allocate, random_fill, slots_of
-from hw.engine.schedule import actions_of
-from sim.plan import ops
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.demand import demand_of
-from sim.plan.placement import tensor_pipeline
-from sim.plan.workload import Step, decode_steps, prefill_steps
+from layerwise.hw.engine.collectives import ReplacedPeers
+from layerwise.hw.engine.execute import Engine
+from layerwise.hw.engine.memory import allocate, random_fill, slots_of
+from layerwise.hw.engine.schedule import actions_of
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.placement import tensor_pipeline
+from layerwise.sim.plan.workload import Step, decode_steps, prefill_steps
 from tests.hw.scenes import TINY
 
 CPU = torch.device("cpu")

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from hw.engine.schedule import actions_of
-from hw.errors import UnmeasuredOpError
-from hw.imported.trace import import_trace
-from hw.rows import is_message
-from hw.streams import plan_stream
-from scenarios.command_line import main
-from scenarios.compare.joined import compare
-from sim.plan.errors import FileFormatError, SpecError, TraceMismatchError
-from sim.plan.program import PlacedOp, Program
-from sim.plan.scenario import Scenario, compile_run
-from sim.plan.workload import Workload
-from sim.trace import Trace, read_trace, write_trace
+from layerwise.hw.engine.schedule import actions_of
+from layerwise.hw.errors import UnmeasuredOpError
+from layerwise.hw.imported.trace import import_trace
+from layerwise.hw.rows import is_message
+from layerwise.hw.streams import plan_stream
+from layerwise.scenarios.command_line import main
+from layerwise.scenarios.compare.joined import compare
+from layerwise.sim.plan.errors import FileFormatError, SpecError, TraceMismatchError
+from layerwise.sim.plan.program import PlacedOp, Program
+from layerwise.sim.plan.scenario import Scenario, compile_run
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.trace import Trace, read_trace, write_trace
 from tests.hw.profiles import NsysFile, global_id, host_event, kernel_event, write_kineto
 from tests.hw.scenes import scenario
 from tests.synthetic import synthetic_profile
@@ -577,9 +577,9 @@ launch = "eager"
 
 @pytest.fixture
 def asked_in_toml(tmp_path: Path) -> tuple[Path, Scenario]:
-    from calibration.data import profile_path
-    from sim.plan.files import load_scenario
-    from sim.profile import load_profile
+    from layerwise.calibration.data import profile_path
+    from layerwise.sim.plan.files import load_scenario
+    from layerwise.sim.profile import load_profile
 
     path = tmp_path / "tiny.toml"
     path.write_text(TINY)

@@ -29,8 +29,14 @@ def test_hw_itself_needs_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["hw.ranks.launch", "hw.sweep", "hw.engine.steps", "hw.__main__"]
+    "module",
+    [
+        "layerwise.hw.ranks.launch",
+        "layerwise.hw.sweep",
+        "layerwise.hw.engine.steps",
+        "layerwise.hw.__main__",
+    ],
 )
 def test_the_engine_needs_neither_simpy_nor_pydantic_nor_a_gpus_packages(module: str) -> None:
     found = imported(module, "simpy", "pydantic", "nvtx", "cupti", "triton", "pynvml")
-    assert "sim.plan.files" not in found and "sim.simulate" not in found
+    assert "layerwise.sim.plan.files" not in found and "layerwise.sim.simulate" not in found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hw.ranks.journal import (
+from layerwise.hw.ranks.journal import (
     Journal,
     StepTimes,
     assemble,
@@ -20,9 +20,9 @@ from hw.ranks.journal import (
     remove_own,
     salvage,
 )
-from hw.ranks.progress import Progress
-from sim.plan.errors import FileFormatError
-from sim.trace import Row, Trace, read_trace
+from layerwise.hw.ranks.progress import Progress
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.trace import Row, Trace, read_trace
 
 HEADER = Trace(
     source="measured", name="tiny", scenario={"name": "tiny"}, kernel_set="k", timing="clock",
@@ -122,7 +122,7 @@ def test_the_command_line_saves_what_nobody_could(tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl"
     write(out, 0, [1e-3], timed_ranks=[0])
     result = subprocess.run(
-        [sys.executable, "-m", "hw.ranks.journal", str(folder_of(out))],
+        [sys.executable, "-m", "layerwise.hw.ranks.journal", str(folder_of(out))],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert f"1 step times and 1 traced repeats are kept in {tmp_path}/t.partial.jsonl\n" == (

@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 
-from hw.imported.kineto import read_kineto
-from hw.instrument.spans import ApiCall, KernelRecord, Marker, ProcessRecords, spans_by_op_eager
-from sim.plan.errors import FileFormatError
+from layerwise.hw.imported.kineto import read_kineto
+from layerwise.hw.instrument.spans import (
+    ApiCall,
+    KernelRecord,
+    Marker,
+    ProcessRecords,
+    spans_by_op_eager,
+)
+from layerwise.sim.plan.errors import FileFormatError
 from tests.hw.profiles import host_event, kernel_event, write_kineto
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hw.errors import NotAvailableError
-from hw.links.series import (
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.links.series import (
     MIB,
     Pair,
     Request,

@@ -1,4 +1,4 @@
-"""`python -m hw.links` on two gloo ranks: the file, its marks, and what is refused."""
+"""`python -m layerwise.hw.links` on two gloo ranks: the file, its marks, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from calibration.links import read_links
-from hw.links.__main__ import main
-from hw.links.measuring import measure_links
-from hw.links.series import Request
-from hw.ranks.local import local_ranks
+from layerwise.calibration.links import read_links
+from layerwise.hw.links.__main__ import main
+from layerwise.hw.links.measuring import measure_links
+from layerwise.hw.links.series import Request
+from layerwise.hw.ranks.local import local_ranks
 
 
 def measure(folder: Path, *options: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def test_every_op_is_timed_at_every_payload(tmp_path: Path) -> None:
 def test_the_command_starts_ranks_of_its_own(tmp_path: Path) -> None:
     out = tmp_path / "links.json"
     ran = subprocess.run(
-        [sys.executable, "-m", "hw.links", "--out", str(out), "--device", "cpu", "--sizes",
+        [sys.executable, "-m", "layerwise.hw.links", "--out", str(out), "--device", "cpu", "--sizes",
          "512..512", "--ops", "send,all_gather,reduce_scatter"],
         capture_output=True, text=True, timeout=120, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -1,4 +1,4 @@
-"""`python -m hw`: a trace, or exit code 2 and one line."""
+"""`python -m layerwise.hw`: a trace, or exit code 2 and one line."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from hw import beginning
-from hw.beginning import beginning_of
-from hw.ranks.session import alone
-from hw.streams import plan_stream
-from sim.plan.files import load_scenario
-from sim.plan.scenario import RunSpec, compile_run
-from sim.trace import read_trace
+from layerwise.hw import beginning
+from layerwise.hw.beginning import beginning_of
+from layerwise.hw.ranks.session import alone
+from layerwise.hw.streams import plan_stream
+from layerwise.sim.plan.files import load_scenario
+from layerwise.sim.plan.scenario import RunSpec, compile_run
+from layerwise.sim.trace import read_trace
 
 SCENARIO = """
 [model]

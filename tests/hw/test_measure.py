@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from hw.errors import DoesNotFitError, NotAvailableError, RankFailedError
-from hw.measure import measure
-from hw.ranks.launch import Options, launch
-from hw.streams import plan_stream
-from sim.plan.compile import KernelChoice
-from sim.plan.errors import PlacementError, SpecError
-from sim.plan.scenario import compile_run
-from sim.plan.workload import Workload
-from sim.trace import Trace
+from layerwise.hw.errors import DoesNotFitError, NotAvailableError, RankFailedError
+from layerwise.hw.measure import measure
+from layerwise.hw.ranks.launch import Options, launch
+from layerwise.hw.streams import plan_stream
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import PlacementError, SpecError
+from layerwise.sim.plan.scenario import compile_run
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.trace import Trace
 from tests.hw.scenes import scenario
 
 ON_CPU = Options(timing="clock", device="cpu", traced_repeats=2)

@@ -8,14 +8,14 @@ import weakref
 import pytest
 import torch
 
-from hw.engine.memory import allocate, budget_of, random_fill, slots_of
-from hw.errors import DoesNotFitError
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.errors import ProgramError
-from sim.plan.model import ModelSpec
-from sim.plan.placement import tensor_pipeline
-from sim.plan.program import Program
-from sim.plan.workload import decode_steps
+from layerwise.hw.engine.memory import allocate, budget_of, random_fill, slots_of
+from layerwise.hw.errors import DoesNotFitError
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.errors import ProgramError
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.placement import tensor_pipeline
+from layerwise.sim.plan.program import Program
+from layerwise.sim.plan.workload import decode_steps
 from tests.hw.scenes import TINY
 
 CPU = torch.device("cpu")

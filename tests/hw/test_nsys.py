@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hw.imported.nsys import process_of, read_nsys
-from hw.instrument.spans import (
+from layerwise.hw.imported.nsys import process_of, read_nsys
+from layerwise.hw.instrument.spans import (
     ApiCall,
     KernelRecord,
     Marker,
@@ -16,7 +16,7 @@ from hw.instrument.spans import (
     count_unmatched,
     spans_by_op_eager,
 )
-from sim.plan.errors import FileFormatError
+from layerwise.sim.plan.errors import FileFormatError
 from tests.hw.profiles import NsysFile, global_id
 
 

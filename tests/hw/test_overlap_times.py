@@ -1,4 +1,4 @@
-"""`python -m hw.links.overlap` where there are no two GPUs."""
+"""`python -m layerwise.hw.links.overlap` where there are no two GPUs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hw.errors import NotAvailableError
-from hw.links.overlap import main, measure_overlap
-from hw.ranks.session import alone
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.links.overlap import main, measure_overlap
+from layerwise.hw.ranks.session import alone
 
 
 def test_one_rank_on_the_cpu_is_refused(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hw.engine.peer_memory import PeerMemory, ReducePairs, padded_bytes
-from hw.errors import NotAvailableError
-from sim.plan.demand import ONE_SHOT_MAX_BYTES
+from layerwise.hw.engine.peer_memory import PeerMemory, ReducePairs, padded_bytes
+from layerwise.hw.errors import NotAvailableError
+from layerwise.sim.plan.demand import ONE_SHOT_MAX_BYTES
 
 
 class OneEqualPeer:

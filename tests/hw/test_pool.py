@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from hw.errors import RankFailedError
-from hw.pool import rank_pool
-from hw.ranks.session import Session
+from layerwise.hw.errors import RankFailedError
+from layerwise.hw.pool import rank_pool
+from layerwise.hw.ranks.session import Session
 from tests.hw.scenes import scenario
 
 

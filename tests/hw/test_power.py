@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from hw.errors import NotAvailableError
-from hw.instrument.energy import (
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.instrument.energy import (
     MIN_ENERGY_WINDOW_S,
     RankPower,
     Sample,
@@ -20,12 +20,12 @@ from hw.instrument.energy import (
     combined,
     window_power,
 )
-from hw.instrument.power import Gauge, NvmlGauge, PowerMeter, PowerOptions, nvml_gauge
-from hw.measure import measure
-from hw.ranks.launch import Options, launch
-from hw.ranks.session import alone
-from sim.plan.errors import SpecError
-from sim.trace import Trace
+from layerwise.hw.instrument.power import Gauge, NvmlGauge, PowerMeter, PowerOptions, nvml_gauge
+from layerwise.hw.measure import measure
+from layerwise.hw.ranks.launch import Options, launch
+from layerwise.hw.ranks.session import alone
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.trace import Trace
 from tests.hw.scenes import scenario
 
 CPU = torch.device("cpu")
@@ -358,6 +358,6 @@ def test_missing_pynvml_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(device: torch.device) -> Any:
         raise ImportError("No module named 'pynvml'", name="pynvml")
 
-    monkeypatch.setattr("hw.instrument.power._nvml", missing)
+    monkeypatch.setattr("layerwise.hw.instrument.power._nvml", missing)
     with pytest.raises(NotAvailableError, match="pynvml is not installed"):
         nvml_gauge(torch.device("cuda", 0))

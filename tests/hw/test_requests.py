@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hw.errors import NotAvailableError
-from hw.measure import check_request, measure
-from hw.ranks.launch import Options, launch
-from hw.ranks.session import usable_device
-from sim.plan.errors import SpecError
-from sim.plan.scenario import Scenario
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.measure import check_request, measure
+from layerwise.hw.ranks.launch import Options, launch
+from layerwise.hw.ranks.session import usable_device
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.scenario import Scenario
 from tests.hw.scenes import TINY, scenario
 
 CUDA = torch.device("cuda")

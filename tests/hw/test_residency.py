@@ -10,24 +10,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hw.engine.collectives import ReplacedPeers
-from hw.engine.cuda_runtime import (
+from layerwise.hw.engine.collectives import ReplacedPeers
+from layerwise.hw.engine.cuda_runtime import (
     AccessPolicyWindow,
     CudaRuntime,
     LaunchAttributeValue,
     loaded_cudart,
 )
-from hw.engine.execute import Engine
-from hw.engine.memory import allocate, random_fill, slots_of
-from hw.engine.residency import WeightWindows, check_windows, weight_windows
-from hw.engine.schedule import actions_of
-from hw.errors import CudaCallError, NotAvailableError
-from hw.measure import measure
-from sim.plan.errors import SpecError
-from sim.plan.hardware import GPUS
-from sim.plan.program import Program
-from sim.plan.residency import rank_weight_bytes
-from sim.plan.scenario import compile_run
+from layerwise.hw.engine.execute import Engine
+from layerwise.hw.engine.memory import allocate, random_fill, slots_of
+from layerwise.hw.engine.residency import WeightWindows, check_windows, weight_windows
+from layerwise.hw.engine.schedule import actions_of
+from layerwise.hw.errors import CudaCallError, NotAvailableError
+from layerwise.hw.measure import measure
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.plan.program import Program
+from layerwise.sim.plan.residency import rank_weight_bytes
+from layerwise.sim.plan.scenario import compile_run
 from tests.hw.scenes import scenario
 
 CPU = torch.device("cpu")
@@ -195,7 +195,7 @@ class FailingLibrary(SimpleNamespace):
 
 def test_a_failed_call_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     library = FailingLibrary(cudaGetErrorString=lambda code: b"no device")
-    monkeypatch.setattr("hw.engine.cuda_runtime.ctypes.CDLL", lambda path: library)
+    monkeypatch.setattr("layerwise.hw.engine.cuda_runtime.ctypes.CDLL", lambda path: library)
     runtime = CudaRuntime(Path("libcudart.so"))
     with pytest.raises(
         CudaCallError, match="cudaDeviceSetLimit failed with CUDA error 100: no device"

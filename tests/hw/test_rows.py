@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from hw.errors import UnmeasuredOpError
-from hw.rows import rows_of
-from sim.plan.program import Program
-from sim.trace import Row
+from layerwise.hw.errors import UnmeasuredOpError
+from layerwise.hw.rows import rows_of
+from layerwise.sim.plan.program import Program
+from layerwise.sim.trace import Row
 from tests.hw.test_schedule import program
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hw.engine.schedule import Action, actions_of
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.placement import tensor_pipeline
-from sim.plan.program import Program
-from sim.plan.workload import Step
+from layerwise.hw.engine.schedule import Action, actions_of
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.placement import tensor_pipeline
+from layerwise.sim.plan.program import Program
+from layerwise.sim.plan.workload import Step
 from tests.hw.scenes import TINY
 
 

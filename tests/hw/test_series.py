@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hw.measure import measure
-from hw.series import Measure, Outcome, measure_scenarios, trace_path
-from sim.plan.scenario import Scenario
-from sim.trace import Trace, read_trace
+from layerwise.hw.measure import measure
+from layerwise.hw.series import Measure, Outcome, measure_scenarios, trace_path
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.trace import Trace, read_trace
 from tests.hw.scenes import scenario
 
 
@@ -69,7 +69,7 @@ def test_one_that_may_not_end_in_time_is_not_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [0.0]
-    monkeypatch.setattr("hw.series.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("layerwise.hw.series.time.monotonic", lambda: now_s[0])
 
     def slow(asked: Scenario) -> Trace:
         now_s[0] += 10.0

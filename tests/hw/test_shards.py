@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hw.engine.weights import RandomWeights, shard, whole_shape
-from sim.plan.errors import ProgramError
-from sim.plan.model import ModelSpec
+from layerwise.hw.engine.weights import RandomWeights, shard, whole_shape
+from layerwise.sim.plan.errors import ProgramError
+from layerwise.sim.plan.model import ModelSpec
 
 MODEL = ModelSpec(
     name="tiny", num_layers=2, hidden_size=16, intermediate_size=24, num_attention_heads=4,

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hw.engine.steps import run_steps
-from hw.ranks.local import LocalRanks, local_ranks
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.model import ModelSpec
-from sim.plan.placement import Placement, layer_wise, tensor_pipeline
-from sim.plan.workload import decode_steps, prefill_steps
+from layerwise.hw.engine.steps import run_steps
+from layerwise.hw.ranks.local import LocalRanks, local_ranks
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.placement import Placement, layer_wise, tensor_pipeline
+from layerwise.sim.plan.workload import decode_steps, prefill_steps
 from tests.hw.test_against_hugging_face import TOLERANCE, headless, weights_of
 
 MODEL = ModelSpec(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.trace import read_trace
+from layerwise.sim.trace import read_trace
 from tests.hw.test_main import SCENARIO
 
 ROOT = Path(__file__).parents[2]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hw.instrument.spans import (
+from layerwise.hw.instrument.spans import (
     ApiCall,
     CapturedNode,
     GraphNodeMismatchError,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hw.measure import check_request
-from sim.plan.errors import SpecError
-from sim.plan.overrides import with_values
-from sim.plan.scenario import paper_scenario
+from layerwise.hw.measure import check_request
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.overrides import with_values
+from layerwise.sim.plan.scenario import paper_scenario
 
 
 @pytest.mark.parametrize("key", ["model.weight_dtype", "model.kv_dtype"])

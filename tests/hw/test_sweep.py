@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from hw.sweep import measure_programs, names_in
-from sim.plan import ops
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.errors import FileFormatError, ProgramError
-from sim.plan.ops import Buffer
-from sim.plan.placement import tensor_pipeline
-from sim.plan.program import Part, Program, Segment
-from sim.plan.workload import decode_steps
+from layerwise.hw.sweep import measure_programs, names_in
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.errors import FileFormatError, ProgramError
+from layerwise.sim.plan.ops import Buffer
+from layerwise.sim.plan.placement import tensor_pipeline
+from layerwise.sim.plan.program import Part, Program, Segment
+from layerwise.sim.plan.workload import decode_steps
 from tests.hw.scenes import TINY
 
 POOL_BYTES = 8 * 2**20

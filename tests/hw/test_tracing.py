@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from hw.errors import NotAvailableError
-from hw.instrument.tracing import (
+from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.instrument.tracing import (
     NVTX_INJECTION,
     ClockTracer,
     CuptiTracer,
@@ -20,10 +20,10 @@ from hw.instrument.tracing import (
     default_timing,
     make_tracer,
 )
-from hw.measure import measure
-from hw.ranks.local import local_ranks
-from hw.ranks.session import Session
-from sim.plan.errors import MissingPackageError
+from layerwise.hw.measure import measure
+from layerwise.hw.ranks.local import local_ranks
+from layerwise.hw.ranks.session import Session
+from layerwise.sim.plan.errors import MissingPackageError
 from tests.hw.scenes import scenario
 
 # A session says what its device is; nothing here launches a kernel.
@@ -126,7 +126,7 @@ def test_missing_nvtx_gives_the_subscription_back(monkeypatch: pytest.MonkeyPatc
     def missing() -> None:
         raise ImportError("No module named 'nvtx'", name="nvtx")
 
-    monkeypatch.setattr("hw.instrument.tracing.NvtxRanges", missing)
+    monkeypatch.setattr("layerwise.hw.instrument.tracing.NvtxRanges", missing)
     recorder: Any = Recorder()
     with pytest.raises(MissingPackageError, match="nvtx is not installed"):
         CuptiTracer(1, in_graph=False, make_recorder=lambda: recorder)

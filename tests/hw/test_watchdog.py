@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from hw.engine.schedule import actions_of
-from hw.ranks.progress import Progress, read_slate
-from hw.ranks.watchdog import Fault, State, Watchdog, _Seen, find_stalled
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.placement import tensor_pipeline
+from layerwise.hw.engine.schedule import actions_of
+from layerwise.hw.ranks.progress import Progress, read_slate
+from layerwise.hw.ranks.watchdog import Fault, State, Watchdog, _Seen, find_stalled
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.placement import tensor_pipeline
 from tests.hw.scenes import TINY
 from tests.hw.test_collectives import STEP
 

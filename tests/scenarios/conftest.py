@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.command_line import main
-from scenarios.predict.alone import predict_run
-from sim.plan.scenario import Scenario, paper_scenario
-from sim.plan.workload import Workload
-from sim.profile import Profile, write_profile
-from sim.trace import Trace, as_data
+from layerwise.scenarios.command_line import main
+from layerwise.scenarios.predict.alone import predict_run
+from layerwise.sim.plan.scenario import Scenario, paper_scenario
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.profile import Profile, write_profile
+from layerwise.sim.trace import Trace, as_data
 from tests.synthetic import synthetic_profile
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scenarios.compare.accounts import COLLECTIVES, members_of
-from scenarios.predict.alone import PredictedRun, predict_run
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import MODELS
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario
-from sim.plan.workload import Workload
-from sim.profile import Profile
-from sim.trace import Row, Trace, as_data
+from layerwise.scenarios.compare.accounts import COLLECTIVES, members_of
+from layerwise.scenarios.predict.alone import PredictedRun, predict_run
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import Row, Trace, as_data
 
 LAYER_WISE = PlacementSpec(strategy="layer-wise")
 TENSORS = PlacementSpec(strategy="tensor-pipeline", tensor_parallel=2)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sim.profile import write_profile
-from sim.trace import write_trace
+from layerwise.sim.profile import write_profile
+from layerwise.sim.trace import write_trace
 from tests.scenarios.conftest import Run, fake_trace
 from tests.synthetic import synthetic_profile
 
@@ -138,7 +138,7 @@ def test_missing_torch_says_what_still_works(
 ) -> None:
     path = tmp_path / "scenario.toml"
     path.write_text(PRESET)
-    monkeypatch.setattr("scenarios.measure.measuring.find_spec", lambda name: None)
+    monkeypatch.setattr("layerwise.scenarios.measure.measuring.find_spec", lambda name: None)
     message = refused(layerwise, "measure", path, "--out", tmp_path / "trace.jsonl")
     assert "torch is not installed" in message
     assert "still works" in message

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import typer.main
 
-from scenarios import tables
-from scenarios.command_line import app
-from sim.plan.files import load_gpu, load_scenario, scenario_json_schema
-from sim.plan.hardware import GPUS
-from sim.profile import Profile, write_profile
-from sim.trace import as_data, write_trace
+from layerwise.scenarios import tables
+from layerwise.scenarios.command_line import app
+from layerwise.sim.plan.files import load_gpu, load_scenario, scenario_json_schema
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.profile import Profile, write_profile
+from layerwise.sim.trace import as_data, write_trace
 from tests.scenarios.conftest import Run, fake_trace
 
 COMMANDS: dict[str, Any] = getattr(typer.main.get_command(app), "commands", {})
@@ -36,7 +36,7 @@ SCENARIO = '[model]\npreset = "paper-16"\n[workload]\nnum_microbatches = 16\n'
 def fresh(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "scenarios.command_line", *arguments], cwd=ROOT, check=False,
+        [sys.executable, "-m", "layerwise.scenarios.command_line", *arguments], cwd=ROOT, check=False,
         capture_output=True, text=True, env=os.environ | environment,
     )  # fmt: skip
 
@@ -117,7 +117,7 @@ def test_help_starts_at_once() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from scenarios.command_line import main\n"
+        "import sys; from layerwise.scenarios.command_line import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "print(sorted({'numpy', 'pydantic', 'rich', 'simpy', 'scipy', 'torch'} & set(sys.modules)))"
     )
@@ -163,7 +163,7 @@ def test_a_budget_in_minutes_is_understood(
         asked.append(given)
         return "done"
 
-    monkeypatch.setattr("scenarios.calibrate.calibrating.calibrate", calibrate)
+    monkeypatch.setattr("layerwise.scenarios.calibrate.calibrating.calibrate", calibrate)
     assert 0 == layerwise("calibrate", "--collect", tmp_path, "--budget-s", "10min").code
     assert 600.0 == asked[0].budget_s
 
@@ -175,7 +175,7 @@ def test_calibrate_as_json_says_what_was_fitted(
         write_profile(profile, given.out)
         return "done"
 
-    monkeypatch.setattr("scenarios.calibrate.calibrating.calibrate", calibrate)
+    monkeypatch.setattr("layerwise.scenarios.calibrate.calibrating.calibrate", calibrate)
     ran = layerwise("calibrate", "--fit", tmp_path, "--out", tmp_path / "p.json", "--json")
     data = json.loads(ran.out)
     assert profile.digest == data["profile"]["digest"]
@@ -192,7 +192,7 @@ def test_measure_as_json_says_what_was_written(
         write_trace(trace, to)
         return f"{to}: written"
 
-    monkeypatch.setattr("scenarios.measure.measuring.measure_to", measure_to)
+    monkeypatch.setattr("layerwise.scenarios.measure.measuring.measure_to", measure_to)
     data = json.loads(layerwise("measure", path, "--out", out, "--json").out)
     assert len(trace.rows) == data["num_rows"]
     assert trace.kernel_set == data["kernel_set"]

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import typer.main
 
-from scenarios.command_line import app
-from sim.profile import Profile, write_profile
-from sim.trace import write_trace
+from layerwise.scenarios.command_line import app
+from layerwise.sim.profile import Profile, write_profile
+from layerwise.sim.trace import write_trace
 from tests.scenarios.conftest import Ran, Run, fake_trace
 
 COMMANDS: dict[str, Any] = getattr(typer.main.get_command(app), "commands", {})
@@ -89,9 +89,9 @@ def ask(
     def serve(_profiles: object, _models: object, _port: int, tell: Callable[[str], None]) -> None:
         tell("http://127.0.0.1:1/")
 
-    monkeypatch.setattr("scenarios.measure.measuring.measure_to", measure_to)
-    monkeypatch.setattr("scenarios.calibrate.calibrating.calibrate", calibrate)
-    monkeypatch.setattr("scenarios.report.making.serve", serve)
+    monkeypatch.setattr("layerwise.scenarios.measure.measuring.measure_to", measure_to)
+    monkeypatch.setattr("layerwise.scenarios.calibrate.calibrating.calibrate", calibrate)
+    monkeypatch.setattr("layerwise.scenarios.report.making.serve", serve)
     return lambda name, *more: layerwise(name, *QUESTIONS[name](files), *more)
 
 
@@ -142,9 +142,9 @@ def test_a_gate_that_fails_is_one(layerwise: Run, files: Files, profile: Profile
 @pytest.mark.parametrize("after_s", [0.5, 2.0])
 def test_ctrl_c_ends_a_command_and_its_processes_at_once_without_a_word(after_s: float) -> None:
     arguments = ("rank", "--model", "paper-30b", "--gpus", "128")
-    code = "from scenarios.rank import ranking, workers; workers.available_workers = lambda: 2; "
+    code = "from layerwise.scenarios.rank import ranking, workers; workers.available_workers = lambda: 2; "
     process = subprocess.Popen(
-        [sys.executable, "-c", f"{code}from scenarios.command_line import main; main()", *arguments],
+        [sys.executable, "-c", f"{code}from layerwise.scenarios.command_line import main; main()", *arguments],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip

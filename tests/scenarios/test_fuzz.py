@@ -16,18 +16,18 @@ from typing import Any
 
 import pytest
 
-from calibration.links import read_links
-from calibration.transfers import read_transfers
-from hw.ranks.journal import assemble, folder_of, journal_of
-from scenarios.accuracy.ledger import read_ledger
-from scenarios.predict.beliefs import read_prediction
-from scenarios.sweep.journal import read_rows
-from scenarios.sweep.spec import load_sweep
-from sim.plan.errors import LayerwiseError
-from sim.plan.files import load_gpu, load_model_config, load_scenario, scenario_from_data
-from sim.plan.hardware import GPUS
-from sim.profile import Profile, load_profile, write_profile
-from sim.trace import Trace, as_data, read_trace, write_trace
+from layerwise.calibration.links import read_links
+from layerwise.calibration.transfers import read_transfers
+from layerwise.hw.ranks.journal import assemble, folder_of, journal_of
+from layerwise.scenarios.accuracy.ledger import read_ledger
+from layerwise.scenarios.predict.beliefs import read_prediction
+from layerwise.scenarios.sweep.journal import read_rows
+from layerwise.scenarios.sweep.spec import load_sweep
+from layerwise.sim.plan.errors import LayerwiseError
+from layerwise.sim.plan.files import load_gpu, load_model_config, load_scenario, scenario_from_data
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.profile import Profile, load_profile, write_profile
+from layerwise.sim.trace import Trace, as_data, read_trace, write_trace
 from tests.scenarios.conftest import fake_trace
 from tests.scenarios.mutations import (
     Mutation,

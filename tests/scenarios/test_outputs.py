@@ -16,7 +16,7 @@ NAMED = 'name = "x [/foo] [bold]"\n[model]\npreset = "paper-16"\nnum_layers = 16
 
 def layerwise(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "scenarios.command_line", *arguments],
+        [sys.executable, "-m", "layerwise.scenarios.command_line", *arguments],
         cwd=ROOT, check=False, capture_output=True, text=True, env={**os.environ, **environment},
     )  # fmt: skip
 

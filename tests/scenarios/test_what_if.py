@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.paper.experiment import Question
+from layerwise.scenarios.paper.experiment import Question
 from tests.scenarios.conftest import Run
 
 SCENARIO = """

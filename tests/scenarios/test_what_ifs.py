@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.measure import Measurement
 
-from scenarios.tables import WIDTH
-from scenarios.what_if.answering import FOLDER, question_names, what_if_named
-from scenarios.what_if.figures import figure, heading, table_of
-from scenarios.what_if.runner import Asked, crossing, parse_axes
-from sim.plan.errors import SpecError
-from sim.profile import Profile
-from sim.uncertainty import Interval
+from layerwise.scenarios.tables import WIDTH
+from layerwise.scenarios.what_if.answering import FOLDER, question_names, what_if_named
+from layerwise.scenarios.what_if.figures import figure, heading, table_of
+from layerwise.scenarios.what_if.runner import Asked, crossing, parse_axes
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.profile import Profile
+from layerwise.sim.uncertainty import Interval
 from tests.scenarios.conftest import Run
 from tests.scenarios.what_if_goldens import (
     PICTURES,
@@ -75,9 +73,11 @@ def test_a_script_imports_sim_and_its_runner_only(name: str) -> None:
     found = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     found |= {each.name for node in ast.walk(tree) if isinstance(node, ast.Import)
               for each in node.names}  # fmt: skip
-    parts = ("scenarios.what_if.runner", "scenarios.what_if.figures")
+    parts = ("layerwise.scenarios.what_if.runner", "layerwise.scenarios.what_if.figures")
 
-    assert set() == {module for module in found if not module.startswith("sim.")} - set(parts)
+    assert set() == {module for module in found if not module.startswith("layerwise.sim.")} - set(
+        parts
+    )
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
@@ -166,15 +166,6 @@ def test_it_draws(name: str, layerwise: Run, tmp_path: Path) -> None:
 
     assert (0, f"drawn: {path}\n") == (ran.code, ran.err)
     assert what_if_named(name).question.split(",")[0][:30] in path.read_text(encoding="utf-8")
-
-
-def test_a_script_runs_by_its_own_name() -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "scenarios.h200", "--axis", "gpu=h200", "--json"],
-        cwd=FOLDER.parents[1], capture_output=True, text=True, check=True,
-    )  # fmt: skip
-
-    assert "h200" == json.loads(ran.stdout)["rows"][0]["gpu"]
 
 
 @pytest.mark.parametrize(

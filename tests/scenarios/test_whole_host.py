@@ -8,32 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from calibration.data import FOLDER
-from hw.errors import RankFailedError
-from hw.pool import RankPool
-from scenarios.whole_host import driving
-from scenarios.whole_host.__main__ import main
-from scenarios.whole_host.asked import HostRun, asked_of, host_runs
-from scenarios.whole_host.driving import HostRequest, runs_of
-from scenarios.whole_host.effects import effects_of
-from scenarios.whole_host.journal import open_journal, read_stages
-from scenarios.whole_host.machine import machine_lines
-from scenarios.whole_host.op_times import kind_of_op
-from scenarios.whole_host.predictions import (
+from layerwise.calibration.data import FOLDER
+from layerwise.hw.errors import RankFailedError
+from layerwise.hw.pool import RankPool
+from layerwise.scenarios.whole_host import driving
+from layerwise.scenarios.whole_host.__main__ import main
+from layerwise.scenarios.whole_host.asked import HostRun, asked_of, host_runs
+from layerwise.scenarios.whole_host.driving import HostRequest, runs_of
+from layerwise.scenarios.whole_host.effects import effects_of
+from layerwise.scenarios.whole_host.journal import open_journal, read_stages
+from layerwise.scenarios.whole_host.machine import machine_lines
+from layerwise.scenarios.whole_host.op_times import kind_of_op
+from layerwise.scenarios.whole_host.predictions import (
     HostPrediction,
     check_runs,
     predict_host,
     read_prediction,
     write_prediction,
 )
-from scenarios.whole_host.reporting import surveyed_pairs, write_report
-from scenarios.whole_host.scoring import HostScore, RunScore, rank, score_host
-from scenarios.whole_host.settling import gpu_of, settle
-from sim.plan.errors import FileFormatError, SpecError
-from sim.plan.hardware import GPUS
-from sim.plan.scenario import place
-from sim.profile import Profile
-from sim.trace import write_trace
+from layerwise.scenarios.whole_host.reporting import surveyed_pairs, write_report
+from layerwise.scenarios.whole_host.scoring import HostScore, RunScore, rank, score_host
+from layerwise.scenarios.whole_host.settling import gpu_of, settle
+from layerwise.sim.plan.errors import FileFormatError, SpecError
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.plan.scenario import place
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import write_trace
 from tests.scenarios.fakes import trace_of
 from tests.synthetic import synthetic_profile
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scenarios.tables import WIDTH
-from scenarios.what_if.answering import FOLDER, question_names, what_if_named
-from scenarios.what_if.figures import print_answered
-from scenarios.what_if.plotting import draw
-from scenarios.what_if.runner import Answered, ask
+from layerwise.scenarios.tables import WIDTH
+from layerwise.scenarios.what_if.answering import FOLDER, question_names, what_if_named
+from layerwise.scenarios.what_if.figures import print_answered
+from layerwise.scenarios.what_if.plotting import draw
+from layerwise.scenarios.what_if.runner import Answered, ask
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "what-if"
 README = FOLDER / "README.md"

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from sim.cost.model import Belief, Bound, Calibrated, OpCost, Traffic, TransferCost
-from sim.plan import ops
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.hardware import GPUS, ClusterSpec, LinkSpec, Speed, dgx_cluster
-from sim.plan.model import ModelSpec
-from sim.plan.ops import Buffer, CollectiveOp, LocalOp, Op
-from sim.plan.placement import Placement, layer_wise, tensor_pipeline
-from sim.plan.program import StepPrograms
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario
-from sim.plan.workload import Step, Workload, decode_steps, prefill_steps, split_evenly
+from layerwise.sim.cost.model import Belief, Bound, Calibrated, OpCost, Traffic, TransferCost
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.hardware import GPUS, ClusterSpec, LinkSpec, Speed, dgx_cluster
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.ops import Buffer, CollectiveOp, LocalOp, Op
+from layerwise.sim.plan.placement import Placement, layer_wise, tensor_pipeline
+from layerwise.sim.plan.program import StepPrograms
+from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario
+from layerwise.sim.plan.workload import Step, Workload, decode_steps, prefill_steps, split_evenly
 from tests.synthetic import synthetic_profile
 
 H100 = GPUS["h100-sxm"]

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.generate import generate, generate_exactly
-from sim.plan.errors import SpecError
-from sim.plan.model import MODELS
-from sim.plan.scenario import PlacementSpec, Scenario, paper_scenario
-from sim.plan.workload import Workload
+from layerwise.sim.generate import generate, generate_exactly
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.scenario import PlacementSpec, Scenario, paper_scenario
+from layerwise.sim.plan.workload import Workload
 from tests.sim.scenes import calibrated, scenario_of
 
 SHARDS = PlacementSpec(strategy="tensor-pipeline", tensor_parallel=4, pipeline_parallel=2)

@@ -57,8 +57,8 @@ def test_package_imports_without_anything_beside_it(package: str) -> None:
 
 def test_plan_compiles_without_clock_and_arrays() -> None:
     code = (
-        "from sim.plan.scenario import paper_scenario, compile_run\n"
-        "from sim.plan.validate import validate_run\n"
+        "from layerwise.sim.plan.scenario import paper_scenario, compile_run\n"
+        "from layerwise.sim.plan.validate import validate_run\n"
         "validate_run(compile_run(paper_scenario('layer-wise').with_microbatches(2)))"
     )
     run = run_without((*HEAVY, "simpy", "pydantic", "numpy"), code)
@@ -67,15 +67,15 @@ def test_plan_compiles_without_clock_and_arrays() -> None:
 
 
 def test_trace_format_needs_the_standard_library_only() -> None:
-    run = run_without((*HEAVY, "simpy", "pydantic", "numpy"), "import sim.trace")
+    run = run_without((*HEAVY, "simpy", "pydantic", "numpy"), "import layerwise.sim.trace")
 
     assert (0, "") == (run.returncode, run.stderr)
 
 
 def test_prediction_needs_no_pydantic() -> None:
     code = (
-        "from sim.plan.scenario import paper_scenario\n"
-        "from sim.predict import predict\n"
+        "from layerwise.sim.plan.scenario import paper_scenario\n"
+        "from layerwise.sim.predict import predict\n"
         "predict(paper_scenario('layer-wise').with_microbatches(4), None)"
     )
     run = run_without((*HEAVY, "pydantic"), code)

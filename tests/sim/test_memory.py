@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from sim.memory import (
+from layerwise.sim.memory import (
     MemoryBudget,
     WorkloadKey,
     largest_that_fits,
@@ -14,10 +14,10 @@ from sim.memory import (
     remedies,
     slack_bytes_of,
 )  # fmt: skip
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import MODELS, ModelSpec
-from sim.plan.program import buffers_of
-from sim.plan.scenario import (
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.program import buffers_of
+from layerwise.sim.plan.scenario import (
     PlacementSpec,
     Scenario,
     Strategy,
@@ -25,7 +25,7 @@ from sim.plan.scenario import (
     paper_scenario,
     place,
 )  # fmt: skip
-from sim.plan.workload import MAX_CONTEXT, Phase, Workload
+from layerwise.sim.plan.workload import MAX_CONTEXT, Phase, Workload
 from tests.sim.scenes import TINY, Case, cases, scenario_of
 
 CAPACITY = 80 * 10**9

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from sim.cost.model import Belief
-from sim.plan.errors import PlacementError, ProfileMismatchError
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import MODELS
-from sim.plan.scenario import PlacementSpec, Scenario, Strategy, paper_scenario
-from sim.plan.workload import Workload
-from sim.predict import cost_model, predict
+from layerwise.sim.cost.model import Belief
+from layerwise.sim.plan.errors import PlacementError, ProfileMismatchError
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.scenario import PlacementSpec, Scenario, Strategy, paper_scenario
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.predict import cost_model, predict
 from tests.sim.scenes import CLUSTER, scenario_of
 from tests.synthetic import synthetic_profile
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from sim.cost.model import Calibrated
-from sim.plan.errors import FileFormatError, ProfileMismatchError
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.profile import (
+from layerwise.sim.cost.model import Calibrated
+from layerwise.sim.plan.errors import FileFormatError, ProfileMismatchError
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.profile import (
     MIGRATED_STEP_FACTOR,
     Regime,
     TransferFit,
     load_profile,
     write_profile,
 )
-from sim.residuals import ErrorScale, ResidualPoint, ResidualTable
+from layerwise.sim.residuals import ErrorScale, ResidualPoint, ResidualTable
 from tests.synthetic import constant, synthetic_profile
 
 POINTS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sim.residuals import ErrorScale, Nearby, ResidualPoint, ResidualTable
+from layerwise.sim.residuals import ErrorScale, Nearby, ResidualPoint, ResidualTable
 
 SCALE = ErrorScale(
     quantile=2.0, floor=0.01, slope=0.05, reach=0.3, farthest=1.0, num_scores=100

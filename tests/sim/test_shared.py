@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from sim.plan.model import MODELS
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, paper_scenario
-from sim.plan.workload import Workload
-from sim.predict import Prediction, cost_model, predict_with
-from sim.profile import Profile
-from sim.shared import Shared
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario, paper_scenario
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.predict import Prediction, cost_model, predict_with
+from layerwise.sim.profile import Profile
+from layerwise.sim.shared import Shared
 from tests.synthetic import synthetic_profile
 
 TENSOR = PlacementSpec(strategy="tensor-pipeline", tensor_parallel=8, pipeline_parallel=2)

@@ -8,19 +8,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.cost.model import CostModel, SpeedOfLight
-from sim.machine.account import StepAccount
-from sim.machine.blocks import time_ops, walk
-from sim.machine.l2 import L2State
-from sim.plan import ops
-from sim.plan.demand import demand_of
-from sim.plan.hardware import ClusterSpec, dgx_cluster
-from sim.plan.model import MODELS
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run, paper_scenario
-from sim.plan.workload import Workload
-from sim.predict import predict_with
-from sim.simulate import PS, Simulation, simulate
-from sim.trace import Row, Trace, write_trace
+from layerwise.sim.cost.model import CostModel, SpeedOfLight
+from layerwise.sim.machine.account import StepAccount
+from layerwise.sim.machine.blocks import time_ops, walk
+from layerwise.sim.machine.l2 import L2State
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.hardware import ClusterSpec, dgx_cluster
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.scenario import (
+    PlacementSpec,
+    RunSpec,
+    Scenario,
+    compile_run,
+    paper_scenario,
+)
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.predict import predict_with
+from layerwise.sim.simulate import PS, Simulation, simulate
+from layerwise.sim.trace import Row, Trace, write_trace
 from tests.sim.scenes import (
     CLUSTER,
     H100,

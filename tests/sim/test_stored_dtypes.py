@@ -6,17 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from sim.plan import ops
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.demand import closed_form_flops, closed_form_weight_and_kv_read_bytes, demand_of
-from sim.plan.errors import SpecError
-from sim.plan.model import MODELS, ModelSpec
-from sim.plan.ops import Op
-from sim.plan.overrides import with_values
-from sim.plan.placement import tensor_pipeline
-from sim.plan.scenario import Scenario, paper_scenario
-from sim.plan.workload import decode_steps
-from sim.predict import predict
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.demand import (
+    closed_form_flops,
+    closed_form_weight_and_kv_read_bytes,
+    demand_of,
+)
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.ops import Op
+from layerwise.sim.plan.overrides import with_values
+from layerwise.sim.plan.placement import tensor_pipeline
+from layerwise.sim.plan.scenario import Scenario, paper_scenario
+from layerwise.sim.plan.workload import decode_steps
+from layerwise.sim.predict import predict
 from tests.synthetic import synthetic_profile
 
 FP8 = "float8_e4m3fn"

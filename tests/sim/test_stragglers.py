@@ -8,15 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.cost.model import Belief, Calibrated, CostModel, SpeedOfLight
-from sim.generate import generate_exactly
-from sim.plan.hardware import ClusterSpec, SlowParts
-from sim.plan.model import MODELS
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run, paper_scenario
-from sim.plan.workload import Workload
-from sim.predict import predict
-from sim.simulate import PS, Simulation, simulate
-from sim.trace import Row
+from layerwise.sim.cost.model import Belief, Calibrated, CostModel, SpeedOfLight
+from layerwise.sim.generate import generate_exactly
+from layerwise.sim.plan.hardware import ClusterSpec, SlowParts
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.scenario import (
+    PlacementSpec,
+    RunSpec,
+    Scenario,
+    compile_run,
+    paper_scenario,
+)
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.predict import predict
+from layerwise.sim.simulate import PS, Simulation, simulate
+from layerwise.sim.trace import Row
 from tests.sim.scenes import (
     CLUSTER,
     TINY,

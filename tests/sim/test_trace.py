@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.plan.errors import FileFormatError
-from sim.trace import COLUMNS, Row, Trace, as_data, read_trace, write_trace
+from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.trace import COLUMNS, Row, Trace, as_data, read_trace, write_trace
 from tests.sim.scenes import TINY
 
 ROW = Row(

@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from sim.cost.model import Calibrated, SpeedOfLight, Traffic
-from sim.machine.blocks import seconds_to_ps
-from sim.plan import ops
-from sim.plan.demand import demand_of
-from sim.plan.errors import ProfileMismatchError
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import ModelSpec
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run
-from sim.plan.workload import Workload
-from sim.simulate import PS, simulate_scenario
-from sim.traffic import add_up, read_traffic, traffic_of, walk_rank, walk_steady
+from layerwise.sim.cost.model import Calibrated, SpeedOfLight, Traffic
+from layerwise.sim.machine.blocks import seconds_to_ps
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.errors import ProfileMismatchError
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.simulate import PS, simulate_scenario
+from layerwise.sim.traffic import add_up, read_traffic, traffic_of, walk_rank, walk_steady
 from tests.synthetic import synthetic_profile
 
 L2_BYTES = GPUS["h100-sxm"].l2_bytes

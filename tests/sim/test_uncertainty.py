@@ -11,18 +11,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from sim.cost.model import Calibrated, OpCost, Traffic, TransferCost
-from sim.cost.shapes import kind_of
-from sim.plan import ops
-from sim.plan.hardware import GPUS, LinkSpec, SlowParts, dgx_cluster
-from sim.plan.model import MODELS
-from sim.plan.ops import CollectiveOp, LocalOp
-from sim.plan.scenario import PlacementSpec, Scenario, compile_run
-from sim.predict import predict
-from sim.profile import Profile
-from sim.residuals import ErrorScale
-from sim.simulate import simulate, simulate_scenario
-from sim.uncertainty import (
+from layerwise.sim.cost.model import Calibrated, OpCost, Traffic, TransferCost
+from layerwise.sim.cost.shapes import kind_of
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import GPUS, LinkSpec, SlowParts, dgx_cluster
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.ops import CollectiveOp, LocalOp
+from layerwise.sim.plan.scenario import PlacementSpec, Scenario, compile_run
+from layerwise.sim.predict import predict
+from layerwise.sim.profile import Profile
+from layerwise.sim.residuals import ErrorScale
+from layerwise.sim.simulate import simulate, simulate_scenario
+from layerwise.sim.uncertainty import (
     Contribution,
     Uncertainty,
     around,

@@ -9,19 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from hw.counters.__main__ import COMMITTED
-from hw.counters.op_counters import FORMAT, GROUPS, VERSION, Counters, OpCounters
-from scenarios.accuracy.counters import compare_counters, compared_as_data, main, read_counters
-from sim.plan.errors import (
+from layerwise.hw.counters.__main__ import COMMITTED
+from layerwise.hw.counters.op_counters import FORMAT, GROUPS, VERSION, Counters, OpCounters
+from layerwise.scenarios.accuracy.counters import (
+    compare_counters,
+    compared_as_data,
+    main,
+    read_counters,
+)
+from layerwise.sim.plan.errors import (
     FileFormatError,
     ProfileMismatchError,
     SpecError,
     TraceMismatchError,
 )
-from sim.plan.files import load_scenario
-from sim.profile import Profile
-from sim.trace import as_data
-from sim.traffic import traffic_of
+from layerwise.sim.plan.files import load_scenario
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import as_data
+from layerwise.sim.traffic import traffic_of
 
 READS, HITS, WRITES, DRAM_READ, DRAM_WRITE, TIME = GROUPS["memory"]
 ASKED, NEAR, FAR = GROUPS["partitions"]

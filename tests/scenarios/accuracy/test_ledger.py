@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.accuracy.bars import BARS, LAYERS, SMALL_MATMULS
-from scenarios.accuracy.ledger import (
+from layerwise.scenarios.accuracy.bars import BARS, LAYERS, SMALL_MATMULS
+from layerwise.scenarios.accuracy.ledger import (
     Ledger,
     check,
     least_tolerance,
@@ -18,11 +18,11 @@ from scenarios.accuracy.ledger import (
     read_ledger,
     write_ledger,
 )
-from scenarios.accuracy.ledger_tables import moves_of, print_gate
-from scenarios.accuracy.ledger_update import update_and_print, updated
-from scenarios.accuracy.scored import Scored
-from scenarios.tables import console
-from sim.plan.errors import FileFormatError, SpecError
+from layerwise.scenarios.accuracy.ledger_tables import moves_of, print_gate
+from layerwise.scenarios.accuracy.ledger_update import update_and_print, updated
+from layerwise.scenarios.accuracy.scored import Scored
+from layerwise.scenarios.tables import console
+from layerwise.sim.plan.errors import FileFormatError, SpecError
 from tests.synthetic import synthetic_profile
 
 PROFILE = synthetic_profile()

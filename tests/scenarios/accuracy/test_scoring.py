@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from calibration.points import SweepPoint
-from calibration.selection import validation_layers
-from calibration.unseen import unseen
-from scenarios.accuracy import predictions as accuracy_predictions
-from scenarios.accuracy import scoring as accuracy
-from scenarios.accuracy.bars import (
+from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.selection import validation_layers
+from layerwise.calibration.unseen import unseen
+from layerwise.scenarios.accuracy import predictions as accuracy_predictions
+from layerwise.scenarios.accuracy import scoring as accuracy
+from layerwise.scenarios.accuracy.bars import (
     DECODES,
     LAYERS,
     PAIRS,
@@ -26,7 +26,7 @@ from scenarios.accuracy.bars import (
     groups_of,
     rows_of,
 )
-from scenarios.accuracy.predictions import (
+from layerwise.scenarios.accuracy.predictions import (
     FORMAT,
     VERSION,
     Committed,
@@ -37,18 +37,18 @@ from scenarios.accuracy.predictions import (
     read_blind,
     read_seconds,
 )
-from scenarios.accuracy.ranking import Ranked, asked_of, rank
-from scenarios.accuracy.scored import READS, WINDOWS, Scored, coverage_of, summary_of
-from scenarios.accuracy.scoring import score_unseen
-from scenarios.calibrate.collect import GPU_KERNELS
-from scenarios.compare.scores import spread_of
-from scenarios.predict.alone import predict_run
-from sim.plan.errors import FileFormatError, LayerwiseError, TraceMismatchError
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.ops import Matmul
-from sim.plan.scenario import PlacementSpec, Scenario
-from sim.profile import Profile, write_profile
-from sim.trace import Trace, as_data, read_trace, write_trace
+from layerwise.scenarios.accuracy.ranking import Ranked, asked_of, rank
+from layerwise.scenarios.accuracy.scored import READS, WINDOWS, Scored, coverage_of, summary_of
+from layerwise.scenarios.accuracy.scoring import score_unseen
+from layerwise.scenarios.calibrate.collect import GPU_KERNELS
+from layerwise.scenarios.compare.scores import spread_of
+from layerwise.scenarios.predict.alone import predict_run
+from layerwise.sim.plan.errors import FileFormatError, LayerwiseError, TraceMismatchError
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.ops import Matmul
+from layerwise.sim.plan.scenario import PlacementSpec, Scenario
+from layerwise.sim.profile import Profile, write_profile
+from layerwise.sim.trace import Trace, as_data, read_trace, write_trace
 from tests.scenarios.conftest import Run
 from tests.synthetic import constant, synthetic_profile
 

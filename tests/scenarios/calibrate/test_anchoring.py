@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from calibration.anchor import Anchored
-from calibration.checks import THROTTLED
-from calibration.least_squares import FitError
-from scenarios.calibrate.anchoring import LayerCheck, anchor_folder, anchor_to, collect_anchor
-from scenarios.tables import console
-from sim.plan.errors import FileFormatError, SpecError
-from sim.profile import Profile, load_profile, write_profile
+from layerwise.calibration.anchor import Anchored
+from layerwise.calibration.checks import THROTTLED
+from layerwise.calibration.least_squares import FitError
+from layerwise.scenarios.calibrate.anchoring import (
+    LayerCheck,
+    anchor_folder,
+    anchor_to,
+    collect_anchor,
+)
+from layerwise.scenarios.tables import console
+from layerwise.sim.plan.errors import FileFormatError, SpecError
+from layerwise.sim.profile import Profile, load_profile, write_profile
 from tests.calibration.pretend_gpu import MEASURED_HERE, PretendGpu, shipped_truth, slowed
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
@@ -103,7 +108,7 @@ def test_provenance_names_both_machines(moved: Outcome) -> None:
 def test_kind_with_few_points_is_shrunk_towards_none() -> None:
     import numpy as np
 
-    from calibration.anchor import shift_of
+    from layerwise.calibration.anchor import shift_of
 
     one, many = (shift_of("norm", np.full(count, 0.07)) for count in (1, 50))
 

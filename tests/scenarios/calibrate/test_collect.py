@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from calibration.selection import (
+from layerwise.calibration.selection import (
     engine_layers,
     fit_layers,
     seasoning_layers,
     two_gpu_runs,
     validation_layers,
 )
-from scenarios.calibrate.collect import (
+from layerwise.scenarios.calibrate.collect import (
     DEFAULT_TASKS,
     FIT_SCENARIOS,
     GPU_KERNELS,
@@ -28,9 +28,9 @@ from scenarios.calibrate.collect import (
     collect,
     tasks_of,
 )
-from sim.plan.errors import SpecError
-from sim.plan.scenario import Scenario
-from sim.trace import Trace, read_trace
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.trace import Trace, read_trace
 
 CURVE = [(1048576, 1.5e-6), (2097152, 2e-6)]
 

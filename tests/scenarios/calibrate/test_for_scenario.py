@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from calibration.particular import points_of
-from scenarios.accuracy.predictions import price_point
-from scenarios.calibrate.for_scenario import measure_for
-from scenarios.tables import console
-from sim.cost.shapes import features_of, kind_of
-from sim.plan.errors import FileFormatError, ProfileMismatchError
-from sim.plan.files import load_scenario
-from sim.profile import load_profile, write_profile
+from layerwise.calibration.particular import points_of
+from layerwise.scenarios.accuracy.predictions import price_point
+from layerwise.scenarios.calibrate.for_scenario import measure_for
+from layerwise.scenarios.tables import console
+from layerwise.sim.cost.shapes import features_of, kind_of
+from layerwise.sim.plan.errors import FileFormatError, ProfileMismatchError
+from layerwise.sim.plan.files import load_scenario
+from layerwise.sim.profile import load_profile, write_profile
 from tests.calibration.fabricated import KERNELS
 from tests.calibration.pretend_gpu import MEASURED_HERE, PretendGpu, shipped_truth, slowed
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from calibration.least_squares import FitError
-from calibration.selection import fit_layers
-from scenarios.calibrate import collect
-from scenarios.calibrate.collect import GPU_KERNELS
-from scenarios.calibrate.here import calibrate_here, gpu_of, work_folder
-from scenarios.tables import console
-from sim.plan.errors import SpecError
-from sim.profile import Profile, load_profile
+from layerwise.calibration.least_squares import FitError
+from layerwise.calibration.selection import fit_layers
+from layerwise.scenarios.calibrate import collect
+from layerwise.scenarios.calibrate.collect import GPU_KERNELS
+from layerwise.scenarios.calibrate.here import calibrate_here, gpu_of, work_folder
+from layerwise.scenarios.tables import console
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.profile import Profile, load_profile
 from tests.calibration.fabricated import ENVIRONMENT
 from tests.calibration.pretend_gpu import PretendGpu, shipped_truth
 
@@ -112,7 +112,7 @@ def test_spread_from_run_to_run_is_that_of_the_noise(
 def test_next_run_goes_on_where_this_one_stopped(
     done: tuple[Path, str, list[str], PretendGpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scenarios.calibrate.calibrating.fit_to", lambda *_: "fitted")
+    monkeypatch.setattr("layerwise.scenarios.calibrate.calibrating.fit_to", lambda *_: "fitted")
     monkeypatch.setitem(collect.LAYERS, "fit-layers", ("fit", lambda: fit_layers()[:3]))
     shutil.copytree(work_folder(done[0]), tmp_path / "mine.work")
     again = PretendGpu(TRUTH, most_in={"designed": 3, "unseen": 0, "repeats": 0})

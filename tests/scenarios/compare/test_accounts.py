@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from scenarios.compare.accounts import (
+from layerwise.scenarios.compare.accounts import (
     measured_accounts,
     measured_transfers,
     members_of,
     predicted_accounts,
 )
-from sim.plan.scenario import compile_run
-from sim.profile import Profile
-from sim.trace import Row
+from layerwise.sim.plan.scenario import compile_run
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import Row
 from tests.scenarios.fakes import LAYER_WISE, TENSORS, two_gpus
 
 

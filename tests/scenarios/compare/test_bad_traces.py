@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from hw.ranks.journal import Journal, salvage
-from scenarios.compare.joined import compare
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.profile import Profile, write_profile
-from sim.trace import COLUMNS, Trace, as_data, write_trace
+from layerwise.hw.ranks.journal import Journal, salvage
+from layerwise.scenarios.compare.joined import compare
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.profile import Profile, write_profile
+from layerwise.sim.trace import COLUMNS, Trace, as_data, write_trace
 from tests.scenarios.conftest import Run, fake_trace, stage_scenario
 
 
@@ -224,10 +224,10 @@ def test_what_a_dying_run_left_behind(
 def test_all_shapes_fitted_is_no_validation(
     layerwise: Run, trace: Trace, profile: Profile, tmp_path: Path
 ) -> None:
-    from sim.cost.shapes import features_of, kind_of, place_of
-    from sim.plan.program import MEETINGS
-    from sim.plan.scenario import compile_run
-    from sim.residuals import ResidualPoint
+    from layerwise.sim.cost.shapes import features_of, kind_of, place_of
+    from layerwise.sim.plan.program import MEETINGS
+    from layerwise.sim.plan.scenario import compile_run
+    from layerwise.sim.residuals import ResidualPoint
 
     fits = dict(profile.fits)
     for placed in compile_run(stage_scenario(profile))[2].programs[5]:
@@ -249,7 +249,7 @@ def test_all_shapes_fitted_is_no_validation(
 
 
 def test_a_prediction_is_earlier_than_a_run_by_its_commit(tmp_path: Path) -> None:
-    from scenarios.predict.committed import earlier_than
+    from layerwise.scenarios.predict.committed import earlier_than
 
     path = tmp_path / "repo" / "stage.json"
     path.parent.mkdir()
@@ -288,7 +288,7 @@ def test_a_committed_prediction_of_other_ops_is_not_this_runs(
     layerwise: Run, trace: Trace, profile: Profile, profile_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("calibration.data.FOLDER", tmp_path)
+    monkeypatch.setattr("layerwise.calibration.data.FOLDER", tmp_path)
     committed = {
         "format": "layerwise-prediction", "version": 1, "name": "stage", "created": "2026-01-01",
         "profile_digest": profile.digest, "predicted_step_s": 0.5, "ops": {"L07.mlp.down": 0.1},

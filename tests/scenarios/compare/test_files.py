@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sim.profile import Profile
-from sim.trace import Trace, write_trace
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import Trace, write_trace
 from tests.scenarios.conftest import Run, fake_trace
 
 
@@ -55,7 +55,7 @@ def test_picture(
 def test_picture_needs_matplotlib(
     layerwise: Run, asked: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scenarios.compare.files.find_spec", lambda name: None)
+    monkeypatch.setattr("layerwise.scenarios.compare.files.find_spec", lambda name: None)
     ran = layerwise(*asked, "--plot", tmp_path / "out.png")
     assert 2 == ran.code
     assert "pip install '.[plots]'" in ran.err

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from calibration.data import file_hash
-from scenarios.compare.joined import compare, op_label, require_unseen
-from scenarios.compare.scores import Times
-from sim.plan.errors import TraceMismatchError
-from sim.profile import Profile, write_profile
-from sim.residuals import ErrorScale
-from sim.trace import Trace, write_trace
+from layerwise.calibration.data import file_hash
+from layerwise.scenarios.compare.joined import compare, op_label, require_unseen
+from layerwise.scenarios.compare.scores import Times
+from layerwise.sim.plan.errors import TraceMismatchError
+from layerwise.sim.profile import Profile, write_profile
+from layerwise.sim.residuals import ErrorScale
+from layerwise.sim.trace import Trace, write_trace
 from tests.scenarios.conftest import Run, fake_trace
 
 
@@ -112,7 +112,7 @@ def test_a_validation_trace_that_the_fit_has_read_is_refused(
 
 
 def test_hash_of_a_file_is_the_one_that_profiles_record(tmp_path: Path) -> None:
-    from calibration.build import file_hash as recorded
+    from layerwise.calibration.build import file_hash as recorded
 
     path = tmp_path / "file"
     path.write_text("content")
@@ -158,7 +158,7 @@ def test_all_committed_traces_with_predictions_made_before(
     layerwise: Run, trace: Trace, profile: Profile, profile_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("calibration.data.FOLDER", tmp_path)
+    monkeypatch.setattr("layerwise.calibration.data.FOLDER", tmp_path)
     dated = replace(trace, environment=trace.environment | {"date_utc": "2026-01-02T00:00:00"})
     write_trace(dated, tmp_path / "traces" / "validation" / "stage.jsonl.gz")
     committed = {

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from scenarios.compare.joined import compare
-from scenarios.compare.scores import LEVELS, Comparison, Level
-from sim.plan.errors import TraceMismatchError
-from sim.plan.scenario import PlacementSpec
-from sim.profile import Profile
-from sim.trace import Trace, write_trace
+from layerwise.scenarios.compare.joined import compare
+from layerwise.scenarios.compare.scores import LEVELS, Comparison, Level
+from layerwise.sim.plan.errors import TraceMismatchError
+from layerwise.sim.plan.scenario import PlacementSpec
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import Trace, write_trace
 from tests.scenarios.conftest import Run
 from tests.scenarios.fakes import GROWING_STEPS, LAYER_WISE, TENSORS, growing, trace_of, two_gpus
 
@@ -125,7 +125,7 @@ def test_every_level_fits_a_terminal(
     level: str,
     which: str,
 ) -> None:
-    from sim.profile import write_profile
+    from layerwise.sim.profile import write_profile
 
     folder = tmp_path_factory.mktemp("level")
     scenario = two_gpus(profile, LAYER_WISE) if which == "two" else growing(profile)

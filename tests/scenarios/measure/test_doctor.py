@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hw.host.doctor import Instruments, Machine, Probes, examine
-from hw.host.rates import PeerCopy
-from scenarios.measure.diagnosis import Finding, findings_of
-from scenarios.measure.doctoring import abilities_of, machine_as_data, print_machine
-from sim.plan.hardware import GPUS
+from layerwise.hw.host.doctor import Instruments, Machine, Probes, examine
+from layerwise.hw.host.rates import PeerCopy
+from layerwise.scenarios.measure.diagnosis import Finding, findings_of
+from layerwise.scenarios.measure.doctoring import abilities_of, machine_as_data, print_machine
+from layerwise.sim.plan.hardware import GPUS
 from tests.hw.machines import Nvml, make_sys, make_torch
 from tests.scenarios.conftest import Run
 

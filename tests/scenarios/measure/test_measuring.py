@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from calibration.data import FOLDER
-from scenarios.measure.measuring import summary
-from sim.profile import Profile
-from sim.trace import Trace, read_trace, write_trace
+from layerwise.calibration.data import FOLDER
+from layerwise.scenarios.measure.measuring import summary
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import Trace, read_trace, write_trace
 from tests.scenarios.conftest import Run, fake_trace
 
 # A trace that was taken with a tracer that cost 3.5 %, and says so in its own numbers.

@@ -95,7 +95,7 @@ def test_report_fits_100_columns_and_says_what_was_not_measured(
 def test_without_a_profile_no_calibrated_prediction(
     layerwise: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("calibration.data.FOLDER", tmp_path)
+    monkeypatch.setattr("layerwise.calibration.data.FOLDER", tmp_path)
     ran = layerwise("paper")
     assert ran.code == 0
     assert "No calibration profile: speed of light and uncalibrated only" in ran.out
@@ -142,7 +142,7 @@ def test_both_all_reduces_and_the_on_chip_capacity_are_named(
 
 def test_cold_start_of_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from scenarios.command_line import main\n"
+        "import sys; from layerwise.scenarios.command_line import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'pydantic', 'numpy', 'simpy', 'torch', 'scipy'} & set(sys.modules)\n"

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from scenarios.paper import mechanism
-from scenarios.paper import verdicts as claims
-from scenarios.paper.verdicts import Beliefs, Reading, Verdict
-from sim.memory import MemoryBudget
-from sim.plan.hardware import GPUS
-from sim.plan.model import MODELS
-from sim.plan.workload import Phase
-from sim.predict import Prediction
+from layerwise.scenarios.paper import mechanism
+from layerwise.scenarios.paper import verdicts as claims
+from layerwise.scenarios.paper.verdicts import Beliefs, Reading, Verdict
+from layerwise.sim.memory import MemoryBudget
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.workload import Phase
+from layerwise.sim.predict import Prediction
 
 GPU = GPUS["h100-sxm"]
 BUDGET = MemoryBudget(

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.predict.beliefs import count_ops, on_chip_line, prediction_as_data, warnings_of
-from sim.plan.scenario import PlacementSpec, paper_scenario
-from sim.plan.workload import Workload
-from sim.predict import predict
-from sim.profile import write_profile
-from sim.residuals import ErrorScale
+from layerwise.scenarios.predict.beliefs import (
+    count_ops,
+    on_chip_line,
+    prediction_as_data,
+    warnings_of,
+)
+from layerwise.sim.plan.scenario import PlacementSpec, paper_scenario
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.predict import predict
+from layerwise.sim.profile import write_profile
+from layerwise.sim.residuals import ErrorScale
 from tests.scenarios.conftest import Run
 from tests.synthetic import synthetic_profile
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scenarios.predict.beliefs import ThreeBeliefs, predict_all
-from scenarios.predict.generated import generate_all, generation_as_data, print_generated
-from sim.generate import Generation, generate
-from sim.plan.files import load_scenario
-from sim.predict import cost_model
-from sim.profile import Profile
+from layerwise.scenarios.predict.beliefs import ThreeBeliefs, predict_all
+from layerwise.scenarios.predict.generated import generate_all, generation_as_data, print_generated
+from layerwise.sim.generate import Generation, generate
+from layerwise.sim.plan.files import load_scenario
+from layerwise.sim.predict import cost_model
+from layerwise.sim.profile import Profile
 from tests.scenarios.conftest import Run
 
 SCENARIO = """

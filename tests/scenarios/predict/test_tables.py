@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from scenarios.predict.tables import placement_name
-from sim.plan.compile import KernelChoice
-from sim.plan.scenario import PlacementSpec, paper_scenario
+from layerwise.scenarios.predict.tables import placement_name
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.scenario import PlacementSpec, paper_scenario
 from tests.synthetic import synthetic_profile
 
 SCENARIO = paper_scenario("tensor-pipeline")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.commands import options
-from scenarios.predict.timeline import sides_of, write_compared_timeline
-from sim.plan.errors import SpecError
-from sim.profile import Profile, write_profile
-from sim.timeline.chosen import MAX_SLICES
-from sim.trace import Trace, write_trace
+from layerwise.scenarios.commands import options
+from layerwise.scenarios.predict.timeline import sides_of, write_compared_timeline
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.profile import Profile, write_profile
+from layerwise.sim.timeline.chosen import MAX_SLICES
+from layerwise.sim.trace import Trace, write_trace
 from tests.scenarios.conftest import Run, fake_trace
 from tests.sim.timeline.viewer import Viewed, view
 
@@ -32,7 +32,7 @@ num_microbatches = 2
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory, profile_file: Path) -> Viewed:
-    from scenarios.command_line import main
+    from layerwise.scenarios.command_line import main
 
     path = tmp_path_factory.mktemp("timeline") / "paper.json.gz"
     with pytest.raises(SystemExit) as end:

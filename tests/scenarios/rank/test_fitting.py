@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from scenarios.rank.asked import Asked
-from scenarios.rank.fitting import left_bytes, resized, rooms_of
-from scenarios.rank.layouts import layouts_of
-from sim.plan.hardware import GPUS, SlowParts, dgx_cluster
-from sim.plan.model import ModelSpec
-from sim.plan.workload import Workload
+from layerwise.scenarios.rank.asked import Asked
+from layerwise.scenarios.rank.fitting import left_bytes, resized, rooms_of
+from layerwise.scenarios.rank.layouts import layouts_of
+from layerwise.sim.plan.hardware import GPUS, SlowParts, dgx_cluster
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.workload import Workload
 from tests.synthetic import synthetic_profile
 
 H100 = GPUS["h100-sxm"]

@@ -8,11 +8,11 @@ import time
 import pytest
 from rich.console import Console
 
-from scenarios.rank.progress import showing_progress
-from scenarios.rank.ranking import rank
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import ModelSpec
-from sim.plan.workload import Workload
+from layerwise.scenarios.rank.progress import showing_progress
+from layerwise.scenarios.rank.ranking import rank
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.workload import Workload
 from tests.synthetic import synthetic_profile
 
 SMALL = ModelSpec(

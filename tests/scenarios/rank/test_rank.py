@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scenarios.rank.asked import Asked, Candidate
-from scenarios.rank.flips import (
+from layerwise.scenarios.rank.asked import Asked, Candidate
+from layerwise.scenarios.rank.flips import (
     EAGER,
     HIGH,
     KNOBS,
@@ -25,26 +25,31 @@ from scenarios.rank.flips import (
     find_flip,
     knobs_of,
 )
-from scenarios.rank.inputs import RankInputs, cluster_of, model_named, resolve, tpot_s_of
-from scenarios.rank.layouts import Layout, layouts_of, microbatch_grid
-from scenarios.rank.leeway import Leeway
-from scenarios.rank.ranking import Ranking, is_tied, pareto, rank
-from scenarios.rank.tables import print_ranking
-from scenarios.rank.words import (
+from layerwise.scenarios.rank.inputs import RankInputs, cluster_of, model_named, resolve, tpot_s_of
+from layerwise.scenarios.rank.layouts import Layout, layouts_of, microbatch_grid
+from layerwise.scenarios.rank.leeway import Leeway
+from layerwise.scenarios.rank.ranking import Ranking, is_tied, pareto, rank
+from layerwise.scenarios.rank.tables import print_ranking
+from layerwise.scenarios.rank.words import (
     flip_sentence,
     leeway_sentence,
     quantity,
     short_reason,
     verdict,
 )
-from sim.memory import MemoryBudget
-from sim.plan.errors import LayerwiseError, PlacementError, ProfileMismatchError, SpecError
-from sim.plan.hardware import GPUS, ClusterSpec, SlowParts, dgx_cluster
-from sim.plan.model import ModelSpec
-from sim.plan.scenario import PlacementSpec, Scenario, place
-from sim.plan.workload import Workload
-from sim.predict import predict
-from sim.uncertainty import Contribution, Uncertainty
+from layerwise.sim.memory import MemoryBudget
+from layerwise.sim.plan.errors import (
+    LayerwiseError,
+    PlacementError,
+    ProfileMismatchError,
+    SpecError,
+)
+from layerwise.sim.plan.hardware import GPUS, ClusterSpec, SlowParts, dgx_cluster
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.scenario import PlacementSpec, Scenario, place
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.predict import predict
+from layerwise.sim.uncertainty import Contribution, Uncertainty
 from tests.scenarios.conftest import Run
 from tests.synthetic import synthetic_profile
 
@@ -699,7 +704,7 @@ def words_drawn(found: Ranking, path: Path) -> str:
     pytest.importorskip("matplotlib")
     import matplotlib as mpl
 
-    from scenarios.rank.plot import write_plot
+    from layerwise.scenarios.rank.plot import write_plot
 
     with mpl.rc_context({"svg.fonttype": "none"}):
         write_plot(found, path)
@@ -727,7 +732,7 @@ def test_a_bar_is_drawn_where_it_is_near_and_told_where_not(
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_front_is_drawn(tmp_path: Path, ranking: Ranking, suffix: str) -> None:
     pytest.importorskip("matplotlib")
-    from scenarios.rank.plot import write_plot
+    from layerwise.scenarios.rank.plot import write_plot
 
     path = tmp_path / f"front.{suffix}"
 

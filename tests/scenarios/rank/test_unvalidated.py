@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from calibration.data import profile_path
-from scenarios.rank.asked import Asked, Candidate
-from scenarios.rank.explore import Explored, explore
-from scenarios.rank.layouts import Layout
-from scenarios.rank.ranking import is_tied, widths_of_ratio
-from scenarios.rank.unvalidated import (
+from layerwise.calibration.data import profile_path
+from layerwise.scenarios.rank.asked import Asked, Candidate
+from layerwise.scenarios.rank.explore import Explored, explore
+from layerwise.scenarios.rank.layouts import Layout
+from layerwise.scenarios.rank.ranking import is_tied, widths_of_ratio
+from layerwise.scenarios.rank.unvalidated import (
     MEASURED_PAIR,
     PUBLISHED,
     Pairs,
@@ -22,12 +22,12 @@ from scenarios.rank.unvalidated import (
     paired,
     width_of_ratio,
 )
-from scenarios.rank.words import advice, unvalidated_sentence, verdict
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import ModelSpec
-from sim.plan.scenario import RunSpec
-from sim.plan.workload import Workload
-from sim.profile import Profile, Regime, TransferFit, load_profile
+from layerwise.scenarios.rank.words import advice, unvalidated_sentence, verdict
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.scenario import RunSpec
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.profile import Profile, Regime, TransferFit, load_profile
 from tests.scenarios.rank.test_rank import candidate, printed, ranked, unsure
 from tests.synthetic import synthetic_profile
 

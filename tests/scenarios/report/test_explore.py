@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-import scenarios
-from scenarios.rank.ranking import rank
-from scenarios.report.answers import MAX_ANSWERS, Explorer
-from scenarios.report.making import explorer_of
-from scenarios.report.questions import CONTROLS, PLACEMENTS
-from scenarios.report.server import ExplorerServer, explorer_page
-from sim.plan.errors import SpecError
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import MODELS
-from sim.plan.scenario import paper_scenario
-from sim.plan.workload import Workload
-from sim.predict import predict
+from layerwise import scenarios
+from layerwise.scenarios.rank.ranking import rank
+from layerwise.scenarios.report.answers import MAX_ANSWERS, Explorer
+from layerwise.scenarios.report.making import explorer_of
+from layerwise.scenarios.report.questions import CONTROLS, PLACEMENTS
+from layerwise.scenarios.report.server import ExplorerServer, explorer_page
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.scenario import paper_scenario
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.predict import predict
 from tests.scenarios.report.chromium import Watched, real_browser
 
 EXAMPLES = Path(scenarios.__file__).parent / "examples"

@@ -13,17 +13,25 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scenarios.rank.as_data import ranking_as_data
-from scenarios.rank.ranking import Ranking, rank
-from scenarios.rank.tables import print_ranking
-from scenarios.report.charts import log_axis
-from scenarios.report.markup import Cell, fill, in_chart, json_for_script, safe, table, visible
-from scenarios.report.timelines import Lanes, middle_repeat, timeline
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.model import MODELS
-from sim.plan.workload import Workload
-from sim.profile import Profile
-from sim.trace import Row, write_trace
+from layerwise.scenarios.rank.as_data import ranking_as_data
+from layerwise.scenarios.rank.ranking import Ranking, rank
+from layerwise.scenarios.rank.tables import print_ranking
+from layerwise.scenarios.report.charts import log_axis
+from layerwise.scenarios.report.markup import (
+    Cell,
+    fill,
+    in_chart,
+    json_for_script,
+    safe,
+    table,
+    visible,
+)
+from layerwise.scenarios.report.timelines import Lanes, middle_repeat, timeline
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.profile import Profile
+from layerwise.sim.trace import Row, write_trace
 from tests.scenarios.conftest import Ran, Run, fake_trace
 from tests.scenarios.report.chromium import Watched, real_browser
 from tests.synthetic import synthetic_profile

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from scenarios.rank.layouts import Layout
-from scenarios.sweep import tables as sweep_tables
-from scenarios.sweep.points import (
+from layerwise.scenarios.rank.layouts import Layout
+from layerwise.scenarios.sweep import tables as sweep_tables
+from layerwise.scenarios.sweep.points import (
     COLUMNS,
     DEFAULT_COLUMNS,
     FAILED,
@@ -30,13 +30,13 @@ from scenarios.sweep.points import (
     code_digest,
     predict_points,
 )
-from scenarios.sweep.run import place_points, run_sweep
-from scenarios.sweep.spec import load_sweep, resolve
-from sim.plan.errors import FileFormatError, SpecError
-from sim.plan.scenario import paper_scenario
-from sim.plan.workload import Workload
-from sim.predict import predict
-from sim.profile import Profile
+from layerwise.scenarios.sweep.run import place_points, run_sweep
+from layerwise.scenarios.sweep.spec import load_sweep, resolve
+from layerwise.sim.plan.errors import FileFormatError, SpecError
+from layerwise.sim.plan.scenario import paper_scenario
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.predict import predict
+from layerwise.sim.profile import Profile
 from tests.scenarios.conftest import Run
 
 ROOT = Path(__file__).parents[3]
@@ -89,7 +89,7 @@ def started(profile_file: Path) -> Iterator[Start]:
     running: list[subprocess.Popen[str]] = []
 
     def start(file: Path, out: Path, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "scenarios.command_line", "sweep", file, "--out", out,
+        command = [sys.executable, "-m", "layerwise.scenarios.command_line", "sweep", file, "--out", out,
                    "--json", "--profile", profile_file, *options]  # fmt: skip
         running.append(subprocess.Popen(
             [str(part) for part in command], cwd=ROOT, text=True,
@@ -333,7 +333,7 @@ def test_a_gpu_without_a_profile_is_refused_and_the_rest_swept(
 def test_a_profile_that_no_point_uses_is_an_error(
     layerwise: Run, sweep_file: Path, tmp_path: Path
 ) -> None:
-    from sim.profile import write_profile
+    from layerwise.sim.profile import write_profile
     from tests.synthetic import synthetic_profile
 
     write_profile(synthetic_profile("h200"), tmp_path / "h200.json")
@@ -392,7 +392,7 @@ def test_a_second_sweep_takes_over_what_the_first_has(
 def test_another_profile_reuses_nothing(
     layerwise: Run, sweep_file: Path, profile: Profile, profile_file: Path, tmp_path: Path
 ) -> None:
-    from sim.profile import write_profile
+    from layerwise.sim.profile import write_profile
 
     first, second = tmp_path / "first.csv", tmp_path / "second.csv"
     other = tmp_path / "other.json"
@@ -586,7 +586,7 @@ def test_workers_with_other_code_are_refused(profile: Profile) -> None:
 
 def test_a_fault_of_the_simulator_is_one_row(profile: Profile) -> None:
     """Nobody's input is wrong, and the sweep goes on."""
-    from scenarios.sweep.points import Point
+    from layerwise.scenarios.sweep.points import Point
 
     scenario = paper_scenario("layer-wise", workload=Workload(num_microbatches=16))
     broken = replace(scenario, kernels="not kernels")

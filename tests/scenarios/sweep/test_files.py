@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.sweep.spec import MAX_POINTS, Sweep, load_sweep, resolve
-from sim.plan.errors import LayerwiseError
+from layerwise.scenarios.sweep.spec import MAX_POINTS, Sweep, load_sweep, resolve
+from layerwise.sim.plan.errors import LayerwiseError
 
 PAPER = '[base]\npaper = "layer-wise"\n'
 BATCHES = PAPER + '[axes]\n"workload.batch_size" = [8, 64]\n'

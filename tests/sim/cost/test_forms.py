@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.cost.forms import (
+from layerwise.sim.cost.forms import (
     chunk_attention_seconds,
     decode_attention_seconds,
     flash_splits,

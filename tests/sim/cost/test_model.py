@@ -7,20 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.cost.model import Calibrated, OpCost, SpeedOfLight, Traffic
-from sim.cost.shapes import FEATURES, features_of, kind_of, place_of
-from sim.plan import ops
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.demand import demand_of
-from sim.plan.errors import ProfileMismatchError
-from sim.plan.hardware import ClusterSpec
-from sim.plan.model import MODELS
-from sim.plan.ops import AllReduce, Buffer
-from sim.plan.placement import tensor_pipeline
-from sim.plan.scenario import PlacementSpec, compile_run
-from sim.plan.workload import prefill_steps
-from sim.profile import Regime, TransferFit
-from sim.residuals import ResidualPoint
+from layerwise.sim.cost.model import Calibrated, OpCost, SpeedOfLight, Traffic
+from layerwise.sim.cost.shapes import FEATURES, features_of, kind_of, place_of
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.errors import ProfileMismatchError
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.ops import AllReduce, Buffer
+from layerwise.sim.plan.placement import tensor_pipeline
+from layerwise.sim.plan.scenario import PlacementSpec, compile_run
+from layerwise.sim.plan.workload import prefill_steps
+from layerwise.sim.profile import Regime, TransferFit
+from layerwise.sim.residuals import ResidualPoint
 from tests.sim.scenes import CLUSTER, H100, TINY, Case, calibrated, cases, matmul_op, scenario_of
 from tests.synthetic import constant, synthetic_profile
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from sim.cost import slowed
-from sim.cost.model import Calibrated, SpeedOfLight, Traffic
-from sim.cost.slowed import CLOCK_RATES, CLOCK_TIMES, HBM_RATES
-from sim.cost.transfer import profile_for
-from sim.plan import ops
-from sim.plan.hardware import FULL_SPEED, SlowParts, Speed
-from sim.plan.ops import Buffer
+from layerwise.sim.cost import slowed
+from layerwise.sim.cost.model import Calibrated, SpeedOfLight, Traffic
+from layerwise.sim.cost.slowed import CLOCK_RATES, CLOCK_TIMES, HBM_RATES
+from layerwise.sim.cost.transfer import profile_for
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import FULL_SPEED, SlowParts, Speed
+from layerwise.sim.plan.ops import Buffer
 from tests.sim.scenes import CLUSTER, calibrated, matmul_op
 from tests.synthetic import synthetic_profile
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.cost.model import Calibrated, Traffic
-from sim.cost.transfer import moved_profile, profile_for
-from sim.plan import ops
-from sim.plan.demand import demand_of
-from sim.plan.errors import ProfileMismatchError
-from sim.plan.hardware import (
+from layerwise.sim.cost.model import Calibrated, Traffic
+from layerwise.sim.cost.transfer import moved_profile, profile_for
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.errors import ProfileMismatchError
+from layerwise.sim.plan.hardware import (
     GPUS,
     NDR400,
     NVLINK4,
@@ -22,9 +22,9 @@ from sim.plan.hardware import (
     dgx_cluster,
     usual_wires,
 )
-from sim.plan.overrides import with_values
-from sim.plan.scenario import PlacementSpec, compile_run
-from sim.profile import Constant, OpFit, Profile, Regime, TransferFit
+from layerwise.sim.plan.overrides import with_values
+from layerwise.sim.plan.scenario import PlacementSpec, compile_run
+from layerwise.sim.profile import Constant, OpFit, Profile, Regime, TransferFit
 from tests.sim.scenes import CLUSTER, H100, scenario_of
 from tests.synthetic import synthetic_profile
 

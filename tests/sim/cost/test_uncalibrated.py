@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from sim.cost.model import Calibrated, Traffic
-from sim.cost.shapes import FEATURES
-from sim.cost.uncalibrated import published_profile
-from sim.plan import ops
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.demand import demand_of
-from sim.plan.hardware import GPUS, GpuSpec, LinkSpec, dgx_cluster
-from sim.plan.model import MODELS
-from sim.plan.ops import Buffer, Matmul
-from sim.plan.placement import tensor_pipeline
-from sim.plan.scenario import paper_scenario
-from sim.plan.workload import prefill_steps
-from sim.predict import predict
+from layerwise.sim.cost.model import Calibrated, Traffic
+from layerwise.sim.cost.shapes import FEATURES
+from layerwise.sim.cost.uncalibrated import published_profile
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.hardware import GPUS, GpuSpec, LinkSpec, dgx_cluster
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.ops import Buffer, Matmul
+from layerwise.sim.plan.placement import tensor_pipeline
+from layerwise.sim.plan.scenario import paper_scenario
+from layerwise.sim.plan.workload import prefill_steps
+from layerwise.sim.predict import predict
 from tests.synthetic import synthetic_profile
 
 CLUSTER = dgx_cluster(GPUS["h100-sxm"], 16)

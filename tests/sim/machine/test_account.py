@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from sim.machine.account import StepAccount
-from sim.plan.hardware import dgx_cluster
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run
-from sim.simulate import simulate_scenario
+from layerwise.sim.machine.account import StepAccount
+from layerwise.sim.plan.hardware import dgx_cluster
+from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run
+from layerwise.sim.simulate import simulate_scenario
 from tests.sim.scenes import H100, FlatCost, pipeline, scenario_of
 
 US = 1_000_000

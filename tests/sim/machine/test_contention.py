@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from sim.cost.model import SpeedOfLight
-from sim.machine.contention import find_contention, flow_of, port_bytes_per_s
-from sim.plan import ops
-from sim.plan.hardware import SlowParts, dgx_cluster
-from sim.plan.model import MODELS
-from sim.plan.scenario import PlacementSpec, Scenario, compile_run, paper_scenario
-from sim.plan.workload import Workload
+from layerwise.sim.cost.model import SpeedOfLight
+from layerwise.sim.machine.contention import find_contention, flow_of, port_bytes_per_s
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import SlowParts, dgx_cluster
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.scenario import PlacementSpec, Scenario, compile_run, paper_scenario
+from layerwise.sim.plan.workload import Workload
 from tests.sim.scenes import CLUSTER, H100, FlatCost, calibrated, scenario_of
 
 MIB = 2**20

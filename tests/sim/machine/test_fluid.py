@@ -4,7 +4,7 @@ import simpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.machine.fluid import Activity, FluidShare, Resource
+from layerwise.sim.machine.fluid import Activity, FluidShare, Resource
 
 
 def ends(

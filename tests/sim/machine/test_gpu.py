@@ -6,8 +6,8 @@ from typing import Any
 
 import simpy
 
-from sim.machine.fluid import FluidShare
-from sim.machine.gpu import Gpu, OpStream, PlannedBlock
+from layerwise.sim.machine.fluid import FluidShare
+from layerwise.sim.machine.gpu import Gpu, OpStream, PlannedBlock
 from tests.sim.scenes import FlatCost
 
 

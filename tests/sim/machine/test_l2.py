@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.cost.model import Traffic
-from sim.machine.blocks import Block, BlockCache, time_ops, walk
-from sim.machine.l2 import L2State
-from sim.plan import ops
-from sim.plan.hardware import GPUS
-from sim.plan.model import MODELS
-from sim.plan.ops import Buffer
-from sim.plan.program import Part, Segment
-from sim.plan.scenario import PlacementSpec, compile_run
+from layerwise.sim.cost.model import Traffic
+from layerwise.sim.machine.blocks import Block, BlockCache, time_ops, walk
+from layerwise.sim.machine.l2 import L2State
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.ops import Buffer
+from layerwise.sim.plan.program import Part, Segment
+from layerwise.sim.plan.scenario import PlacementSpec, compile_run
 from tests.sim.scenes import calibrated, matmul_op, scenario_of
 
 L2 = GPUS["h100-sxm"].l2_bytes

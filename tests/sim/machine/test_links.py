@@ -5,8 +5,8 @@ from array import array
 import pytest
 import simpy
 
-from sim.machine.fluid import Demand, FluidShare, Resource
-from sim.machine.links import Channel, Load
+from layerwise.sim.machine.fluid import Demand, FluidShare, Resource
+from layerwise.sim.machine.links import Channel, Load
 
 US = 1_000_000
 RATE = 1e12

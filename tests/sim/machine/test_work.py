@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from sim.machine.work import Work, cut_into_work, ranks_that_stand, stages_are_alike
-from sim.plan import ops
-from sim.plan.hardware import ClusterSpec, SlowParts
-from sim.plan.program import MEETINGS, Program
-from sim.plan.scenario import PlacementSpec, compile_run, place
+from layerwise.sim.machine.work import Work, cut_into_work, ranks_that_stand, stages_are_alike
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import ClusterSpec, SlowParts
+from layerwise.sim.plan.program import MEETINGS, Program
+from layerwise.sim.plan.scenario import PlacementSpec, compile_run, place
 from tests.sim.scenes import CLUSTER, H100, pipeline, scenario_of
 
 # Two layers a stage, each with two all-reduces.

@@ -5,20 +5,20 @@ from collections import Counter
 import pytest
 from hypothesis import given
 
-from sim.plan import ops
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.demand import (
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.demand import (
     closed_form_flops,
     closed_form_weight_and_kv_read_bytes,
     demand_of,
 )
-from sim.plan.errors import LayerwiseError
-from sim.plan.model import MODELS
-from sim.plan.placement import layer_wise, tensor_pipeline
-from sim.plan.program import buffers_of, kernel_set_hash
-from sim.plan.scenario import PlacementSpec, compile_run
-from sim.plan.validate import validate_run
-from sim.plan.workload import decode_steps, prefill_steps
+from layerwise.sim.plan.errors import LayerwiseError
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.placement import layer_wise, tensor_pipeline
+from layerwise.sim.plan.program import buffers_of, kernel_set_hash
+from layerwise.sim.plan.scenario import PlacementSpec, compile_run
+from layerwise.sim.plan.validate import validate_run
+from layerwise.sim.plan.workload import decode_steps, prefill_steps
 from tests.sim.scenes import TINY, Case, cases, scenario_of
 
 COLLECTIVES = (ops.AllReduce, ops.AllGather)

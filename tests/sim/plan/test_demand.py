@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from sim.plan import ops
-from sim.plan.compile import KernelChoice, compile_step
-from sim.plan.demand import Demand, all_reduce_wire_bytes, closed_form_flops, demand_of
-from sim.plan.model import MODELS
-from sim.plan.ops import Buffer, Op
-from sim.plan.placement import tensor_pipeline
-from sim.plan.workload import decode_steps, prefill_steps
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.demand import Demand, all_reduce_wire_bytes, closed_form_flops, demand_of
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.ops import Buffer, Op
+from layerwise.sim.plan.placement import tensor_pipeline
+from layerwise.sim.plan.workload import decode_steps, prefill_steps
 
 PAPER = MODELS["paper-16"]
 ONE_LAYER = replace(PAPER, num_layers=1)

@@ -8,19 +8,24 @@ from typing import Any
 
 import pytest
 
-from sim.plan.errors import FileFormatError, SpecError, UnknownKeyError, UnsupportedModelError
-from sim.plan.files import (
+from layerwise.sim.plan.errors import (
+    FileFormatError,
+    SpecError,
+    UnknownKeyError,
+    UnsupportedModelError,
+)
+from layerwise.sim.plan.files import (
     load_gpu,
     load_model_config,
     load_scenario,
     scenario_from_data,
     scenario_json_schema,
 )
-from sim.plan.hardware import GPUS, HDR200, PCIE4, SlowParts
-from sim.plan.model import MODELS
-from sim.plan.overrides import with_values
-from sim.plan.scenario import paper_scenario
-from sim.plan.workload import Workload
+from layerwise.sim.plan.hardware import GPUS, HDR200, PCIE4, SlowParts
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.overrides import with_values
+from layerwise.sim.plan.scenario import paper_scenario
+from layerwise.sim.plan.workload import Workload
 
 GOOD = """
 name = "question"

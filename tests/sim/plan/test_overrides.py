@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.plan.compile import KernelChoice
-from sim.plan.errors import PlacementError, SpecError, UnknownKeyError
-from sim.plan.hardware import GPUS, HDR200, NVLINK3, PCIE5, SlowParts
-from sim.plan.overrides import keys_of, parse_settings, with_values
-from sim.plan.scenario import Scenario, paper_scenario
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import PlacementError, SpecError, UnknownKeyError
+from layerwise.sim.plan.hardware import GPUS, HDR200, NVLINK3, PCIE5, SlowParts
+from layerwise.sim.plan.overrides import keys_of, parse_settings, with_values
+from layerwise.sim.plan.scenario import Scenario, paper_scenario
 
 PAPER = replace(paper_scenario("layer-wise"), kernels=KernelChoice())
 TABLES = ("model", "cluster.gpu", "cluster.nvlink", "cluster.nic")

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.plan.errors import PlacementError
-from sim.plan.model import MODELS
-from sim.plan.placement import layer_wise, partition_layers, stage_fits, tensor_pipeline
+from layerwise.sim.plan.errors import PlacementError
+from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.placement import layer_wise, partition_layers, stage_fits, tensor_pipeline
 from tests.sim.scenes import TINY
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=9)

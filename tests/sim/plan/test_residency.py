@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sim.plan import ops
-from sim.plan.hardware import GPUS
-from sim.plan.residency import rank_weight_bytes, weight_of, window_bytes, window_hit_ratio
-from sim.plan.scenario import compile_run
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.plan.residency import (
+    rank_weight_bytes,
+    weight_of,
+    window_bytes,
+    window_hit_ratio,
+)
+from layerwise.sim.plan.scenario import compile_run
 from tests.hw.scenes import TINY, scenario
 
 GPU = replace(GPUS["h100-sxm"], persisting_l2_bytes=30_000_000, access_window_bytes=100_000)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from sim.plan.errors import SpecError
-from sim.plan.hardware import (
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.hardware import (
     FULL_SPEED,
     GPUS,
     HDR200,
@@ -17,8 +17,8 @@ from sim.plan.hardware import (
     Speed,
     dgx_cluster,
 )
-from sim.plan.model import MODELS, ModelSpec
-from sim.plan.workload import Step, Workload, decode_steps, prefill_steps, split_evenly
+from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.workload import Step, Workload, decode_steps, prefill_steps, split_evenly
 from tests.sim.scenes import TINY
 
 

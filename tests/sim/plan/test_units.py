@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.plan.errors import SpecError
-from sim.plan.units import parse_quantity, parse_real, parse_whole
+from layerwise.sim.plan.errors import SpecError
+from layerwise.sim.plan.units import parse_quantity, parse_real, parse_whole
 
 SCALES = {
     "_s": {"ns": 10**-9, "us": 10**-6, "ms": 10**-3, "s": 1, "min": 60, "h": 3600},

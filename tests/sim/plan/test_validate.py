@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from sim.plan import ops
-from sim.plan.errors import DeadlockError, ProgramError
-from sim.plan.ops import Buffer, Op
-from sim.plan.program import Part, Program, Segment, StepPrograms
-from sim.plan.scenario import PlacementSpec, compile_run
-from sim.plan.validate import validate_run, validate_work
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.errors import DeadlockError, ProgramError
+from layerwise.sim.plan.ops import Buffer, Op
+from layerwise.sim.plan.program import Part, Program, Segment, StepPrograms
+from layerwise.sim.plan.scenario import PlacementSpec, compile_run
+from layerwise.sim.plan.validate import validate_run, validate_work
 from tests.sim.scenes import scenario_of
 
 Change = Callable[[Part], list[Part]]

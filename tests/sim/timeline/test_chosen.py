@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sim.timeline.chosen import Panel, _listed, choose
-from sim.timeline.clocks import StepKey
-from sim.timeline.sides import PredictedSide
+from layerwise.sim.timeline.chosen import Panel, _listed, choose
+from layerwise.sim.timeline.clocks import StepKey
+from layerwise.sim.timeline.sides import PredictedSide
 from tests.sim.timeline.test_writing import measured, simulated
 
 

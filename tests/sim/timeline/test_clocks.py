@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sim.timeline.clocks import Place, StepKey, lay_out
-from sim.trace import Row
+from layerwise.sim.timeline.clocks import Place, StepKey, lay_out
+from layerwise.sim.trace import Row
 
 SEND, RECV = "P0.act.send@m0", "P1.act.recv@m0"
 

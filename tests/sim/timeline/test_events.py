@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sim.timeline.events import DRAIN_NS, Drawn, in_lanes, lane_events, rates, slices_of
-from sim.timeline.sides import Piece
-from sim.trace import Row
+from layerwise.sim.timeline.events import DRAIN_NS, Drawn, in_lanes, lane_events, rates, slices_of
+from layerwise.sim.timeline.sides import Piece
+from layerwise.sim.trace import Row
 
 
 def piece(start_ns: int, end_ns: int, *, wait_from_ns: int | None = None, kind: str = "Norm",

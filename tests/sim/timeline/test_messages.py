@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sim.plan.scenario import compile_run, paper_scenario
-from sim.timeline.messages import message_pairs, wire_bytes_of
+from layerwise.sim.plan.scenario import compile_run, paper_scenario
+from layerwise.sim.timeline.messages import message_pairs, wire_bytes_of
 
 
 def test_tokens_go_to_the_next_step() -> None:

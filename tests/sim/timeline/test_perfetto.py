@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from sim.timeline.chosen import Panel
-from sim.timeline.sides import PredictedSide
-from sim.timeline.writing import Written, write_timeline
+from layerwise.sim.timeline.chosen import Panel
+from layerwise.sim.timeline.sides import PredictedSide
+from layerwise.sim.timeline.writing import Written, write_timeline
 from tests.scenarios.report.chromium import real_browser
 from tests.sim.timeline.test_writing import measured, simulated
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from sim.timeline.clocks import StepKey
-from sim.timeline.sides import MeasuredSide, PredictedSide
+from layerwise.sim.timeline.clocks import StepKey
+from layerwise.sim.timeline.sides import MeasuredSide, PredictedSide
 from tests.sim.timeline.test_writing import PIPELINE, STEADY, measured, simulated
 
 

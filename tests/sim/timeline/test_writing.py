@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from sim.plan.errors import FileFormatError, SpecError
-from sim.plan.hardware import GPUS, dgx_cluster
-from sim.plan.program import StepPrograms
-from sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run
-from sim.plan.workload import Workload
-from sim.simulate import Simulation, simulate_scenario
-from sim.timeline.chosen import Panel
-from sim.timeline.sides import MeasuredSide, PredictedSide
-from sim.timeline.writing import Written, write_timeline
-from sim.trace import Row
-from sim.traffic import walk_rank
+from layerwise.sim.plan.errors import FileFormatError, SpecError
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.program import StepPrograms
+from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run
+from layerwise.sim.plan.workload import Workload
+from layerwise.sim.simulate import Simulation, simulate_scenario
+from layerwise.sim.timeline.chosen import Panel
+from layerwise.sim.timeline.sides import MeasuredSide, PredictedSide
+from layerwise.sim.timeline.writing import Written, write_timeline
+from layerwise.sim.trace import Row
+from layerwise.sim.traffic import walk_rank
 from tests.sim.scenes import TINY, calibrated
 from tests.sim.timeline.viewer import Viewed, view
 

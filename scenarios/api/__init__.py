@@ -1,0 +1,1 @@
+"""Where should the layers of a model live on N GPUs? Predicted, measured, side by side."""
