@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from layerwise.sim.cost.shapes import kind_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.demand import demand_of
+from layerwise.sim.plan.model import DType
 from layerwise.sim.plan.ops import AttentionKernel, Buffer, LocalOp, MatmulKernel
 from layerwise.sim.plan.program import Part, Program, Segment
 
@@ -33,13 +34,13 @@ class SweepPoint:
     program: Program
 
 
-def matmul(rows: int, columns: int, inner: int) -> ops.Matmul:
-    """A matmul op with buffers of its own."""
+def matmul(rows: int, columns: int, inner: int, dtype: DType = "bfloat16") -> ops.Matmul:
+    """Make a matmul op with buffers of its own."""
     return ops.Matmul(
         name="matmul",
-        source=activation("source", rows, inner),
-        weight=Buffer("matmul.weight", "weight", (columns, inner), "bfloat16", per_layer=True),
-        output=activation("output", rows, columns),
+        source=activation("source", rows, inner, dtype),
+        weight=Buffer("matmul.weight", "weight", (columns, inner), dtype, per_layer=True),
+        output=activation("output", rows, columns, dtype),
         rows=rows,
         columns=columns,
         inner=inner,
@@ -58,18 +59,32 @@ def attention_point(
 
 
 def attention(
-    sequences: int, heads: int, kv_heads: int, query: int, context: int, kernel: AttentionKernel
+    sequences: int,
+    heads: int,
+    kv_heads: int,
+    query: int,
+    context: int,
+    kernel: AttentionKernel,
+    *,
+    head_dim: int = 128,
+    dtype: DType = "bfloat16",
 ) -> ops.Attention:
-    """An attention op over its own KV cache; heads have 128 dimensions."""
-    shape = (2, sequences, kv_heads, context, 128)
+    """Make an attention op over a KV cache of its own."""
+    shape = (2, sequences, kv_heads, context, head_dim)
+    tokens = sequences * query
     return ops.Attention(
         name="attention",
-        qkv=activation("qkv", sequences * query, (heads + 2 * kv_heads) * 128),
-        kv=Buffer("kv", "kv", shape, "bfloat16", per_layer=True),
-        output=activation("output", sequences * query, heads * 128),
-        sequences=sequences, query_tokens=query, context_tokens=context, num_heads=heads,
-        num_key_value_heads=kv_heads, head_dim=128, kernel=kernel,
-    )  # fmt: skip
+        qkv=activation("qkv", tokens, (heads + 2 * kv_heads) * head_dim, dtype),
+        kv=Buffer("kv", "kv", shape, dtype, per_layer=True),
+        output=activation("output", tokens, heads * head_dim, dtype),
+        sequences=sequences,
+        query_tokens=query,
+        context_tokens=context,
+        num_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        kernel=kernel,
+    )
 
 
 def point(
@@ -157,6 +172,6 @@ def rotary_point(tokens: int, heads: int, kv_heads: int) -> SweepPoint:
     return point("rotary_write", f"t{tokens}.h{heads}.kv{kv_heads}", op, 0)
 
 
-def activation(name: str, rows: int, columns: int) -> Buffer:
-    """A bf16 activation [rows, columns], shared by all repeats."""
-    return Buffer(name, "activation", (rows, columns), "bfloat16")
+def activation(name: str, rows: int, columns: int, dtype: DType = "bfloat16") -> Buffer:
+    """Make an activation [rows, columns] that all repeats share."""
+    return Buffer(name, "activation", (rows, columns), dtype)

@@ -29,6 +29,7 @@ from layerwise.calibration.selection import (
     two_gpu_runs,
     validation_layers,
 )
+from layerwise.calibration.unfitted import unfitted
 from layerwise.calibration.unseen import unseen
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.errors import LayerwiseError, SpecError
@@ -54,11 +55,11 @@ FIT_SCENARIOS = Path(__file__).parents[1] / "fit"
 Task = Literal[
     "read-curve", "stages", "sweep", "supplement", "denser", "split-kv", "skinny", "fit-layers",
     "unseen", "validation-layers", "engine-layers", "two-gpus", "read-curve-scored", "designed",
-    "repeats",
+    "repeats", "unfitted",
 ]  # fmt: skip
 TASKS: tuple[Task, ...] = get_args(Task)
 DEFAULT_TASKS: tuple[Task, ...] = ("read-curve", "stages", "sweep", "split-kv", "skinny")
-POINTS = FIT_POINTS | {"unseen": unseen}
+POINTS = FIT_POINTS | {"unseen": unseen, "unfitted": unfitted}
 LAYERS: dict[str, tuple[Literal["fit", "validation"], Callable[[], list[Scenario]]]] = {
     "fit-layers": ("fit", fit_layers), "validation-layers": ("validation", validation_layers),
     "engine-layers": ("validation", engine_layers),
@@ -174,7 +175,7 @@ def _collect_one(
             return Collected()
         case "stages":
             return _collect_stages(out, left_s, progress, lambda s: chosen.stage(on_gpu(s, gpu)))
-        case "sweep" | "supplement" | "denser" | "split-kv" | "skinny" | "unseen":
+        case "sweep" | "supplement" | "denser" | "split-kv" | "skinny" | "unseen" | "unfitted":
             points = [(point.name, point.program) for point in POINTS[task](GPU_KERNELS)]
             return Collected(chosen.programs(points, out / f"{task}.jsonl", left_s))
         case "designed":
