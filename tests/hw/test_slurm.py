@@ -67,7 +67,7 @@ class Job:
         slurm = {
             "SLURM_JOB_ID": str(JOB_ID), "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "pair",
             "SLURM_GPUS_ON_NODE": "1", "RECORD": str(self.folder), "OMP_NUM_THREADS": "1",
-            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
         }  # fmt: skip
         return subprocess.run(
             ["bash", str(BATCH), *arguments], capture_output=True, text=True, timeout=110,
@@ -147,7 +147,15 @@ def test_ranks_meet_at_the_first_node_under_the_jobs_id(job: Job) -> None:
 
 def test_options_after_the_trace_go_to_the_engine(job: Job) -> None:
     job.run("a scenario.toml", "trace.jsonl", "--timing", "events")
-    expected = ["-m", "hw", "a scenario.toml", "--out", "trace.jsonl", "--timing", "events"]
+    expected = [
+        "-m",
+        "layerwise.hw",
+        "a scenario.toml",
+        "--out",
+        "trace.jsonl",
+        "--timing",
+        "events",
+    ]
     assert expected == job.calls_of_srun()[1][-7:]
 
 

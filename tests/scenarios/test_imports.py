@@ -18,6 +18,6 @@ EXTRAS = ("torch", "scipy", "matplotlib", "plotly", "distributed", "pyarrow")
     ],
 )  # fmt: skip
 def test_command_imports_without_extras(module: str) -> None:
-    result = run_without(EXTRAS, f"import scenarios.{module}")
+    result = run_without(EXTRAS, f"import layerwise.scenarios.{module}")
 
     assert (0, "") == (result.returncode, result.stderr)

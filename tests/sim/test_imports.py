@@ -31,7 +31,9 @@ def run_without(blocked: tuple[str, ...], code: str) -> subprocess.CompletedProc
 
 def modules_of(package: str) -> list[str]:
     return sorted(
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        ".".join(("layerwise", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        )
         for path in (ROOT / package).rglob("*.py")
     )
 
@@ -50,7 +52,9 @@ def test_every_module_of_sim_imports_without_heavy_packages() -> None:
 
 @pytest.mark.parametrize("package", ["sim", "hw", "calibration"])
 def test_package_imports_without_anything_beside_it(package: str) -> None:
-    run = run_without((*HEAVY, "simpy", "pydantic", "numpy", "typer", "rich"), f"import {package}")
+    run = run_without(
+        (*HEAVY, "simpy", "pydantic", "numpy", "typer", "rich"), f"import layerwise.{package}"
+    )
 
     assert (0, "") == (run.returncode, run.stderr)
 
