@@ -95,6 +95,16 @@ def read_rows(path: Path, header: Row = ()) -> dict[str, Row]:
     return {row[-1]: row for row in found[1:]}
 
 
+def read_typed(path: Path) -> list[dict[str, Any]]:
+    """Read a result's rows, each a dictionary; numbers are numbers and empty cells None."""
+    header, rows = read_header(path), list(read_rows(path).values())
+    columns = [
+        list(cells) if name in LAST_COLUMNS else _typed(cells)
+        for name, cells in zip(header, zip(*rows, strict=True), strict=True)
+    ]
+    return [dict(zip(header, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
 def read_header(path: Path) -> Row:
     """The columns of a result."""
     if path.suffix == ".parquet":

@@ -11,17 +11,16 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise, product
 from typing import Any
 
+import layerwise as lw
 from layerwise.calibration.data import profile_path
-from layerwise.sim.cost.model import Belief, CostModel
-from layerwise.sim.cost.uncalibrated import RESERVED_BYTES
+from layerwise.sim.cost.model import Belief
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.errors import SpecError
-from layerwise.sim.plan.hardware import ClusterSpec
 from layerwise.sim.plan.overrides import nearest, with_values
 from layerwise.sim.plan.scenario import Scenario, Strategy, paper_scenario
 from layerwise.sim.plan.units import parse_real, parse_whole
-from layerwise.sim.predict import Prediction, cost_model, predict_with
-from layerwise.sim.profile import Profile, load_profile
+from layerwise.sim.predict import Prediction, reserved_bytes
+from layerwise.sim.profile import Profile
 from layerwise.sim.uncertainty import Interval, around, half_width_of_ratio
 
 Value = int | float | str
@@ -120,7 +119,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Asked:
-    """Predicts the paper's scenarios with a script's and a user's changes. Ops are priced once.
+    """Predicts the paper's scenarios with a script's and a user's changes, by `layerwise.predict`.
 
     `profile` replaces the shipped one of its GPU; a GPU without one is predicted uncalibrated.
     """
@@ -128,16 +127,14 @@ class Asked:
     base: Changes = field(default_factory=dict[str, object])
     settings: Changes = field(default_factory=dict[str, object])
     profile: Profile | None = None
-    _costs: dict[tuple[ClusterSpec, Belief], CostModel] = field(default_factory=dict)
     _profiles: dict[str, Profile | None] = field(default_factory=dict)
 
     def profile_of(self, gpu: str) -> Profile | None:
-        """The profile for a GPU type, if there is one."""
+        """Return the profile for a GPU type, if there is one."""
         if gpu not in self._profiles:
-            path = profile_path(gpu)
             given = self.profile if self.profile and self.profile.gpu == gpu else None
-            shipped = load_profile(path) if not given and path.exists() else None
-            self._profiles[gpu] = given or shipped
+            shipped = not given and profile_path(gpu).exists()
+            self._profiles[gpu] = lw.shipped_profile(gpu) if shipped else given
         return self._profiles[gpu]
 
     @property
@@ -160,22 +157,14 @@ class Asked:
         return with_values(base, values) if values else base
 
     def predict(self, scenario: Scenario, belief: Belief | None = None) -> Prediction:
-        """Calibrated where there is a profile, else uncalibrated, unless `belief` says otherwise."""
+        """Predict, calibrated where there is a profile, unless `belief` says otherwise."""
         profile = self.profile_of(scenario.cluster.gpu.name)
-        believed = belief or ("calibrated" if profile else "uncalibrated")
-        if profile:
-            scenario = scenario.with_kernels(profile.kernels)
-        key = scenario.cluster, believed
-        if key not in self._costs:
-            self._costs[key] = cost_model(scenario.cluster, profile, believed)
-        return predict_with(scenario, self._costs[key], self.reserved_bytes(scenario, believed))
+        return lw.predict(scenario, profile=profile, belief=belief).prediction
 
-    def reserved_bytes(self, scenario: Scenario, belief: Belief | None = None) -> int:
-        """What is not the program's own on a GPU: context, libraries, graphs."""
+    def reserved_bytes(self, scenario: Scenario) -> int:
+        """Return the bytes on a GPU that are not the program's own: context, libraries, graphs."""
         profile = self.profile_of(scenario.cluster.gpu.name)
-        if belief == "speed_of_light":
-            return 0
-        return profile.reserved_bytes if profile and belief != "uncalibrated" else RESERVED_BYTES
+        return reserved_bytes("calibrated" if profile else "uncalibrated", profile)
 
     def layer_wise(self, changes: Changes | None = None) -> Prediction:
         """The paper's proposal."""
