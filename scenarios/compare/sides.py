@@ -28,7 +28,7 @@ class Sides:
     """Both sides of a comparison, of which every row has a partner.
 
     `others`: the speed of light and the uncalibrated prediction of the same programs. `members`:
-    who meets whom (`compare_accounts.members_of`); empty for a rank by itself.
+    who meets whom (`compare.accounts.members_of`); empty for a rank by itself.
     """
 
     trace: Trace

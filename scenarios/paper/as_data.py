@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from layerwise.scenarios.paper.answer import answer_of
 from layerwise.scenarios.paper.experiment import Entry, Report
 from layerwise.scenarios.paper.verdicts import Reading
 from layerwise.scenarios.predict.beliefs import (
@@ -23,6 +24,7 @@ def report_as_data(report: Report) -> dict[str, Any]:
         "version": 1,
         "provenance": provenance_of(report.profile),
         "question": asdict(report.question),
+        "answer": list(answer_of(report)),
         "model": asdict(report.layer_wise.scenario.model)
         | {"parameters": report.layer_wise.scenario.model.parameters},
         "cluster": asdict(report.layer_wise.scenario.cluster),

@@ -1,6 +1,6 @@
 """The paper's claims about why: capacities, parameter counts, load, communication.
 
-Rules and vocabulary: `paper_verdicts`. The first two need no prediction, so they are for any reading.
+Rules and vocabulary: `paper.verdicts`. The first two need no prediction, so they are for any reading.
 """
 
 from __future__ import annotations

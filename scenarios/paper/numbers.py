@@ -1,7 +1,7 @@
 """Every number in the paper, one by one: does it hold, where, and what would make it true?
 
 Sizes and counts follow from the paper's own dimensions, so arithmetic judges them; rates are judged
-by `paper_verdicts` and counted here in the reading that comes nearest.
+by `paper.verdicts` and counted here in the reading that comes nearest.
 """
 
 from __future__ import annotations

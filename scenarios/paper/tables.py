@@ -8,6 +8,7 @@ from rich.text import Text
 from layerwise.scenarios import tables
 from layerwise.scenarios.compare.joined import StageScore
 from layerwise.scenarios.compare.tables import mark_of
+from layerwise.scenarios.paper.answer import answer_of
 from layerwise.scenarios.paper.experiment import Report
 from layerwise.scenarios.paper.placements import print_placement, print_rates
 from layerwise.scenarios.paper.verdicts import Verdict
@@ -22,7 +23,10 @@ VERDICT_STYLE: dict[Verdict, str] = {
 
 
 def print_report(report: Report, out: Console) -> None:
-    """Print everything, top down: what was asked, both placements, runs, verdicts, caveats."""
+    """Print everything, top down: the answer, what was asked, both placements, runs, verdicts."""
+    for sentence in answer_of(report):
+        out.print(f"[bold]{escape(sentence)}[/bold]")
+    out.print()
     _print_heading(report, out)
     print_rates(report, out)
     print_placement("Baseline", report.baselines, out)

@@ -1,6 +1,6 @@
 """What the paper claims, and whether it holds. The paper's own numbers live here and nowhere else.
 
-How a claim is judged (each rule is one function, here or in `paper_mechanism`):
+How a claim is judged (each rule is one function, here or in `paper.mechanism`):
 
 - The paper names neither phase nor context of its rates, so every verdict names the *reading* that
   it is for, the one that was asked; "any reading" where only dimensions or capacities count.

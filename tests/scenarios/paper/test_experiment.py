@@ -31,7 +31,7 @@ def test_json_has_stable_keys_and_finite_numbers(
     data = json.loads(ran.out)
     assert ran.code == 0
     assert list(data) == [
-        "format", "version", "provenance", "question", "model", "cluster", "workload",
+        "format", "version", "provenance", "question", "answer", "model", "cluster", "workload",
         "placements", "claims", "readings", "lm_head", "measured_stages",
     ]  # fmt: skip
     assert all(math.isfinite(n) for n in numbers(data))
