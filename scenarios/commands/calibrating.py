@@ -94,6 +94,9 @@ def accuracy(
     reason: Annotated[
         str, typer.Option(metavar="TEXT", help="Why it may ask for less; written into it.")
     ] = "",
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw errors and intervals (.svg, .png).")
+    ] = None,
     profile: ProfileOption = None,
 ) -> None:
     """What no fit has seen, predicted again; exit code 1 below the bars, or outside the ledger.
@@ -123,7 +126,15 @@ def accuracy(
         held_to = read_ledger(ledger)
     else:
         held_to = None
+    if plot is not None:
+        from layerwise.scenarios.pictures import check_picture
+
+        check_picture(plot, "the tables and --json")
     scored = score_unseen(constants, folder)
+    if plot is not None:
+        from layerwise.scenarios.accuracy.plot import write_plot
+
+        note(write_plot(scored, constants, plot))
     if update_ledger is not None:
         from layerwise.scenarios.accuracy.ledger_update import update_and_print
 

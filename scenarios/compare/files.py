@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from layerwise.scenarios.compare.choosing import Compared
 from layerwise.scenarios.compare.scores import LEVELS, Score
-from layerwise.sim.plan.errors import MissingPackageError, SpecError
+from layerwise.scenarios.pictures import check_picture, sheet
+from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.trace import write_atomically
 from layerwise.sim.uncertainty import around
 
-PICTURES = (".png", ".svg")
 # As many ops as a person can tell apart in a picture; of more, those with the largest shares.
 MOST_OPS = 40
 COLUMNS = (
@@ -67,36 +66,22 @@ def write_plot(compared: tuple[Compared, ...], path: Path) -> str:
     Raises SpecError for a name that is no picture's or where nothing was traced, and
     MissingPackageError without matplotlib.
     """
-    if path.suffix not in PICTURES:
-        raise SpecError("--plot", str(path), "is no picture", f"end it in one of {PICTURES}")
+    check_picture(path, "the same as text, --json and --csv")
     drawn = [(each, score) for each in compared for score in each.comparison.ops]
     if not drawn:
-        raise SpecError("--plot", str(path), "has nothing to show: no run was traced",
-                        "compare a trace with rows")  # fmt: skip
-    if find_spec("matplotlib") is None:
-        raise MissingPackageError(
-            "matplotlib", "draw", "pip install '.[plots]'",
-            "the same as text, --json and --csv",
-        )  # fmt: skip
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    picture = io.BytesIO()
-    with rc_context({"text.parse_math": False}):  # a $ in a name is a $
-        figure = Figure(figsize=(12, 0.22 * min(len(drawn), MOST_OPS) + 2.5), layout="constrained")
+        raise SpecError(
+            "--plot",
+            str(path),
+            "has nothing to show: no run was traced",
+            "compare a trace with rows",
+        )
+    with sheet(path, (12, 0.22 * min(len(drawn), MOST_OPS) + 2.5)) as figure:
         left, right = figure.subplots(1, 2)
         _draw_pairs(left, drawn)
         _draw_errors(right, drawn)
         names = ", ".join(each.comparison.stage.name for each in compared)
         figure.suptitle(f"Predicted and measured: {names}")
-        figure.savefig(picture, format=path.suffix[1:], dpi=150)
-    _write_bytes(path, picture.getvalue())
     return f"{path}: {len(drawn)} ops of {len(compared)} runs"
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
 
 
 def _draw_pairs(axes: Any, drawn: list[tuple[Compared, Score]]) -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from layerwise.scenarios.pictures import check_picture, sheet
 from layerwise.scenarios.rank.asked import Candidate
 from layerwise.scenarios.rank.ranking import Ranking
 from layerwise.scenarios.rank.tables import plain
-from layerwise.sim.plan.errors import MissingPackageError, SpecError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-SUFFIXES = (".png", ".svg", ".pdf")
 NUM_RIVALS = 3
 # A bar within so many times the longest TPOT is drawn.
 NEAR = 1.5
@@ -27,26 +26,20 @@ NAMES_SHARE = 0.25
 
 
 def check_plot_path(path: Path) -> None:
-    """Before the work is done: raises SpecError for another format, MissingPackageError."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise SpecError(
-            "--plot",
-            str(path),
-            "is no picture that can be drawn",
-            f"end it in {', '.join(SUFFIXES)}",
-        )
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingPackageError(
-            "matplotlib", "draw the Pareto front", "pip install '.[plots]'", "the table"
-        )
+    """Check before the work is done that the picture can be drawn; raises what it raises."""
+    check_picture(path, "the table")
 
 
 def write_plot(ranking: Ranking, path: Path) -> str:
     """Draw throughput against TPOT over batches, and every layout; returns a sentence."""
     check_plot_path(path)
-    from matplotlib.figure import Figure
+    with sheet(path, (9, 5.5)) as figure:
+        _draw(ranking, figure)
+    fitting = sum(each.fits for each in ranking.best)
+    return f"{path}: {len(ranking.front)} points on the front, {fitting} placements"
 
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+
+def _draw(ranking: Ranking, figure: Figure) -> None:
     axes = figure.add_subplot()
     fitting = [each for each in ranking.best if each.fits]
     axes.scatter(
@@ -70,14 +63,11 @@ def write_plot(ranking: Ranking, path: Path) -> str:
     work = ranking.asked.workload
     axes.set_title(
         plain(f"{ranking.asked.model.name} on {ranking.asked.cluster.name}, batch "
-              f"{work.batch_size}, {work.context_tokens:,} tokens of context"),
-        parse_math=False,
+              f"{work.batch_size}, {work.context_tokens:,} tokens of context")
     )  # fmt: skip
     axes.set_ylabel("tokens/s")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=150)
-    return f"{path}: {len(front)} points on the front, {len(fitting)} placements"
 
 
 def _front_words(front: Sequence[Candidate]) -> str:

@@ -6,50 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from layerwise.scenarios.pictures import check_picture, sheet
 from layerwise.scenarios.what_if.figures import figure, heading
 from layerwise.scenarios.what_if.runner import Answered, Bars, Lines, Map, Row
-from layerwise.sim.plan.errors import MissingPackageError, SpecError
 
-SUFFIXES = (".svg", ".png", ".pdf")
 WIDE = 60
 
 
 def draw(answered: Answered, path: Path) -> None:
-    """Write the picture; the file's ending says how.
-
-    Raises SpecError for another ending, MissingPackageError without matplotlib.
-    """
-    if path.suffix not in SUFFIXES:
-        raise SpecError("--plot", str(path), "has no ending that can be drawn",
-                        f"use one of {', '.join(SUFFIXES)}")  # fmt: skip
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackageError(
-            "matplotlib", "draw", "pip install '.[plots]'", "the table"
-        ) from error
-    # Text stays text, and equal figures make equal files.
-    with mpl.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "layerwise",
-            "font.size": 9,
-            "text.parse_math": False,
-        }
-    ):
-        sheet = Figure(figsize=(6.4, 4), layout="constrained")
-        axes = sheet.add_subplot()
+    """Write the picture; the file's ending says how. Raises what `check_picture` does."""
+    check_picture(path, "the table")
+    with sheet(path, (6.4, 4)) as page:
+        axes = page.add_subplot()
         match answered.what_if.picture:
             case Lines() as picture:
                 _draw_lines(axes, answered, picture)
             case Map() as picture:
-                _draw_map(sheet, axes, answered.rows, picture)
+                _draw_map(page, axes, answered.rows, picture)
             case Bars() as picture:
                 _draw_bars(axes, answered.rows, picture)
         axes.set_title(answered.what_if.question, fontsize=9, wrap=True)
-        dateless = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
-        sheet.savefig(path, dpi=150, metadata=dateless[path.suffix])
 
 
 def _draw_lines(axes: Any, answered: Answered, picture: Lines) -> None:

@@ -143,7 +143,7 @@ def test_a_gpu_without_a_profile_is_uncalibrated_and_says_so(layerwise: Run) -> 
         (("l2_capacity", "--axis", "l2_bytes=5GB/s"), "has the unit 'GB/s'"),
         (("l2_capacity", "--axis", "l2_bytes=1MB"), "is not a part of l2_bytes=1000000"),
         (("l2_capacity", "--set", "cluster.gpu.l2_bytes=1GB"), "give its values with --axis"),
-        (("h200", "--axis=gpu=h200", "--plot", "picture.bmp"), "has no ending that can be drawn"),
+        (("h200", "--axis=gpu=h200", "--plot", "picture.bmp"), "is no picture that can be drawn"),
         (("h200", "--set", "workload.batch=1"), "workload.batch='1' is not a known key"),
     ],
 )

@@ -55,7 +55,7 @@ def test_picture(
 def test_picture_needs_matplotlib(
     layerwise: Run, asked: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerwise.scenarios.compare.files.find_spec", lambda name: None)
+    monkeypatch.setattr("layerwise.scenarios.pictures.find_spec", lambda name: None)
     ran = layerwise(*asked, "--plot", tmp_path / "out.png")
     assert 2 == ran.code
     assert "pip install '.[plots]'" in ran.err
@@ -66,4 +66,7 @@ def test_picture_of_a_kind_nobody_draws(
     layerwise: Run, asked: tuple[object, ...], tmp_path: Path
 ) -> None:
     ran = layerwise(*asked, "--plot", tmp_path / "out.doc")
-    assert (2, True) == (ran.code, "is no picture; end it in one of" in ran.err)
+    assert (2, True) == (
+        ran.code,
+        "is no picture that can be drawn; end it in .svg, .pdf, .png" in ran.err,
+    )
