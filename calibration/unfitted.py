@@ -71,8 +71,8 @@ def _decodes(rng: random.Random, kernels: KernelChoice) -> Iterator[SweepPoint]:
         ("cudnn", 128, 10),
         ("math", 128, 24),
     ]
-    asked += [(kernels.decode_attention, size, 30) for size in HEAD_DIMS]
-    asked += [("split_kv", size, 16) for size in (64, 256)]
+    asked.extend((kernels.decode_attention, size, 30) for size in HEAD_DIMS)
+    asked.extend(("split_kv", size, 16) for size in (64, 256))
     for kernel, head_dim, count in asked:
         for _ in range(count):
             yield _decode(rng, kernel, head_dim)
@@ -95,7 +95,7 @@ def _prompts(rng: random.Random, kernels: KernelChoice) -> Iterator[SweepPoint]:
         ("cudnn", 128, 8),
         ("math", 128, 16),
     ]
-    asked += [(kernels.prefill_attention, size, 20) for size in HEAD_DIMS]
+    asked.extend((kernels.prefill_attention, size, 20) for size in HEAD_DIMS)
     for kernel, head_dim, count in asked:
         for _ in range(count):
             yield _prompt(rng, kernel, head_dim)
@@ -118,7 +118,7 @@ def _chunks(rng: random.Random, kernels: KernelChoice) -> Iterator[SweepPoint]:
         ("flash", 128, 6),
         ("math", 128, 14),
     ]
-    asked += [(kernels.chunked_prefill_attention, size, 16) for size in HEAD_DIMS]
+    asked.extend((kernels.chunked_prefill_attention, size, 16) for size in HEAD_DIMS)
     for kernel, head_dim, count in asked:
         for _ in range(count):
             yield _chunk(rng, kernel, head_dim)

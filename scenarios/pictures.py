@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from layerwise.sim.plan.errors import MissingPackageError, SpecError
 from layerwise.sim.trace.writing import appearing
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # What keeps the date of drawing out of each format, so that equal figures make equal files.
 DATELESS = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
 # Names come from files: a $ is a $. Text in an SVG stays text.
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "font.size": 9,
     "svg.fonttype": "none",
     "svg.hashsalt": "layerwise",
@@ -52,4 +52,6 @@ def sheet(path: Path, size_inches: tuple[float, float]) -> Generator[Figure]:
         yield figure
         ending = path.suffix.lower()
         with appearing(path) as file:
-            figure.savefig(file, format=ending[1:], dpi=150, metadata=DATELESS[ending])
+            figure.savefig(
+                cast("IO[bytes]", file), format=ending[1:], dpi=150, metadata=DATELESS[ending]
+            )

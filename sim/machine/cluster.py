@@ -97,7 +97,7 @@ class SimulatedCluster:
         """Run every step of every simulated rank to the end."""
         for rank in self.ranks:
             by_event = not self.folded or rank in self.contention.ranks
-            process = RankProcess(self, rank, by_event=by_event)
+            process = RankProcess(self, rank, by_event=by_event)  # pyright: ignore[reportArgumentType] - installed, it is one class
             self.logs[rank] = process.log
             self.env.process(process.live())
         self.env.run()
@@ -163,6 +163,6 @@ class SimulatedCluster:
         if found is None:
             cost = self.cost.collective(op)
             duration = seconds_to_ps(cost.launch_s) + seconds_to_ps(cost.kernel_s)
-            demands = [d for rank in op.group for d in port_demands(self, rank, op)]
+            demands = [d for rank in op.group for d in port_demands(self, rank, op)]  # pyright: ignore[reportArgumentType] - installed, it is one class
             found = self._loads[id(op)] = (duration, demands)
         return found

@@ -253,7 +253,7 @@ class RankProcess:
         if begin > env.now:
             yield env.timeout(begin - int(env.now))
         done = simpy.Event(env)
-        OpStream(self, self.machine.gpu(self.rank), self._plan_of(timed), done).begin(begin)
+        OpStream(self, self.machine.gpu(self.rank), self._plan_of(timed), done).begin(begin)  # pyright: ignore[reportArgumentType] - installed, it is one class
         yield done
         self.now_ps = end = int(env.now)
         self.log.spans.extend((begin, end))

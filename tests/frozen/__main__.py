@@ -21,7 +21,7 @@ from tests.frozen.questions import iter_answers, questions
 
 def main() -> int:
     """Ask everything, or what `--only` names, and compare or write."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--write", action="store_true", help="write what is answered now")
     parser.add_argument("--check", action="store_true", help="compare with what is committed")
     parser.add_argument("--only", default="", help="questions that begin with this")

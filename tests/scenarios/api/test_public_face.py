@@ -153,6 +153,7 @@ def test_rank_puts_placements_in_order() -> None:
     rates = [each.tokens_per_s for each in answer.candidates if each.fits]
 
     assert sorted(rates, reverse=True) == rates
+    assert answer.winner is not None
     assert answer.winner is answer.candidates[0]
     assert answer.winner.layout.name in answer.verdict
 
