@@ -24,8 +24,9 @@ import torch
 
 from layerwise.hw.engine.execute import Engine
 from layerwise.hw.errors import ExecutionError, RankFailedError, RanOutOfMemoryError
+from layerwise.hw.options import Options
 from layerwise.hw.ranks.journal import folder_of, journal_of
-from layerwise.hw.ranks.launch import Options, launch
+from layerwise.hw.ranks.launch import launch
 from layerwise.sim.plan.errors import FileFormatError
 from layerwise.sim.trace import Trace, read_trace
 from tests.hw.faults import Fault, FaultyWeights

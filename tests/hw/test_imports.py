@@ -12,7 +12,7 @@ import sys
 for name in {blocked!r}:
     sys.modules[name] = None
 import {module}
-print(sorted(m for m in sys.modules if m.startswith("sim.")))
+print(sorted(m for m in sys.modules if m.startswith("layerwise.sim.")))
 """
 
 
@@ -25,7 +25,7 @@ def imported(module: str, *blocked: str) -> str:
 
 
 def test_hw_itself_needs_nothing() -> None:
-    assert "[]" == imported("hw", "torch", "simpy", "pydantic", "nvtx", "cupti").strip()
+    assert "[]" == imported("layerwise.hw", "torch", "simpy", "pydantic", "nvtx", "cupti").strip()
 
 
 @pytest.mark.parametrize(

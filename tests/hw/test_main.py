@@ -51,34 +51,55 @@ def run(tmp_path: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_starts_its_own_ranks(tmp_path: Path) -> None:
-    result = run(tmp_path, "hw", "--device", "cpu")
+    result = run(tmp_path, "layerwise.hw", "--device", "cpu")
     assert 0 == result.returncode, result.stderr
     assert {0, 1} == {row.rank for row in read_trace(tmp_path / "trace.jsonl").rows}
 
 
 def test_it_is_a_rank_under_torchrun(tmp_path: Path) -> None:
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hw")
+    torchrun = (
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "layerwise.hw",
+    )
     result = run(tmp_path, *torchrun, "--device", "cpu")
     assert 0 == result.returncode, result.stderr
     assert {0, 1} == {row.rank for row in read_trace(tmp_path / "trace.jsonl").rows}
 
 
 def test_a_wrong_world_size_is_one_line(tmp_path: Path) -> None:
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "hw")
+    torchrun = (
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "1",
+        "-m",
+        "layerwise.hw",
+    )
     result = run(tmp_path, *torchrun, "--device", "cpu")
     assert 0 != result.returncode
     assert "WORLD_SIZE=1; start 2 processes" in result.stderr
 
 
 def test_of_too_many_processes_the_first_says_so_and_the_others_nothing(tmp_path: Path) -> None:
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "hw")
+    torchrun = (
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "3",
+        "-m",
+        "layerwise.hw",
+    )
     result = run(tmp_path, *torchrun, "--device", "cpu")
     said = [line for line in result.stderr.splitlines() if line.startswith("hw: ")]
     assert (1, True) == (len(said), "WORLD_SIZE=3; start 2 processes" in said[0])
 
 
 def test_it_says_what_it_begins(tmp_path: Path) -> None:
-    result = run(tmp_path, "hw", "--device", "cpu")
+    result = run(tmp_path, "layerwise.hw", "--device", "cpu")
     lines = [line for line in result.stderr.splitlines() if line.startswith("hw: ")]
     assert 1 == len(lines), result.stderr
     assert lines[0].endswith("GB on rank 0, one of 2 (cpu); then 3 repeats untraced and 5 traced, "
@@ -96,6 +117,12 @@ def test_much_memory_on_a_cpu_is_warned_of(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_missing_gpu_is_exit_code_2(tmp_path: Path) -> None:
-    result = run(tmp_path, "hw", "--device", "cuda")
+    result = run(tmp_path, "layerwise.hw", "--device", "cuda")
     assert (2, 1) == (result.returncode, len(result.stderr.strip().splitlines()))
     assert "CUDA GPUs are needed" in result.stderr
+
+
+def test_a_time_carries_a_unit_or_none(tmp_path: Path) -> None:
+    result = run(tmp_path, "layerwise.hw", "--device", "cpu", "--timeout-s", "10GB")
+    assert 2 == result.returncode
+    assert "'10GB' has the unit 'GB'" in result.stderr

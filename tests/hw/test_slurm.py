@@ -147,7 +147,15 @@ def test_ranks_meet_at_the_first_node_under_the_jobs_id(job: Job) -> None:
 
 def test_options_after_the_trace_go_to_the_engine(job: Job) -> None:
     job.run("a scenario.toml", "trace.jsonl", "--timing", "events")
-    expected = ["-m", "hw", "a scenario.toml", "--out", "trace.jsonl", "--timing", "events"]
+    expected = [
+        "-m",
+        "layerwise.hw",
+        "a scenario.toml",
+        "--out",
+        "trace.jsonl",
+        "--timing",
+        "events",
+    ]
     assert expected == job.calls_of_srun()[1][-7:]
 
 
