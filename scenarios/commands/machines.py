@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -144,21 +145,12 @@ def counters(
     from layerwise.hw.counters.counting import Request, count_each, count_to
     from layerwise.sim.plan.errors import SpecError
 
-    def request(scenario: Path | None, working_set: str, ops: str, logs: Path | None) -> Request:
-        return Request(
-            scenario=scenario,
-            working_set=working_set,
-            ops=ops,
-            logs=logs,
-            steps=steps,
-            ncu=ncu,
-            timeout_s=timeout_s,
-        )
-
+    request = partial(Request, steps=steps, ncu=ncu, timeout_s=timeout_s)
     if not everything:
         if out is None:
             raise SpecError("--out", None, "is missing", "add --out counters.json")
-        written = count_to(request(scenario, working_set, ops, logs), out, note)
+        asked = request(scenario=scenario, working_set=working_set, ops=ops, logs=logs)
+        written = count_to(asked, out, note)
         if as_json:
             print_json(written)
         return
@@ -169,12 +161,9 @@ def counters(
     if not files:
         raise SpecError("--folder", str(source), "holds no scenario", "name another folder")
     kept = logs or out_dir / "logs"
-    outcomes = count_each(
-        [request(file, "", "", kept) for file in files]
-        + [request(None, size, "", kept) for size in WORKING_SETS],
-        out_dir,
-        note,
-    )
+    asked_of_all = [request(scenario=file, logs=kept) for file in files]
+    asked_of_all += [request(working_set=size, logs=kept) for size in WORKING_SETS]
+    outcomes = count_each(asked_of_all, out_dir, note)
     if as_json:
         print_json({"files": outcomes})
     if any("problem" in outcome for outcome in outcomes):
