@@ -37,7 +37,7 @@ def read_links(
     path: Path, link: str = "nvlink4", mode: Literal["graph", "eager"] = "graph", *,
     everything: bool = False,
 ) -> dict[str, LinkTimings]:  # fmt: skip
-    """The timings of `python -m layerwise.hw.links` by the names that a profile's transfers have.
+    """The timings of `layerwise links` by the names that a profile's transfers have.
 
     `link` names what joins the first two ranks. Payloads up to ONE_SHOT_MAX_BYTES of a one-shot
     all-reduce take one shot, larger ones two, as in the engine. `everything`: also what no profile

@@ -18,6 +18,7 @@ from layerwise.hw.host.environment import binding_of, environment_of, places_as_
 from layerwise.hw.instrument.energy import combined
 from layerwise.hw.instrument.power import PowerMeter, PowerOptions
 from layerwise.hw.instrument.tracing import Timing
+from layerwise.hw.options import Options
 from layerwise.hw.rank_run import RankRun
 from layerwise.hw.ranks.journal import Journal
 from layerwise.hw.ranks.progress import naming_out_of_memory
@@ -29,7 +30,7 @@ from layerwise.sim.plan.scenario import Scenario, compile_run
 from layerwise.sim.plan.validate import validate_run, validate_work
 from layerwise.sim.trace import Trace, as_data
 
-TRACED_REPEATS = 5
+TRACED_REPEATS = Options.traced_repeats
 SAMPLED = PowerOptions()
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from layerwise.hw.measure import TRACED_REPEATS, measure
-from layerwise.hw.ranks.launch import DeviceType
+from layerwise.hw.options import DeviceType
 from layerwise.hw.ranks.local import LocalRanks, Task, local_ranks
 from layerwise.hw.ranks.session import Session
 from layerwise.sim.plan.scenario import Scenario

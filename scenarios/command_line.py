@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from layerwise.scenarios.commands import asking, calibrating, measuring, pages
+from layerwise.scenarios.commands import asking, calibrating, machines, measuring, pages
 from layerwise.scenarios.commands.shared import note
 
 app = typer.Typer(
@@ -56,11 +56,17 @@ app.command("what-if", short_help="Questions people ask, each a short script.")(
 app.command(short_help="Predict every combination of a file's axes.")(asking.sweep)
 app.command(short_help="What this machine has for measuring.")(measuring.doctor)
 app.command(short_help="Run a scenario for real and write its trace.")(measuring.measure)
+app.command(short_help="A trace of a run that nobody could save.")(measuring.recover)
 app.command(short_help="Predicted beside measured, op by op; a gate.")(measuring.compare)
 app.command(short_help="Measure this machine's GPU, fit, score, write a profile.")(
     calibrating.calibrate
 )
 app.command(short_help="What no fit has seen, predicted again; a gate.")(calibrating.accuracy)
+app.command(short_help="Time messages between GPUs, by payload.")(machines.links)
+app.command(short_help="What messages and kernels cost each other.")(machines.overlap)
+app.command(short_help="Bytes of each op, counted by Nsight Compute.")(machines.counters)
+app.command(short_help="What the engine reaches beside its bars; a gate.")(machines.figures)
+app.command(short_help="A whole host: predicted, measured, compared.")(machines.host)
 app.command(short_help="Results as one page that works from disk.")(pages.report)
 app.command(short_help="A page on this machine whose controls simulate again.")(pages.explore)
 app.command(short_help="The JSON schema of a scenario file, for an editor.")(pages.schema)
@@ -74,8 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.set_threshold(200_000, 20, 20)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="layerwise")
+        app(args=given, prog_name="layerwise", obj=given)
     except LayerwiseError as error:
         notes = "".join(f"; {added}" for added in getattr(error, "__notes__", ()))
         note(f"layerwise: {' '.join(f'{error}{notes}'.split())}")

@@ -1,1 +1,1 @@
-"""L2 and HBM bytes per op, counted by Nsight Compute: `python -m layerwise.hw.counters`."""
+"""L2 and HBM bytes per op, counted by Nsight Compute."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,7 +69,7 @@ class Bench:
     launch: Launch = "graph"
     timings: tuple[Timing, ...] = ("cupti", "events")
     read_rate: Callable[[torch.device], float] = read_bandwidth
-    progress: Callable[[str], None] = partial(print, flush=True)
+    progress: Callable[[str], None] = partial(print, file=sys.stderr, flush=True)
 
     @property
     def l2_bytes(self) -> int:

@@ -1,13 +1,21 @@
-"""All figures in one process: each by itself, none stopped by another's failure."""
+"""Take figures in one process: each by itself, none stopped by another's failure.
+
+They share the clocks, the heat and the libraries of the floors that they are held against.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
 
 from layerwise.hw.errors import NotAvailableError
+from layerwise.hw.figures import report
 from layerwise.hw.figures.attention import attention
-from layerwise.hw.figures.bench import Bench, in_words, release
+from layerwise.hw.figures.bench import KERNELS, Bench, bench_on, in_words, release
 from layerwise.hw.figures.host_time import host_time
 from layerwise.hw.figures.matmuls import matmuls
 from layerwise.hw.figures.pointwise import pointwise
@@ -16,7 +24,9 @@ from layerwise.hw.figures.report import Outcome, Result
 from layerwise.hw.figures.small_layer import small_layer
 from layerwise.hw.figures.stages import stage_8, stage_128, traced
 from layerwise.hw.figures.two_gpus import two_gpus
-from layerwise.hw.host.environment import sample_clocks
+from layerwise.hw.host.environment import environment_of, sample_clocks
+from layerwise.hw.ranks.session import under_torchrun, usable_device
+from layerwise.sim.plan.ops import AttentionKernel
 
 Figure = Callable[[Bench], Result]
 
@@ -33,6 +43,42 @@ FIGURES: dict[str, Figure] = {
     "pointwise": pointwise,
 }
 TWO_GPU_FIGURES: dict[str, Figure] = {"two-gpus": two_gpus}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Which figures to take where. `only` empty: all; `command`: how that was asked for."""
+
+    out: Path
+    only: Sequence[str] = ()
+    device: str = "cuda"
+    two_gpus: bool = False
+    decode_attention: AttentionKernel = "cudnn"
+    prefill_attention: AttentionKernel = "cudnn"
+    command: str = ""
+
+
+def take_figures(request: Request) -> list[Outcome]:
+    """Take the figures and write them after each one. Raises NotAvailableError."""
+    if under_torchrun():
+        raise NotAvailableError(
+            "the figures start their own ranks; start one process: `layerwise figures ...`"
+        )
+    figures = chosen(request.only, torch.cuda.device_count(), two_gpus_only=request.two_gpus)
+    device = usable_device(request.device)
+    if device.type != "cuda":
+        raise NotAvailableError(f"--device {request.device}: the figures are a GPU's; use cuda")
+    kernels = replace(
+        KERNELS,
+        decode_attention=request.decode_attention,
+        prefill_attention=request.prefill_attention,
+    )
+    environment = environment_of(device)
+    return take(
+        figures,
+        bench_on(device, kernels),
+        lambda so_far: report.write(request.out, so_far, environment, request.command),
+    )
 
 
 def chosen(only: Sequence[str], num_gpus: int, *, two_gpus_only: bool = False) -> dict[str, Figure]:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
@@ -31,13 +31,13 @@ from layerwise.hw.instrument.spans import (
     spans_by_op_eager,
     spans_by_op_graph,
 )
+from layerwise.hw.options import Timing
 from layerwise.hw.ranks.agreement import agree
 from layerwise.hw.ranks.session import Session
 from layerwise.hw.rows import Spans
 from layerwise.sim.plan.errors import MissingPackageError
 from layerwise.sim.plan.program import PlacedOp
 
-Timing = Literal["cupti", "events", "clock", "none"]
 NVTX_INJECTION = "NVTX_INJECTION64_PATH"
 
 

@@ -1,1 +1,1 @@
-"""Messages and collectives by payload: `python -m layerwise.hw.links`."""
+"""Messages and collectives by payload, and what they and kernels cost each other."""

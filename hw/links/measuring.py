@@ -1,12 +1,15 @@
-"""Messages and collectives timed by payload on every rank; the first one writes the file.
+"""Time messages and collectives by payload on every rank; the first one writes the file.
 
-Apart from `__main__`, so that ranks started elsewhere can import what they are sent.
+Pairs of ranks are classed by how they are joined; one pair of each class is timed at every payload,
+all pairs at a few. Groups are the first 2, 4, 8, ... ranks and all of them. What was measured is on
+disk after each series.
 """
 
 from __future__ import annotations
 
 import json
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -33,12 +36,35 @@ from layerwise.hw.links.series import (
     sizes_of,
 )
 from layerwise.hw.ranks.agreement import agree
-from layerwise.hw.ranks.session import Session
+from layerwise.hw.ranks.local import run_on_ranks
+from layerwise.hw.ranks.session import Session, under_torchrun
 from layerwise.sim.trace import write_atomically
 
 FORMAT, VERSION = "layerwise-links", 1
 WARM_UPS = 3
 REPLAYS = 9
+# So much longer than its budget a call may take: a series that has begun is ended.
+OVERTIME_S = 180.0
+
+
+def time_links(request: Request, num_ranks: int = 0) -> int | None:
+    """Time links between ranks started here, or as one of torchrun's ranks; the number of timings.
+
+    `num_ranks` 0 takes every GPU, or two ranks on the CPU; torchrun has started its own number, and
+    its ranks but the first return None. Raises NotAvailableError, RankFailedError.
+    """
+    if not under_torchrun():
+        num_ranks = num_ranks or (torch.cuda.device_count() if request.device == "cuda" else 2)
+        if num_ranks < 2:
+            raise NotAvailableError(f"{num_ranks} ranks have no link between them; use two or more")
+        check_ops(request.ops, request.modes, torch.device(request.device))
+    return run_on_ranks(
+        measure_links,
+        request,
+        num_ranks=num_ranks,
+        device_type=request.device,
+        timeout_s=request.budget_s + OVERTIME_S,
+    )
 
 
 def measure_links(session: Session, request: Request) -> int | None:
@@ -60,6 +86,7 @@ def measure_links(session: Session, request: Request) -> int | None:
             continue
         if not agree(session, "go on", time.monotonic() < deadline, lambda said: said[0]):
             break
+        report.announce(series)
         found = _run_series(session, links, request, series)
         report.add(series, session.gather("links", found))
     links.close()
@@ -161,6 +188,17 @@ class _Report:
             "num_ranks": session.world_size,
             "pairs": [asdict(pair) for pair in pairs],
         }
+
+    def announce(self, series: Series) -> None:
+        """Say on stderr which series begins, where that was asked for."""
+        if self._writes and self._request.announce:
+            ranks = ", ".join(map(str, series.ranks))
+            print(
+                f"links: {self._num_done + 1} of {self._num_series}: {series.op} of ranks {ranks}, "
+                f"{series.mode}, {time.monotonic() - self._started_s:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def done_before(self, wanted: Sequence[Series]) -> list[Series]:
         """The series that the file holds already, where the request is to go on with it."""

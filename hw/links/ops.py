@@ -1,4 +1,4 @@
-"""What `link_times` times: messages and collectives, each as a function that issues it n times."""
+"""Issue messages and collectives between ranks, n times in a row, as their links are timed."""
 
 from __future__ import annotations
 

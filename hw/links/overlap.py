@@ -1,15 +1,12 @@
-"""`python -m layerwise.hw.links.overlap --out overlap.json`: what messages and kernels cost each other.
+"""Time what messages and kernels cost each other, on two GPUs.
 
-On two GPUs: a kernel repeated on one stream while large messages follow one another on another
-stream, and each of them alone. Starts two ranks of its own, or is one of torchrun's two.
-`layerwise.calibration.overlap` fits it.
+A kernel is repeated on one stream while large messages follow one another on another stream, and
+each of them alone. `layerwise.calibration.overlap` fits it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -27,9 +24,8 @@ from layerwise.hw.host.bandwidth import read_sink
 from layerwise.hw.host.environment import environment_of, sample_clocks
 from layerwise.hw.kernels import dispatch as kernels
 from layerwise.hw.ranks.agreement import agree
-from layerwise.hw.ranks.local import local_ranks
-from layerwise.hw.ranks.session import Session, session_from_torchrun, under_torchrun
-from layerwise.sim.plan.errors import LayerwiseError
+from layerwise.hw.ranks.local import run_on_ranks
+from layerwise.hw.ranks.session import Session
 from layerwise.sim.trace import write_atomically
 
 FORMAT, VERSION = "layerwise-overlap", 1
@@ -54,13 +50,24 @@ class Work:
     repeats: int
 
 
-def measure_overlap(session: Session, out: Path) -> None:
-    """Time it on this rank; the first rank writes what both saw, after each part."""
+def time_overlap(out: Path, timeout_s: float) -> int | None:
+    """Time it on two ranks started here, or as one of torchrun's two; see `measure_overlap`.
+
+    Raises NotAvailableError, RankFailedError.
+    """
+    return run_on_ranks(measure_overlap, out, num_ranks=2, device_type="cuda", timeout_s=timeout_s)
+
+
+def measure_overlap(session: Session, out: Path) -> int | None:
+    """Time it on this rank; the first rank writes what both saw, after each part.
+
+    Returns on the first rank how many pairs of a message and a kernel were timed.
+    """
     if session.device.type != "cuda" or session.world_size != 2:
         raise NotAvailableError("overlap is measured on two GPUs; start two ranks with CUDA")
     before = sample_clocks(session.device, "before")
     found: Found = {}
-    session.progress.enter("reading the grids of NCCL's kernels")
+    _begin(session, "reading the grids of NCCL's kernels")
     message = torch.randn(MESSAGE_BYTES // 2, device=session.device, dtype=torch.bfloat16)
     transfers: dict[str, Callable[[torch.Tensor], object]] = {
         "send": lambda tensor: dist.send(tensor, 1) if session.rank == 0 else dist.recv(tensor, 0),
@@ -75,6 +82,13 @@ def measure_overlap(session: Session, out: Path) -> None:
         found |= _pairs(session, beside, works, name, lambda t=transfer: t(message))
         _write(session, out, found, before)
     _write(session, out, found, before | sample_clocks(session.device, "after"))
+    return None if session.rank else len(transfers) * len(works)
+
+
+def _begin(session: Session, what: str) -> None:
+    session.progress.enter(what)
+    if session.rank == 0:
+        print(f"overlap: {what}", file=sys.stderr, flush=True)
 
 
 def _grids(name: str, transfer: Callable[[torch.Tensor], object], pool: torch.Tensor) -> Found:
@@ -129,7 +143,7 @@ def _pairs(
     session: Session, beside: _Beside, works: Sequence[Work], name: str, transfer: Action
 ) -> Found:
     """Seconds of a message and of each kernel, alone and together."""
-    session.progress.enter(f"timing {name} beside kernels")
+    _begin(session, f"timing {name} beside kernels")
     message_s = [beside.seconds(None, 0, transfer, 16)[1] for _ in range(2)][-1]
     found: Found = {f"alone.{name}128MiB": message_s}
     for work in works:
@@ -198,35 +212,3 @@ def _write(session: Session, out: Path, found: Found, clocks: dict[str, str]) ->
     data = {"format": FORMAT, "version": VERSION, "environment": environment}
     data |= {f"rank{rank}": measured for rank, measured in enumerate(gathered)}
     write_atomically(out, json.dumps(data, indent=1) + "\n")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line that says what to change."""
-    parser = argparse.ArgumentParser(
-        prog="python -m layerwise.hw.links.overlap", description=__doc__
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the file to write (.json)")
-    parser.add_argument("--timeout-s", type=float, default=180.0, help="bound of the whole run")
-    options = parser.parse_args(arguments)
-    try:
-        _launch(options.out, options.timeout_s)
-    except LayerwiseError as error:
-        print(f"overlap_times: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        if under_torchrun():
-            # A broken communicator can hold up a normal exit.
-            os._exit(2)
-        return 2
-    return 0
-
-
-def _launch(out: Path, timeout_s: float) -> None:
-    if under_torchrun():
-        measure_overlap(session_from_torchrun("cuda"), out)
-        dist.destroy_process_group()
-        return
-    with local_ranks(2, "cuda") as ranks:
-        ranks.call(measure_overlap, out, timeout_s=timeout_s)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What `link_times` is asked for: payloads, groups, and pairs of ranks by how they are joined."""
+"""Say what to time on links: payloads, groups, and pairs of ranks by how they are joined."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from layerwise.hw.errors import NotAvailableError
 from layerwise.hw.host.affinity import gpu_pairs
-from layerwise.hw.links.ops import MESSAGES, RING
+from layerwise.hw.links.ops import MESSAGES, OPS, PEER_MEMORY_OPS, RING
 
 Mode = Literal["graph", "eager"]
 MODES: tuple[Mode, ...] = ("graph", "eager")
@@ -30,7 +30,8 @@ UNITS = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": 2**30}
 class Request:
     """What to measure. `sizes_bytes` are fitted, `score_bytes` only score a fit.
 
-    `goes_on`: what `out` holds of these ranks already is kept.
+    `goes_on`: what `out` holds of these ranks already is kept. `announce`: the first rank names
+    each series on stderr when it begins.
     """
 
     out: Path
@@ -41,6 +42,7 @@ class Request:
     score_bytes: tuple[int, ...]
     budget_s: float
     goes_on: bool = False
+    announce: bool = False
 
     @property
     def every_size(self) -> list[int]:
@@ -50,6 +52,37 @@ class Request:
     def use_of(self, payload_bytes: int) -> Use:
         """What a payload of a whole series is for."""
         return "score" if payload_bytes in self.score_bytes else "fit"
+
+
+def request_of(
+    out: Path,
+    device: Literal["cuda", "cpu"],
+    *,
+    sizes: str = "",
+    modes: str = "",
+    ops: str = "",
+    budget_s: float,
+) -> Request:
+    """Make a request of what a command was given; an empty text takes all that the device can do.
+
+    `sizes` is LOW..HIGH, `modes` and `ops` are names with commas between. Raises NotAvailableError.
+    """
+    on_gpus = device == "cuda"
+    low, high = parse_sizes(sizes or ("512..512MiB" if on_gpus else "512..64KiB"))
+    possible = (op for op in OPS if on_gpus or op not in PEER_MEMORY_OPS)
+    asked = (modes or ("graph,eager" if on_gpus else "eager")).split(",")
+    if set(asked) - set(MODES):
+        raise NotAvailableError(f"--modes {modes} is unknown; use some of {list(MODES)}")
+    return Request(
+        out=out,
+        device=device,
+        ops=tuple(ops.split(",") if ops else possible),
+        modes=tuple(mode for mode in MODES if mode in asked),
+        sizes_bytes=sizes_between(low, high),
+        score_bytes=score_sizes_between(low, high),
+        budget_s=budget_s,
+        announce=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Beside `trace.jsonl` a run keeps `trace.jsonl.partial/rank-3.jsonl` while it lasts. When it dies,
 whoever is left puts the lines together as `trace.partial.jsonl`, which reads as any trace and says
 in its environment, under `ended_early`, why it is not whole. Where nobody was left, or the disk was
-full: `python -m layerwise.hw.ranks.journal trace.jsonl.partial`. Needs no torch.
+full: `layerwise recover trace.jsonl.partial`. Needs no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -188,7 +187,7 @@ def salvage_told(folder: Path, *, remove: bool) -> str:
     try:
         saved = salvage(folder)
     except LayerwiseError as error:
-        return f"what was measured stays in {folder} ({error}); `python -m layerwise.hw.ranks.journal {folder}`"
+        return f"what was measured stays in {folder} ({error}); `layerwise recover {folder}`"
     if remove:
         clear(folder)
     return told(*saved) if saved else "nothing was measured before"
@@ -296,21 +295,3 @@ def _rank(value: Any) -> int:
 
 def _slowest(per_rank: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(max(times) for times in zip(*per_rank, strict=False))
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`python -m layerwise.hw.ranks.journal TRACE.partial`: a readable trace of a run that nobody could save."""
-    if len(arguments) != 1:
-        print("usage: python -m layerwise.hw.ranks.journal TRACE.jsonl.partial", file=sys.stderr)
-        return 2
-    try:
-        saved = salvage(Path(arguments[0]))
-    except LayerwiseError as error:
-        print(f"hw: {error}", file=sys.stderr)
-        return 2
-    print(told(*saved) if saved else f"{arguments[0]}: nothing was measured")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -12,17 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import torch.distributed as dist
 
-from layerwise.hw.engine.weights import WeightSource
 from layerwise.hw.errors import InterruptedRunError
 from layerwise.hw.instrument.power import PowerOptions
-from layerwise.hw.instrument.tracing import Timing
 from layerwise.hw.measure import check_request, measure
+from layerwise.hw.options import DeviceType, Options
 from layerwise.hw.ranks.agreement import agree
 from layerwise.hw.ranks.journal import (
     clear,
@@ -37,35 +36,13 @@ from layerwise.hw.ranks.journal import (
 from layerwise.hw.ranks.local import LocalRanks, fault_of, local_ranks
 from layerwise.hw.ranks.session import Session, session_from_torchrun, under_torchrun, usable_device
 from layerwise.hw.ranks.signals import Interrupted, interruptible
-from layerwise.hw.ranks.watchdog import STALL_S, Fault
+from layerwise.hw.ranks.watchdog import Fault
 from layerwise.sim.plan.errors import PlacementError
 from layerwise.sim.plan.scenario import Scenario, place
 from layerwise.sim.trace import Trace, write_trace
 
-DeviceType = Literal["cpu", "cuda"]
 # By then torchrun has ended the other ranks.
 HEARD_S = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How to measure. `timing` None: the device's default. `timeout_s` bounds a whole run.
-
-    `out` is the trace to write: without one, a run that ends early leaves nothing. `stall_s` is how
-    long a rank may stand still while others wait for it. `announce`: say on stderr what begins.
-    """
-
-    device: DeviceType
-    timing: Timing | None = None
-    power: PowerOptions = PowerOptions()
-    traced_repeats: int = 5
-    with_bandwidth: bool = False
-    timeout_s: float = 1800.0
-    out: Path | None = None
-    purpose: Literal["fit", "validation", "other"] = "other"
-    stall_s: float = STALL_S
-    weights: WeightSource | None = None
-    announce: bool = False
 
 
 def launch(scenario: Scenario, options: Options) -> Trace | None:
@@ -77,6 +54,7 @@ def launch(scenario: Scenario, options: Options) -> Trace | None:
     """
     num_ranks = 1 if scenario.run.only_rank >= 0 else place(scenario).num_ranks
     usable_device(options.device)
+    _power_of(options)
     if options.out:
         options = replace(options, out=options.out.absolute())
     if under_torchrun():
@@ -215,9 +193,7 @@ def _require_world_size(num_ranks: int) -> None:
     if int(os.environ["RANK"]):
         time.sleep(HEARD_S)
         raise SystemExit(2)
-    what = (
-        "one process: `python -m layerwise.hw ...`" if num_ranks == 1 else f"{num_ranks} processes"
-    )
+    what = "one process: `layerwise measure ...`" if num_ranks == 1 else f"{num_ranks} processes"
     alone = "" if num_ranks == 1 else ", or set run.only_rank to measure one rank alone"
     raise PlacementError(
         "placement", f"{num_ranks} rank{'' if num_ranks == 1 else 's'}",
@@ -235,10 +211,15 @@ def _measure_on(session: Session | None, scenario: Scenario, options: Options) -
             session.watchdog.publish()  # where to look, should this rank die before its next beat
     return measure(
         scenario, timing=options.timing, device=options.device, session=session,
-        traced_repeats=options.traced_repeats, with_bandwidth=options.with_bandwidth,
-        power=options.power, weights=options.weights,
+        traced_repeats=options.traced_repeats, with_bandwidth=options.bandwidth,
+        power=_power_of(options), weights=options.weights,
         journal=journal_of(options.out, rank), announce=options.announce,
     )  # fmt: skip
+
+
+def _power_of(options: Options) -> PowerOptions:
+    sampling = options.sampling or PowerOptions()
+    return replace(sampling, sample=options.power, energy_s=options.energy_s)
 
 
 Measure = Callable[[Scenario], Trace]

@@ -20,7 +20,14 @@ from typing import Any, Literal, NoReturn
 import torch.distributed as dist
 
 from layerwise.hw.errors import ExecutionError, RankFailedError, RanOutOfMemoryError
-from layerwise.hw.ranks.session import TIMEOUT, Session, join_group, usable_device
+from layerwise.hw.ranks.session import (
+    TIMEOUT,
+    Session,
+    join_group,
+    session_from_torchrun,
+    under_torchrun,
+    usable_device,
+)
 from layerwise.hw.ranks.watchdog import STALL_S, Fault, last_seen
 from layerwise.sim.plan.errors import LayerwiseError
 
@@ -144,6 +151,32 @@ def local_ranks(
             process.join(GRACE_S)
     finally:
         ranks.end()
+
+
+def run_on_ranks(
+    task: Task,
+    *arguments: Any,
+    num_ranks: int,
+    device_type: Literal["cpu", "cuda"],
+    timeout_s: float,
+) -> Any:
+    """Run `task(session, *arguments)` on ranks started here; return the first rank's result.
+
+    A process of torchrun runs it as one of torchrun's ranks instead, and returns its own result.
+    Where that fails it says why in a line and ends at once: a broken communicator can hold up a
+    normal exit.
+    """
+    if not under_torchrun():
+        with local_ranks(num_ranks, device_type) as ranks:
+            return ranks.call(task, *arguments, timeout_s=timeout_s)[0]
+    try:
+        result = task(session_from_torchrun(device_type), *arguments)
+    except LayerwiseError as error:
+        sys.stdout.flush()
+        print(f"layerwise: {describe(error)}", file=sys.stderr, flush=True)
+        os._exit(2)
+    dist.destroy_process_group()
+    return result
 
 
 def _hearsay(rank: int, reply: _Reply) -> bool:

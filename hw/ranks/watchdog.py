@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from layerwise.hw.options import Options
 from layerwise.hw.ranks.progress import Progress, read_slate
 
-STALL_S = 30.0
+STALL_S = Options.stall_s
 BEATS_PER_STALL = 15
 # What shows no progress on its way (making communicators, ...) may take this many stall limits.
 SETUP_FACTOR = 10

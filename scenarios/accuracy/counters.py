@@ -1,6 +1,6 @@
 """Predicted bytes beside counted ones, op by op: is the L2 where the model says it is?
 
-`python -m layerwise.scenarios.accuracy.counters FILE... [--json]` reads what `python -m layerwise.hw.counters` wrote on a GPU.
+`layerwise compare --counters FILE` reads what `layerwise counters` wrote on a GPU.
 
 A hit is predicted as a share of the bytes that an op's tensors hold, each read once. Its counterpart
 is what did not come from HBM: 1 - HBM bytes / those bytes; below zero where more was fetched. The
@@ -10,11 +10,8 @@ where SMs read the same rows, and where one half of the L2 asks the other.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -22,7 +19,6 @@ from typing import Any
 
 from rich.console import Console
 
-from layerwise.calibration.data import profile_path
 from layerwise.hw.counters.op_counters import FORMAT, VERSION, Counters, OpCounters, add_counters
 from layerwise.scenarios import tables
 from layerwise.scenarios.calibrate.collect import on_gpu
@@ -30,14 +26,13 @@ from layerwise.scenarios.tables import escape
 from layerwise.sim.cost.model import Traffic
 from layerwise.sim.plan.errors import (
     FileFormatError,
-    LayerwiseError,
     ProfileMismatchError,
     TraceMismatchError,
 )
 from layerwise.sim.plan.files import scenario_from_data, validate
 from layerwise.sim.plan.hardware import GPUS
 from layerwise.sim.plan.reading import read_json
-from layerwise.sim.profile import Profile, load_profile
+from layerwise.sim.profile import Profile
 from layerwise.sim.traffic import add_up, read_traffic, traffic_of
 
 MEGA = 1e6
@@ -116,11 +111,11 @@ class CountersCompared:
 
 
 def read_counters(path: Path) -> Counters:
-    """What `layerwise.hw.counters` wrote. Raises FileFormatError, or SpecError for fields that are wrong."""
+    """Read what `layerwise counters` wrote. Raises FileFormatError, or SpecError for wrong fields."""
     data = read_json(path)
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         raise FileFormatError(
-            f"{path}: does not say format={FORMAT!r}; is it from hw.counters.__main__?"
+            f"{path}: does not say format={FORMAT!r}; is it from `layerwise counters`?"
         )
     found = data.pop("version", None)
     if found != VERSION:
@@ -182,6 +177,14 @@ def compare_counters(counters: Counters, profile: Profile) -> CountersCompared:
     return CountersCompared(counters=counters, gpu=gpu, profile=profile, ops=ops)
 
 
+def compare_files(
+    paths: Iterable[Path], profiles: Callable[[str], Profile]
+) -> list[CountersCompared]:
+    """Compare each file with what the profile of its GPU predicts; raises as `compare_counters`."""
+    read = [read_counters(path) for path in paths]
+    return [compare_counters(one, profiles(gpu_of(one))) for one in read]
+
+
 def compared_as_data(compared: CountersCompared) -> dict[str, Any]:
     """For machines: SI units; ops by their full names, the step's sum beside them."""
     counters = compared.counters
@@ -221,36 +224,6 @@ def print_compared(compared: CountersCompared, out: Console) -> None:
     notes += counters.notes
     out.print(escape("; ".join(notes) + "."), style="dim")
     out.print()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line that says what to change."""
-    parser = argparse.ArgumentParser(
-        prog="python -m layerwise.scenarios.accuracy.counters", description=__doc__
-    )
-    parser.add_argument("files", type=Path, nargs="+", help="what hw.counters wrote (.json)")
-    parser.add_argument("--profile", type=Path, help="a profile; the shipped one by default")
-    parser.add_argument("--json", action="store_true", help="JSON, in SI units, for machines")
-    options = parser.parse_args(arguments)
-    try:
-        read = [read_counters(path) for path in options.files]
-        compared = [
-            compare_counters(one, load_profile(options.profile or profile_path(gpu_of(one))))
-            for one in read
-        ]
-    except LayerwiseError as error:
-        print(
-            f"layerwise.scenarios.accuracy.counters: {' '.join(str(error).split())}",
-            file=sys.stderr,
-        )
-        return 2
-    if options.json:
-        print(json.dumps([compared_as_data(one) for one in compared], indent=2, allow_nan=False))
-        return 0
-    out = tables.console()
-    for one in compared:
-        print_compared(one, out)
-    return 0
 
 
 def _require_known(counters: Counters, extra: Iterable[str]) -> None:
@@ -316,7 +289,3 @@ def _share(value: float) -> str:
 
 def _signed(error: float) -> str:
     return f"{100 * error:+.0f}%" if abs(error) < 10 else "> 999%"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

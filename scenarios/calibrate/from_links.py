@@ -1,4 +1,4 @@
-"""Give a profile the messages and collectives that `python -m layerwise.hw.links` timed on its GPUs."""
+"""Give a profile the messages and collectives that `layerwise links` timed on its GPUs."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _head(links: Path) -> dict[str, Any]:
     data = read_json(links)
     if not isinstance(data, dict) or data.get("format") != "layerwise-links":
         raise FileFormatError(
-            f"{links}: is no file of `python -m layerwise.hw.links` that says where it was measured; "
+            f"{links}: is no file of `layerwise links` that says where it was measured; "
             "measure again with this version"
         )
     wanted = ("environment", "num_ranks", "num_series", "num_series_done", "pairs", "timings")

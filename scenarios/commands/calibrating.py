@@ -27,7 +27,7 @@ def calibrate(
     ] = None,
     links: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Take messages and collectives from hw.links' file."),
+        typer.Option(metavar="FILE", help="Take messages and collectives that `links` timed."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="PROFILE", help="The profile to write (.json).")
@@ -49,7 +49,7 @@ def calibrate(
     """Measure this machine's GPU, fit, score on points kept apart, write a profile and its faults.
 
     With --collect or --fit one half of that; --anchor moves a shipped profile here in minutes;
-    --for measures what one scenario needs; --links puts what `python -m layerwise.hw.links` timed into a
+    --for measures what one scenario needs; --links puts what `layerwise links` timed into a
     profile. What was measured is kept: run it again to go on.
 
     Example: layerwise calibrate --out profile.json --budget-s 600

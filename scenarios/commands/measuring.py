@@ -1,13 +1,18 @@
-"""Commands that run on a machine, or hold a run against its prediction: doctor, measure, compare."""
+"""Commands that run a scenario, or hold a run against its prediction.
+
+doctor, measure, recover, compare.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layerwise.hw.options import Options, help_of
 from layerwise.scenarios.commands.options import (
     MAX_SLICES,
     DeviceName,
@@ -29,6 +34,9 @@ from layerwise.scenarios.commands.shared import (
     print_json,
     profile_or_none,
 )
+
+if TYPE_CHECKING:
+    from layerwise.sim.profile import Profile
 
 
 def doctor(
@@ -56,25 +64,27 @@ def doctor(
     print_machine(machine, console())
 
 
+def _option(name: str, **more: Any) -> Any:
+    """Describe an option of a measurement as `python -m layerwise.hw` does."""
+    return typer.Option(help=help_of(name), **more)
+
+
+def _seconds_option(name: str) -> Any:
+    return _option(name, parser=parse_seconds, metavar="TIME")
+
+
 def measure(
     scenario: ScenarioArgument,
     out: Annotated[Path, typer.Option(metavar="TRACE", help="The trace to write (.jsonl[.gz]).")],
-    device: Annotated[DeviceName, typer.Option(help="GPUs, or the CPU.")] = DeviceName.CUDA,
-    timing: Annotated[
-        TimingName | None, typer.Option(help="Who times each op; the device's own by default.")
-    ] = None,
-    bandwidth: Annotated[bool, typer.Option(help="Measure HBM's read rate as well.")] = False,
-    purpose: Annotated[
-        Purpose, typer.Option(help="What the trace may be used for; a fit never validates.")
-    ] = Purpose.OTHER,
-    power: Annotated[
-        bool, typer.Option("--power/--no-power", help="Sample power and clocks beside.")
-    ] = True,
-    energy_s: Annotated[
-        float,
-        typer.Option(parser=parse_seconds, metavar="TIME",
-                     help="Repeat so long afterwards, for energy alone (0.5 s or more)."),
-    ] = 0.0,
+    device: Annotated[DeviceName, _option("device")] = DeviceName.CUDA,
+    timing: Annotated[TimingName | None, _option("timing")] = None,
+    traced_repeats: Annotated[int, _option("traced_repeats", metavar="N")] = Options.traced_repeats,
+    bandwidth: Annotated[bool, _option("bandwidth")] = Options.bandwidth,
+    purpose: Annotated[Purpose, _option("purpose")] = Purpose.OTHER,
+    power: Annotated[bool, _option("power")] = Options.power,
+    energy_s: Annotated[float, _seconds_option("energy_s")] = Options.energy_s,
+    timeout_s: Annotated[float, _seconds_option("timeout_s")] = Options.timeout_s,
+    stall_s: Annotated[float, _seconds_option("stall_s")] = Options.stall_s,
     imported: Annotated[
         list[Path] | None,
         typer.Option("--import", metavar="FILE",
@@ -115,21 +125,52 @@ def measure(
         require_torch()
         asked = asked.with_microbatches(best_microbatches(asked, constants))
         note(f"workload.num_microbatches: {asked.workload.num_microbatches}, the best predicted")
+    options = Options(
+        out=out,
+        device=device.value,
+        timing=timing.value if timing else None,
+        traced_repeats=traced_repeats,
+        bandwidth=bandwidth,
+        purpose=purpose.value,
+        power=power,
+        energy_s=energy_s,
+        timeout_s=timeout_s,
+        stall_s=stall_s,
+        announce=True,
+    )
     files = ImportedFiles(tuple(imported or ()), tuple(rank_of or ()), untraced)
     if files.are_asked_for:
-        own = {"--timing": timing, "--bandwidth": bandwidth, "--energy-s": energy_s}
-        said = import_to(asked, out, files, purpose.value, [key for key in own if own[key]])
+        said = import_to(asked, out, files, options)
     else:
-        said = measure_to(
-            asked, out, device.value, timing.value if timing else None, bandwidth, purpose.value,
-            sample_power=power, energy_s=energy_s,
-        )  # fmt: skip
+        said = measure_to(asked, options)
     if as_json and said.startswith(f"{out}: "):  # no rank but the first writes one
         from layerwise.scenarios.commands.written import trace_as_data
 
         print_json(trace_as_data(out, said))
     else:
         note(said)
+
+
+def recover(
+    partial: Annotated[Path, typer.Argument(metavar="TRACE.partial")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make a trace of what the ranks of a run that nobody could save had measured.
+
+    Example: layerwise recover trace.jsonl.partial
+    """
+    from layerwise.hw.ranks.journal import salvage, told
+
+    saved = salvage(partial)
+    said = told(*saved) if saved else f"{partial}: nothing was measured"
+    if not as_json:
+        note(said)
+    elif saved:
+        from layerwise.scenarios.commands.written import trace_as_data
+
+        print_json(trace_as_data(saved[0], said))
+    else:
+        print_json({"trace": None, "said": [said]})
 
 
 def compare(
@@ -140,6 +181,10 @@ def compare(
     everything: Annotated[
         bool, typer.Option("--all", help="Every committed validation trace.")
     ] = False,
+    counters: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="What `layerwise counters` wrote (repeatable)."),
+    ] = None,
     level: Annotated[
         LevelName | None,
         typer.Option(help="What a line is; of one trace the finest that fits a screen by default."),
@@ -157,13 +202,27 @@ def compare(
 ) -> None:
     """Predicted beside measured, op by op; exit code 1 when a stage is off by more than 6 %.
 
+    With --counters: predicted bytes beside those that ncu counted, never a gate.
+
     Example: layerwise compare --all
     """
+    profiles = lru_cache(lambda gpu: needed_profile(profile, gpu))
+    if counters:
+        others = {
+            "SCENARIO.toml": scenario,
+            "--measured": measured,
+            "--all": everything,
+            "--level": level,
+            "--csv": csv,
+            "--plot": plot,
+            "--trace": trace,
+        }
+        _compare_counters(counters, profiles, [key for key in others if others[key]], as_json)
+        return
     from layerwise.scenarios.compare.choosing import choose_traces, compare_all, comparisons_as_data
     from layerwise.scenarios.compare.files import write_csv, write_plot
     from layerwise.scenarios.compare.joined import passes
 
-    profiles = lru_cache(lambda gpu: needed_profile(profile, gpu))
     chosen = choose_traces(scenario, measured, everything, profiles)
     compared = compare_all(chosen, profiles)
     if plot is not None:
@@ -184,3 +243,25 @@ def compare(
         print_comparisons(compared, console(), level=level.value if level else None)
     if not passes(each.comparison for each in compared):
         raise typer.Exit(1)
+
+
+def _compare_counters(
+    files: Sequence[Path], profiles: Callable[[str], Profile], unused: Sequence[str], as_json: bool
+) -> None:
+    from layerwise.scenarios.accuracy.counters import (
+        compare_files,
+        compared_as_data,
+        print_compared,
+    )
+    from layerwise.scenarios.tables import console
+    from layerwise.sim.plan.errors import SpecError
+
+    if unused:
+        raise SpecError("--counters", str(files[0]), f"does not go with {unused}", "leave them out")
+    compared = compare_files(files, profiles)
+    if as_json:
+        print_json({"counters": [compared_as_data(one) for one in compared]})
+        return
+    out = console()
+    for one in compared:
+        print_compared(one, out)

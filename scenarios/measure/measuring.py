@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median, quantiles
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from layerwise.hw.options import DeviceType, Options
 from layerwise.sim.plan.errors import MissingPackageError, SpecError
 from layerwise.sim.plan.scenario import Scenario
 from layerwise.sim.trace import Trace
@@ -16,39 +17,24 @@ from layerwise.sim.trace import Trace
 if TYPE_CHECKING:
     from layerwise.sim.profile import Profile
 
-Purpose = Literal["fit", "validation", "other"]
-TimingName = Literal["cupti", "events", "clock", "none"]
+
+# Nothing is sampled beside an import either way.
+READ_BY_IMPORTS = ("--device", "--purpose", "--power")
 
 
-def measure_to(
-    scenario: Scenario,
-    out: Path,
-    device: Literal["cpu", "cuda"],
-    timing: TimingName | None,
-    with_bandwidth: bool,
-    purpose: Purpose = "other",
-    *,
-    sample_power: bool = True,
-    energy_s: float = 0.0,
-) -> str:
-    """Measure and write the trace; returns what it says, in a few lines.
+def measure_to(scenario: Scenario, options: Options) -> str:
+    """Measure and write the trace to `options.out`; returns what it says, in a few lines.
 
     Raises MissingPackageError without torch, NotAvailableError without a GPU, SpecError.
     """
     require_torch()
-    _check_kernels(scenario, device)
-    from layerwise.hw.instrument.power import PowerOptions
-    from layerwise.hw.ranks.launch import Options, launch
+    _check_kernels(scenario, options.device)
+    from layerwise.hw.ranks.launch import launch
 
-    power = PowerOptions(sample=sample_power, energy_s=energy_s)
-    options = Options(
-        timing=timing, device=device, with_bandwidth=with_bandwidth, power=power, out=out,
-        purpose=purpose, announce=True,
-    )  # fmt: skip
     trace = launch(scenario, options)
     if trace is None:
         return "the first rank writes the trace"
-    return f"{out}: {len(trace.rows)} rows, timing {trace.timing}\n{summary(trace)}"
+    return f"{options.out}: {len(trace.rows)} rows, timing {trace.timing}\n{summary(trace)}"
 
 
 @dataclass(frozen=True)
@@ -65,17 +51,15 @@ class ImportedFiles:
         return bool(self.paths or self.rank_of or self.untraced)
 
 
-def import_to(
-    scenario: Scenario, out: Path, files: ImportedFiles, purpose: Purpose, unused: Sequence[str]
-) -> str:
+def import_to(scenario: Scenario, out: Path, files: ImportedFiles, options: Options) -> str:
     """Write the trace that a profiler's files show; returns what it says, in a few lines.
 
-    `unused` are options given that only a run reads. Raises SpecError, FileFormatError,
-    UnmeasuredOpError, TraceMismatchError.
+    Raises SpecError, also for options that only a run reads, FileFormatError, UnmeasuredOpError,
+    TraceMismatchError.
     """
     if not files.paths:
         raise SpecError("--import", None, "is missing", "name a file beside --rank-of, --untraced")
-    if unused:
+    if unused := [option for option in options.given() if option not in READ_BY_IMPORTS]:
         raise SpecError("--import", [str(p) for p in files.paths], f"runs nothing for {unused}",
                         "leave them out")  # fmt: skip
     require_torch()
@@ -85,7 +69,7 @@ def import_to(
     untraced = read_trace(files.untraced) if files.untraced else None
     ranks = dict(_rank_of(text) for text in files.rank_of)
     trace = import_trace(scenario, files.paths, rank_of=ranks, untraced=untraced)
-    write_trace(replace(trace, purpose=purpose), out)
+    write_trace(replace(trace, purpose=options.purpose), out)
     kept, stray = (trace.environment[key] for key in ("imported_repeats", "unmatched_kernels"))
     said = (
         f"{out}: {len(trace.rows)} rows, timing {trace.timing}, {kept} repeats; "
@@ -155,16 +139,16 @@ def _energy_line(trace: Trace) -> str:
     return "; ".join(filter(None, parts))
 
 
-def require_torch() -> None:
+def require_torch(needed_for: str = "measure") -> None:
     """Raise MissingPackageError, saying what works without it, when torch is not installed."""
     if find_spec("torch") is None:
         raise MissingPackageError(
-            "torch", "measure", "pip install '.[hw]'",
+            "torch", needed_for, "pip install '.[hw]'",
             "all that predicts (layerwise paper, predict, compare)",
         )  # fmt: skip
 
 
-def _check_kernels(scenario: Scenario, device: Literal["cpu", "cuda"]) -> None:
+def _check_kernels(scenario: Scenario, device: DeviceType) -> None:
     """Raise SpecError for an attention kernel that the run would meet and the CPU does not have."""
     if device != "cpu" or scenario.kernels is None:
         return

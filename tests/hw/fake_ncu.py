@@ -99,6 +99,6 @@ def _main(folder: str) -> int:
     if plan.get("other_kernels_for") in metrics:
         kernels = kernels[:-1]
     out.write_text(log(table(kernels, metrics), passes=plan.get("passes", 1)))
-    report = Path(arguments[arguments.index("--report") + 1])
-    report.write_text(json.dumps(plan["report"]))
+    target = json.loads(arguments[-1])
+    Path(target["report"]).write_text(json.dumps(plan["report"]))
     return 0

@@ -15,8 +15,9 @@ from layerwise.hw.engine.collectives import DistributedPeers, Routes
 from layerwise.hw.engine.peer_memory import ReducePairs
 from layerwise.hw.engine.steps import run_steps
 from layerwise.hw.engine.weights import RandomWeights
-from layerwise.hw.links.__main__ import main
+from layerwise.hw.links.measuring import time_links
 from layerwise.hw.links.ops import OPS
+from layerwise.hw.links.series import request_of
 from layerwise.hw.ranks.local import LocalRanks, local_ranks
 from layerwise.hw.ranks.session import Session
 from layerwise.sim.plan import ops
@@ -165,7 +166,7 @@ def test_the_engine_computes_the_same_with_either(ranks: LocalRanks) -> None:
 
 def test_every_op_is_timed_in_graphs_and_eagerly(tmp_path: Path) -> None:
     out = tmp_path / "links.json"
-    assert 0 == main(["--out", str(out), "--sizes", "512..8KiB", "--budget-s", "60"])
+    assert time_links(request_of(out, "cuda", sizes="512..8KiB", budget_s=60.0))
     data = json.loads(out.read_text())
 
     assert [] == data["refused"]

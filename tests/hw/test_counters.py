@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from layerwise.hw.counters.__main__ import COMMITTED, main, working_sets
+from layerwise.hw.counters.counting import Target, working_sets
 from layerwise.hw.counters.ncu import CountersError, parse_kernels, parse_passes
 from layerwise.hw.counters.op_counters import GROUPS, OpCounters, add_counters, join
 from layerwise.hw.counters.profiled import (
@@ -22,10 +21,12 @@ from layerwise.hw.counters.profiled import (
     read_buffers,
     run_scenario,
 )
+from layerwise.scenarios.commands.machines import COMMITTED_COUNTERS
 from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.plan.files import load_scenario
 from layerwise.sim.plan.scenario import compile_run
 from layerwise.sim.plan.workload import Workload
+from tests.conftest import Run
 from tests.hw.fake_ncu import FIXED, RANGES, install, log, range_cell, table
 from tests.hw.scenes import scenario
 
@@ -187,10 +188,16 @@ def test_shares_of_hits() -> None:
 # --- running ncu
 
 
-def test_a_scenario_is_counted_and_written(tmp_path: Path, scenario_file: Path) -> None:
+def test_a_scenario_is_counted_and_written(
+    tmp_path: Path, scenario_file: Path, layerwise: Run
+) -> None:
     out = tmp_path / "counters.json"
-    ncu = fake(tmp_path)
-    assert 0 == main([str(scenario_file), "--out", str(out), "--ncu", ncu, "--ops", QKV])
+    ran = layerwise(
+        "counters", scenario_file, "--out", out, "--ncu", fake(tmp_path), "--ops", QKV, "--json"
+    )
+    assert (0, (str(out), 2)) == (
+        ran.code, tuple(json.loads(ran.out)[key] for key in ("counters", "num_ops"))
+    )  # fmt: skip
     data = json.loads(out.read_text())
     assert ("layerwise-counters", 1) == (data["format"], data["version"])
     assert [QKV, ATTEND] == [op["op"] for op in data["ops"]]
@@ -201,10 +208,10 @@ def test_a_scenario_is_counted_and_written(tmp_path: Path, scenario_file: Path) 
 
 
 def test_each_group_is_a_run_of_its_own_that_leaves_caches_and_clocks_alone(
-    tmp_path: Path, scenario_file: Path
+    tmp_path: Path, scenario_file: Path, layerwise: Run
 ) -> None:
-    ncu = fake(tmp_path)
-    main([str(scenario_file), "--out", str(tmp_path / "c.json"), "--ncu", ncu, "--steps", "7"])
+    asked = ("--out", tmp_path / "c.json", "--ncu", fake(tmp_path), "--steps", "7")
+    assert 0 == layerwise("counters", scenario_file, *asked).code
     ran = calls(tmp_path)
     assert len(GROUPS) == len(ran)
     for call, metrics in zip(ran, GROUPS.values(), strict=True):
@@ -212,8 +219,8 @@ def test_each_group_is_a_run_of_its_own_that_leaves_caches_and_clocks_alone(
         assert ",".join(metrics) == options["--metrics"]
         assert ("none", "none") == (options["--cache-control"], options["--clock-control"])
         assert ("application", "off") == (options["--replay-mode"], options["--profile-from-start"])
-        assert "7" == options["--steps"]
-        assert str(scenario_file) == options["--target"]
+        target = json.loads(call[-1])
+        assert (7, str(scenario_file)) == (target["warm_ups"], target["scenario"])
 
 
 @pytest.mark.parametrize(
@@ -232,27 +239,27 @@ def test_each_group_is_a_run_of_its_own_that_leaves_caches_and_clocks_alone(
     ],
 )
 def test_what_goes_wrong_is_one_line(
-    tmp_path: Path, scenario_file: Path, capfd: pytest.CaptureFixture[str],
-    plan: dict[str, object], message: str,
-) -> None:  # fmt: skip
+    tmp_path: Path, scenario_file: Path, layerwise: Run, plan: dict[str, object], message: str
+) -> None:
     limit = ("--timeout-s", "1") if "sleep_s" in plan else ()
     ncu, begun_s = fake(tmp_path, **plan), time.monotonic()
     out = tmp_path / "c.json"
-    assert 2 == main([str(scenario_file), "--out", str(out), "--ncu", ncu, *limit])
-    said = capfd.readouterr().err.strip().splitlines()
-    assert 1 == len(said)
-    assert message in said[0]
+    ran = layerwise("counters", scenario_file, "--out", out, "--ncu", ncu, *limit)
+    begun, said = ran.err.splitlines()
+    assert (2, "") == (ran.code, ran.out)
+    assert begun.startswith("counters: tiny: ncu counts memory")
+    assert said.startswith("layerwise: ") and message in said
     assert not out.exists()
     assert time.monotonic() - begun_s < 20
 
 
 def test_without_ncu_is_one_line(
-    tmp_path: Path, scenario_file: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    tmp_path: Path, scenario_file: Path, layerwise: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert 2 == main([str(scenario_file), "--out", str(tmp_path / "c.json")])
-    assert "ncu is not on the PATH" in capsys.readouterr().err
+    ran = layerwise("counters", scenario_file, "--out", tmp_path / "c.json")
+    assert (2, 1) == (ran.code, len(ran.err.splitlines()))
+    assert "ncu is not on the PATH" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -263,36 +270,34 @@ def test_without_ncu_is_one_line(
     ],
 )
 def test_an_optional_group_that_fails_is_a_note(
-    tmp_path: Path, scenario_file: Path, plan: dict[str, object], note: str
+    tmp_path: Path, scenario_file: Path, layerwise: Run, plan: dict[str, object], note: str
 ) -> None:
-    out = tmp_path / "c.json"
-    assert 0 == main([str(scenario_file), "--out", str(out), "--ncu", fake(tmp_path, **plan)])
+    out, ncu = tmp_path / "c.json", fake(tmp_path, **plan)
+    assert 0 == layerwise("counters", scenario_file, "--out", out, "--ncu", ncu).code
     data = json.loads(out.read_text())
     assert {"memory": 1} == data["passes"]
     assert [True] == [note in each for each in data["notes"]]
     assert all(FABRIC not in op["metrics"] for op in data["ops"])
 
 
-def test_all_goes_on_after_a_failure(
-    tmp_path: Path, scenario_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_goes_on_after_a_failure(tmp_path: Path, scenario_file: Path, layerwise: Run) -> None:
     folder, out = tmp_path / "scenarios", tmp_path / "out"
     folder.mkdir()
     (folder / "a-graph.toml").write_text(SCENARIO.replace("eager", "graph"))
     (folder / "b-fine.toml").write_text('name = "b-fine"\n' + SCENARIO)
-    options = ["--all", "--folder", str(folder), "--out-dir", str(out), "--ncu", fake(tmp_path)]
-    assert 1 == main(options)
-    said = capsys.readouterr()
+    options = ("--all", "--folder", folder, "--out-dir", out, "--ncu", fake(tmp_path), "--json")
+    ran = layerwise("counters", *options)
+    assert (1, 4) == (ran.code, len(json.loads(ran.out)["files"]))
     found = {path.name for path in out.glob("*.json")}
     assert {"b-fine.json", "reads-32MB.json", "reads-48MB.json"} == found
     logs = {path.name for path in (out / "logs").iterdir()}
     assert {f"{p[:-5]}.{group}.log" for p in found for group in GROUPS} == logs
-    assert "a-graph: SpecError: run.launch='graph'" in said.err
-    assert "3 of 4 written" in said.out
+    assert "a-graph: SpecError: run.launch='graph'" in ran.err
+    assert "3 of 4 written" in ran.err
 
 
 def test_committed_scenarios_can_be_counted() -> None:
-    files = sorted(COMMITTED.glob("*.toml"))
+    files = sorted(COMMITTED_COUNTERS.glob("*.toml"))
     assert ["h1024-cold", "h1024-warm", "h4096-paper"] == [path.stem for path in files]
     for path in files:
         check_scenario(load_scenario(path))
@@ -304,16 +309,33 @@ def test_working_sets_have_units() -> None:
         working_sets("24B")
 
 
-def test_the_command_needs_one_thing_to_profile(capsys: pytest.CaptureFixture[str]) -> None:
-    assert 2 == main(["--out", "c.json"])
-    assert "is not one thing to profile" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--out", "c.json"), "is not one thing to profile"),
+        (
+            ("--out", "c.json", "--working-set", "32MB", "--steps", "0"),
+            "--steps=0 warms nothing up",
+        ),
+        ((), "--out=None is missing"),
+        (("--all",), "--out-dir=None is missing"),
+    ],
+)
+def test_a_question_that_lacks_something_is_refused(
+    layerwise: Run, options: tuple[str, ...], says: str
+) -> None:
+    ran = layerwise("counters", *options)
+    assert (2, 1) == (ran.code, len(ran.err.splitlines()))
+    assert says in ran.err
 
 
 def test_a_target_without_a_gpu_is_one_line(scenario_file: Path, tmp_path: Path) -> None:
+    target = Target(
+        report=str(tmp_path / "r.json"), warm_ups=1, scenario=str(scenario_file), ops=(),
+        working_sets_bytes={},
+    )  # fmt: skip
     result = subprocess.run(
-        [sys.executable, "-m", "layerwise.hw.counters", "--target", str(scenario_file),
-         "--report", str(tmp_path / "r.json")],
-        capture_output=True, text=True, check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        target.command, capture_output=True, text=True, check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert (2, 1) == (result.returncode, len(result.stderr.strip().splitlines()))
     assert "CUDA GPUs are needed" in result.stderr

@@ -17,7 +17,8 @@ from layerwise.hw.host.environment import (
     places_as_text,
     version_of,
 )
-from layerwise.hw.ranks.launch import Options, launch
+from layerwise.hw.options import Options
+from layerwise.hw.ranks.launch import launch
 from tests.hw.scenes import scenario
 
 CPU = torch.device("cpu")

@@ -24,10 +24,12 @@ import torch
 
 from layerwise.hw.engine.execute import Engine
 from layerwise.hw.errors import ExecutionError, RankFailedError, RanOutOfMemoryError
+from layerwise.hw.options import Options
 from layerwise.hw.ranks.journal import folder_of, journal_of
-from layerwise.hw.ranks.launch import Options, launch
+from layerwise.hw.ranks.launch import launch
 from layerwise.sim.plan.errors import FileFormatError
 from layerwise.sim.trace import Trace, read_trace
+from tests.conftest import Ran
 from tests.hw.faults import Fault, FaultyWeights
 from tests.hw.scenes import scenario
 
@@ -284,13 +286,14 @@ def test_ctrl_c_is_one_line(number: int, code: int, started: Callable[..., Run])
     assert len(partial_trace(run.out).untraced_step_s) >= 3
 
 
-def test_ranks_leave_when_whoever_started_them_is_killed(started: Callable[..., Run]) -> None:
+def test_ranks_leave_when_whoever_started_them_is_killed(
+    started: Callable[..., Run], layerwise: Callable[..., Ran]
+) -> None:
     run = started(Fault("none"), repeats=100_000)
     run.wait_for_steps(3)
     run.process.kill()
     run.end()
-    command = [sys.executable, "-m", "layerwise.hw.ranks.journal", str(folder_of(run.out))]
-    subprocess.run(command, check=True, capture_output=True)
+    assert 0 == layerwise("recover", folder_of(run.out)).code
     trace = read_trace(run.out.with_name("trace.partial.jsonl.gz"))
     assert len(trace.untraced_step_s) >= 3
     assert "for a reason that nobody was left to tell" == trace.environment["ended_early"]

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from layerwise.hw.errors import NotAvailableError
-from layerwise.hw.figures.__main__ import main
 from layerwise.hw.figures.attention import AttentionPoint, DecodeAttention, attention_points
 from layerwise.hw.figures.bench import (
     Bench,
@@ -27,7 +26,7 @@ from layerwise.hw.figures.matmuls import MatmulPoint, blas_library, matmul_point
 from layerwise.hw.figures.pointwise import KERNELS, pointwise_points
 from layerwise.hw.figures.prefill import prefill_share
 from layerwise.hw.figures.report import Outcome, Verdict, table, write
-from layerwise.hw.figures.run import FIGURES, chosen, take
+from layerwise.hw.figures.run import FIGURES, Request, chosen, take
 from layerwise.hw.figures.small_layer import (
     SmallLayer,
     against_plain,
@@ -43,6 +42,7 @@ from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.program import buffers_of
 from layerwise.sim.plan.workload import Workload
+from tests.conftest import Run
 from tests.hw.scenes import TINY
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def test_the_json_has_verdicts_results_and_failures(tmp_path: Path) -> None:
         tmp_path / "new" / "figures.json",
         outcomes,
         {"gpu": "H100"},
-        "python -m layerwise.hw.figures",
+        "layerwise figures",
     )
     whole = json.loads((tmp_path / "new" / "figures.json").read_text())
     assert {"gpu": "H100"} == whole["environment"]
@@ -160,14 +160,39 @@ def test_an_unknown_figure_is_refused_by_name() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [("cuda", "1 CUDA GPUs are needed here"), ("cpu", "--device cpu: the figures are a GPU's")],
+)
 def test_without_a_gpu_it_says_so_in_a_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, layerwise: Run, device: str, says: str
 ) -> None:
-    assert 2 == main(["--out", str(tmp_path / "figures.json")])
-    assert 2 == main(["--out", str(tmp_path / "figures.json"), "--device", "cpu"])
-    first, second = capsys.readouterr().err.splitlines()
-    assert "1 CUDA GPUs are needed here" in first
-    assert "--device cpu: the figures are a GPU's" in second
+    ran = layerwise("figures", "--out", tmp_path / "figures.json", "--device", device)
+    assert (2, 1) == (ran.code, len(ran.err.splitlines()))
+    assert says in ran.err
+
+
+def test_the_json_says_how_it_was_asked_for(
+    tmp_path: Path, layerwise: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+
+    def take_figures(request: Request) -> list[Outcome]:
+        asked.append(request)
+        return [Outcome(name="good", took_s=1.0, result=Found((verdict(0.95),)))]
+
+    monkeypatch.setattr("layerwise.hw.figures.run.take_figures", take_figures)
+    assert 0 == layerwise("figures", "--out", tmp_path / "f.json", "--only", "matmuls").code
+    assert f"layerwise figures --out {tmp_path}/f.json --only matmuls" == asked[0].command
+
+
+def test_a_missed_bar_is_exit_code_1(
+    tmp_path: Path, layerwise: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missed = Outcome(name="bad", took_s=1.0, result=Found((verdict(0.5),)))
+    monkeypatch.setattr("layerwise.hw.figures.run.take_figures", lambda request: [missed])
+    ran = layerwise("figures", "--out", tmp_path / "f.json")
+    assert (1, True) == (ran.code, "MISS" in ran.out)
 
 
 def test_the_plain_layer_computes_what_the_engine_computes() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from layerwise.hw.ranks.journal import (
 from layerwise.hw.ranks.progress import Progress
 from layerwise.sim.plan.errors import FileFormatError
 from layerwise.sim.trace import Row, Trace, read_trace
+from tests.conftest import Run
+from tests.sim.test_imports import run_without
 
 HEADER = Trace(
     source="measured", name="tiny", scenario={"name": "tiny"}, kernel_set="k", timing="clock",
@@ -118,16 +119,40 @@ def test_a_partial_trace_has_a_name_of_its_own(out: str, partial: str) -> None:
     assert Path(partial) == partial_trace_path(Path(out))
 
 
-def test_the_command_line_saves_what_nobody_could(tmp_path: Path) -> None:
+def test_recover_saves_what_nobody_could(tmp_path: Path, layerwise: Run) -> None:
     out = tmp_path / "t.jsonl"
     write(out, 0, [1e-3], timed_ranks=[0])
-    result = subprocess.run(
-        [sys.executable, "-m", "layerwise.hw.ranks.journal", str(folder_of(out))],
-        capture_output=True, text=True, check=True,
+    ran = layerwise("recover", folder_of(out))
+    assert (0, f"1 step times and 1 traced repeats are kept in {tmp_path}/t.partial.jsonl\n") == (
+        ran.code, ran.err
     )  # fmt: skip
-    assert f"1 step times and 1 traced repeats are kept in {tmp_path}/t.partial.jsonl\n" == (
-        result.stdout
-    )
+
+
+def test_recover_as_json_says_what_the_trace_holds(tmp_path: Path, layerwise: Run) -> None:
+    out = tmp_path / "t.jsonl"
+    write(out, 0, [1e-3, 2e-3], timed_ranks=[0])
+    data = json.loads(layerwise("recover", folder_of(out), "--json").out)
+    assert (f"{tmp_path}/t.partial.jsonl", 2) == (data["trace"], data["num_steps_timed"])
+
+
+def test_recover_says_where_nothing_was_measured(tmp_path: Path, layerwise: Run) -> None:
+    folder = folder_of(tmp_path / "t.jsonl")
+    folder.mkdir()
+    ran = layerwise("recover", folder)
+    assert (0, f"{folder}: nothing was measured\n") == (ran.code, ran.err)
+
+
+def test_recover_refuses_what_is_no_runs_folder(tmp_path: Path, layerwise: Run) -> None:
+    ran = layerwise("recover", tmp_path / "t.jsonl.partial")
+    assert (2, 1) == (ran.code, len(ran.err.splitlines()))
+    assert "is no folder of a run's lines; name TRACE.partial" in ran.err
+
+
+def test_recover_needs_no_torch(tmp_path: Path) -> None:
+    out = tmp_path / "t.jsonl"
+    write(out, 0, [1e-3], timed_ranks=[0])
+    code = f"from layerwise.scenarios.command_line import main; main(['recover', {str(folder_of(out))!r}])"
+    assert 0 == run_without(("torch",), code).returncode
 
 
 class Marks:

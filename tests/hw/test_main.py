@@ -120,3 +120,9 @@ def test_a_missing_gpu_is_exit_code_2(tmp_path: Path) -> None:
     result = run(tmp_path, "layerwise.hw", "--device", "cuda")
     assert (2, 1) == (result.returncode, len(result.stderr.strip().splitlines()))
     assert "CUDA GPUs are needed" in result.stderr
+
+
+def test_a_time_carries_a_unit_or_none(tmp_path: Path) -> None:
+    result = run(tmp_path, "layerwise.hw", "--device", "cpu", "--timeout-s", "10GB")
+    assert 2 == result.returncode
+    assert "'10GB' has the unit 'GB'" in result.stderr

@@ -6,7 +6,8 @@ import pytest
 
 from layerwise.hw.errors import DoesNotFitError, NotAvailableError, RankFailedError
 from layerwise.hw.measure import measure
-from layerwise.hw.ranks.launch import Options, launch
+from layerwise.hw.options import Options
+from layerwise.hw.ranks.launch import launch
 from layerwise.hw.streams import plan_stream
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.errors import PlacementError, SpecError

@@ -1,4 +1,4 @@
-"""`python -m layerwise.hw.links.overlap` where there are no two GPUs."""
+"""`layerwise overlap` where there are no two GPUs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from layerwise.hw.errors import NotAvailableError
-from layerwise.hw.links.overlap import main, measure_overlap
+from layerwise.hw.links.overlap import measure_overlap
 from layerwise.hw.ranks.session import alone
+from tests.conftest import Run
 
 
 def test_one_rank_on_the_cpu_is_refused(tmp_path: Path) -> None:
@@ -18,6 +19,7 @@ def test_one_rank_on_the_cpu_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() >= 2, reason="there are two GPUs")
-def test_too_few_gpus_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert 2 == main(["--out", str(tmp_path / "overlap.json")])
-    assert "2 CUDA GPUs are needed" in capsys.readouterr().err
+def test_too_few_gpus_are_one_line(tmp_path: Path, layerwise: Run) -> None:
+    ran = layerwise("overlap", "--out", tmp_path / "overlap.json")
+    assert (2, 1) == (ran.code, len(ran.err.splitlines()))
+    assert "2 CUDA GPUs are needed" in ran.err

@@ -22,7 +22,8 @@ from layerwise.hw.instrument.energy import (
 )
 from layerwise.hw.instrument.power import Gauge, NvmlGauge, PowerMeter, PowerOptions, nvml_gauge
 from layerwise.hw.measure import measure
-from layerwise.hw.ranks.launch import Options, launch
+from layerwise.hw.options import Options
+from layerwise.hw.ranks.launch import launch
 from layerwise.hw.ranks.session import alone
 from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.trace import Trace
@@ -299,7 +300,7 @@ def test_both_streams_say_their_clocks_and_throttling(sampled: Trace) -> None:
 
 
 def test_ranks_agree_on_how_long_to_go_on() -> None:
-    options = Options(device="cpu", traced_repeats=1, power=replace(SAMPLED, energy_s=0.5))
+    options = Options(device="cpu", traced_repeats=1, sampling=SAMPLED, energy_s=0.5)
     trace = launch(scenario(pipeline_parallel=2), options)
     assert trace is not None
     assert trace.environment["energy"].startswith("energy counter of 2 GPUs over")

@@ -9,7 +9,8 @@ import torch
 
 from layerwise.hw.errors import NotAvailableError
 from layerwise.hw.measure import check_request, measure
-from layerwise.hw.ranks.launch import Options, launch
+from layerwise.hw.options import Options
+from layerwise.hw.ranks.launch import launch
 from layerwise.hw.ranks.session import usable_device
 from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.plan.scenario import Scenario

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from layerwise.scenarios.command_line import main
 from layerwise.scenarios.predict.alone import predict_run
 from layerwise.sim.plan.scenario import Scenario, paper_scenario
 from layerwise.sim.plan.workload import Workload
 from layerwise.sim.profile import Profile, write_profile
 from layerwise.sim.trace import Trace, as_data
+from tests.conftest import Ran, Run
 from tests.synthetic import synthetic_profile
 
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
+__all__ = ["Ran", "Run", "fake_trace", "stage_scenario"]
 
 
 @pytest.fixture(scope="session")
@@ -39,25 +28,6 @@ def profile_file(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> 
     path = tmp_path_factory.mktemp("profile") / "synthetic.json"
     write_profile(profile, path)
     return path
-
-
-@pytest.fixture
-def layerwise(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command line in this process."""
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*arguments: object) -> Ran:
-        capsys.readouterr()
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Ran(code, captured.out, captured.err)
-
-    return run
 
 
 def stage_scenario(profile: Profile) -> Scenario:

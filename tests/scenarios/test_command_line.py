@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from layerwise.hw.options import Options
 from layerwise.scenarios import tables
 from layerwise.scenarios.command_line import app
 from layerwise.sim.plan.files import load_gpu, load_scenario, scenario_json_schema
@@ -61,7 +62,8 @@ def test_help_shows_an_example(layerwise: Run, name: str) -> None:
 def test_every_command_of_the_project_is_there() -> None:
     wanted = {
         "paper", "predict", "measure", "compare", "calibrate", "accuracy", "rank", "sweep",
-        "what-if", "report", "explore", "doctor", "schema",
+        "what-if", "report", "explore", "doctor", "schema", "links", "overlap", "counters",
+        "figures", "host", "recover",
     }  # fmt: skip
     assert wanted <= set(COMMANDS)
 
@@ -188,9 +190,10 @@ def test_measure_as_json_says_what_was_written(
     trace, path, out = fake_trace(profile), tmp_path / "s.toml", tmp_path / "t.jsonl"
     path.write_text(SCENARIO)
 
-    def measure_to(_scenario: object, to: Path, *_: object, **__: object) -> str:
-        write_trace(trace, to)
-        return f"{to}: written"
+    def measure_to(_scenario: object, options: Options) -> str:
+        assert options.out
+        write_trace(trace, options.out)
+        return f"{options.out}: written"
 
     monkeypatch.setattr("layerwise.scenarios.measure.measuring.measure_to", measure_to)
     data = json.loads(layerwise("measure", path, "--out", out, "--json").out)
@@ -368,6 +371,9 @@ READERS: dict[str, Callable[[Path], tuple[object, ...]]] = {
     "measure": lambda path: ("measure", path, "--out", path.with_name("out")),
     "sweep": lambda path: ("sweep", path, "--out", path.with_name("rows.csv")),
     "compare": lambda path: ("compare", "--measured", path),
+    "counted": lambda path: ("compare", "--counters", path),
+    "counters": lambda path: ("counters", path, "--out", path.with_name("counters.json")),
+    "recover": lambda path: ("recover", path),
     "profile": lambda path: ("paper", "--profile", path),
     "rank": lambda path: ("rank", "--model", path),
     "ledger": lambda path: ("accuracy", "--ledger", path),

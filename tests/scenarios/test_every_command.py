@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from layerwise.hw.options import Options
 from layerwise.scenarios.command_line import app
 from layerwise.sim.profile import Profile, write_profile
 from layerwise.sim.trace import write_trace
@@ -38,13 +39,17 @@ class Files:
     scenario: Path
     sweep: Path
     trace: Path
+    partial: Path
 
 
 @pytest.fixture
 def files(tmp_path: Path, profile: Profile, profile_file: Path) -> Files:
     made = Files(
-        tmp_path, profile_file, *(tmp_path / name for name in ("s.toml", "sweep.toml", "t.jsonl"))
+        tmp_path,
+        profile_file,
+        *(tmp_path / name for name in ("s.toml", "sweep.toml", "t.jsonl", "r.jsonl.partial")),
     )
+    made.partial.mkdir()
     made.scenario.write_text(SCENARIO)
     made.sweep.write_text(SWEEP)
     write_trace(fake_trace(profile), made.trace)
@@ -60,9 +65,15 @@ QUESTIONS: dict[str, Callable[[Files], tuple[object, ...]]] = {
     "sweep": lambda f: (f.sweep, "--out", f.folder / "rows.csv", "--workers", 1),
     "doctor": lambda f: ("--quick", "--device", "cpu"),
     "measure": lambda f: (f.scenario, "--out", f.folder / "out.jsonl"),
+    "recover": lambda f: (f.partial,),
     "compare": lambda f: ("--measured", f.trace, "--profile", f.profile),
     "calibrate": lambda f: ("--fit", f.folder, "--out", f.folder / "p.json"),
     "accuracy": lambda f: ("--gpu", "h200"),
+    "links": lambda f: ("--out", f.folder / "links.json"),
+    "overlap": lambda f: ("--out", f.folder / "overlap.json"),
+    "counters": lambda f: (f.scenario, "--out", f.folder / "counters.json"),
+    "figures": lambda f: ("--out", f.folder / "figures.json"),
+    "host": lambda f: ("--gpus", 2, "--device", "cpu", "--predict-only", f.folder / "host.json"),
     "report": lambda f: (f.scenario, "--out", f.folder / "r.html", "--profile", f.profile),
     "explore": lambda f: ("--port", 0),
     "schema": lambda f: (),
@@ -78,9 +89,14 @@ def ask(
 ) -> Callable[..., Ran]:
     """Put its question to a command; what needs a GPU or a browser only says that it was done."""
 
-    def measure_to(_scenario: object, out: Path, *_: object, **__: object) -> str:
-        write_trace(fake_trace(profile), out)
-        return f"{out}: written"
+    def measure_to(_scenario: object, options: Options) -> str:
+        assert options.out
+        write_trace(fake_trace(profile), options.out)
+        return f"{options.out}: written"
+
+    def take_figures(request: Any) -> list[object]:
+        request.out.write_text("{}")
+        return []
 
     def calibrate(given: Any, *_: object) -> str:
         write_profile(profile, given.out)
@@ -90,6 +106,10 @@ def ask(
         tell("http://127.0.0.1:1/")
 
     monkeypatch.setattr("layerwise.scenarios.measure.measuring.measure_to", measure_to)
+    monkeypatch.setattr("layerwise.hw.links.measuring.time_links", lambda *_: 3)
+    monkeypatch.setattr("layerwise.hw.links.overlap.time_overlap", lambda *_: 3)
+    monkeypatch.setattr("layerwise.hw.counters.counting.count_to", lambda *_: {"num_ops": 3})
+    monkeypatch.setattr("layerwise.hw.figures.run.take_figures", take_figures)
     monkeypatch.setattr("layerwise.scenarios.calibrate.calibrating.calibrate", calibrate)
     monkeypatch.setattr("layerwise.scenarios.report.making.serve", serve)
     return lambda name, *more: layerwise(name, *QUESTIONS[name](files), *more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 from layerwise.calibration.data import FOLDER
 from layerwise.hw.errors import RankFailedError
 from layerwise.hw.pool import RankPool
+from layerwise.scenarios.command_line import main
 from layerwise.scenarios.whole_host import driving
-from layerwise.scenarios.whole_host.__main__ import main
 from layerwise.scenarios.whole_host.asked import HostRun, asked_of, host_runs
 from layerwise.scenarios.whole_host.driving import HostRequest, runs_of
 from layerwise.scenarios.whole_host.effects import effects_of
@@ -34,6 +35,7 @@ from layerwise.sim.plan.hardware import GPUS
 from layerwise.sim.plan.scenario import place
 from layerwise.sim.profile import Profile
 from layerwise.sim.trace import write_trace
+from tests.conftest import Run
 from tests.scenarios.fakes import trace_of
 from tests.synthetic import synthetic_profile
 
@@ -294,7 +296,8 @@ def test_a_stage_that_fails_is_noted_and_costs_no_other(tmp_path: Path) -> None:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole call on two gloo ranks."""
     out = tmp_path_factory.mktemp("host")
-    assert 0 == main([*QUICK, "--out", str(out)])
+    with suppress(SystemExit):  # what it left is looked at below
+        main(["host", *QUICK, "--out", str(out)])
     return out
 
 
@@ -321,7 +324,9 @@ def test_predictions_are_older_than_the_first_measurement(done: Path) -> None:
     assert ages == sorted(ages)
 
 
-def test_a_second_call_measures_nothing_again(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_measures_nothing_again(
+    done: Path, layerwise: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("something was measured again")
 
@@ -329,19 +334,19 @@ def test_a_second_call_measures_nothing_again(done: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(driving, "check_machine", refuse)
     before = len(read_stages(done / "stages.json"))
 
-    assert 0 == main([*QUICK, "--out", str(done)])
+    assert 0 == layerwise("host", *QUICK, "--out", done).code
     assert before == len(read_stages(done / "stages.json"))
 
 
-def test_a_spent_budget_leaves_a_report_of_what_is_missing(tmp_path: Path) -> None:
-    assert 1 == main([*QUICK, "--out", str(tmp_path), "--budget-s", "0.1"])
+def test_a_spent_budget_leaves_a_report_of_what_is_missing(tmp_path: Path, layerwise: Run) -> None:
+    assert 1 == layerwise("host", *QUICK, "--out", tmp_path, "--budget-s", "0.1").code
     report = json.loads((tmp_path / "report.json").read_text())
 
     assert (NUM_QUICK_RUNS, []) == (len(report["missing"]), report["runs"])
 
 
 def test_a_run_that_fails_is_tried_once_more_and_costs_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, layerwise: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[str] = []
 
@@ -354,33 +359,35 @@ def test_a_run_that_fails_is_tried_once_more_and_costs_no_other(
     monkeypatch.setattr(driving, "check_machine", lambda *_: None)
     monkeypatch.setattr(driving, "runs_of", lambda *_: host_runs("h200", 2, "quick")[:2])
 
-    assert 1 == main([*QUICK, "--out", str(tmp_path)])
+    assert 1 == layerwise("host", *QUICK, "--out", tmp_path).code
     assert ["paper.decode.tp2pp1.m1", "paper.decode.layers.m2"] * 2 == tried
 
 
 def test_a_prediction_of_another_host_is_refused_before_anything_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], done: Path
+    tmp_path: Path, layerwise: Run, done: Path
 ) -> None:
     data = json.loads((done / "predictions.json").read_text())
     data["runs"]["paper.decode.layers.m2"]["asked"]["workload"]["batch_size"] = 99
     (tmp_path / "predictions.json").write_text(json.dumps(data))
 
-    assert 2 == main([*QUICK, "--out", str(tmp_path)])
-    assert "runs.paper.decode.layers.m2.workload" in capsys.readouterr().err
+    ran = layerwise("host", *QUICK, "--out", tmp_path)
+    assert 2 == ran.code
+    assert "runs.paper.decode.layers.m2.workload" in ran.err
     assert not (tmp_path / "machine.json").exists()
 
 
-def test_op_tables_need_traces_of_gpus(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert 2 == main([*QUICK, "--out", str(done), "--report-only", "--level", "run"])
-    assert "--level='run' needs traces of GPUs" in capsys.readouterr().err
+def test_op_tables_need_traces_of_gpus(done: Path, layerwise: Run) -> None:
+    ran = layerwise("host", *QUICK, "--out", done, "--report-only", "--level", "run")
+    assert 2 == ran.code
+    assert "--level='run' needs traces of GPUs" in ran.err
 
 
-def test_a_report_takes_device_and_gpu_from_its_folder(done: Path) -> None:
+def test_a_report_takes_device_and_gpu_from_its_folder(done: Path, layerwise: Run) -> None:
     def names() -> set[str]:
         return {run["name"] for run in json.loads((done / "report.json").read_text())["runs"]}
 
     before = names()
-    assert 0 == main(["--out", str(done), "--report-only"])
+    assert 0 == layerwise("host", "--out", done, "--report-only").code
     assert (NUM_QUICK_RUNS, before) == (len(before), names())
 
 
@@ -389,11 +396,12 @@ def test_a_report_takes_device_and_gpu_from_its_folder(done: Path) -> None:
     [("--device", "cuda", "cpu"), ("--gpu", "h100-sxm", "h200"), ("--gpus", "4", "2")],
 )
 def test_what_contradicts_a_folder_is_refused_and_its_report_stays(
-    done: Path, capsys: pytest.CaptureFixture[str], option: str, given: str, holds: str
+    done: Path, layerwise: Run, option: str, given: str, holds: str
 ) -> None:
     before = (done / "report.txt").read_bytes()
-    assert 2 == main(["--out", str(done), "--report-only", option, given])
-    assert f"contradicts {done}, which holds a run with {holds}" in capsys.readouterr().err
+    ran = layerwise("host", "--out", done, "--report-only", option, given)
+    assert (2, 1) == (ran.code, len(ran.err.splitlines()))
+    assert f"contradicts {done}, which holds a run with {holds}" in ran.err
     assert before == (done / "report.txt").read_bytes()
 
 
@@ -461,13 +469,27 @@ def test_a_table_of_steps_names_its_unit(done: Path) -> None:
     )
 
 
-def test_a_gpu_that_is_not_there_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gpu_that_is_not_there_is_named(tmp_path: Path, layerwise: Run) -> None:
     import torch
 
     if torch.cuda.device_count() >= 2:
         pytest.skip("this machine has GPUs")
-    assert 2 == main(["--gpus", "2", "--out", str(tmp_path)])
-    assert "2 CUDA GPUs are needed" in capsys.readouterr().err
+    ran = layerwise("host", "--gpus", "2", "--out", tmp_path)
+    assert 2 == ran.code
+    assert "2 CUDA GPUs are needed" in ran.err
     assert [] == list(tmp_path.iterdir())
+
+
+def test_it_needs_a_folder_or_a_file_to_write(layerwise: Run) -> None:
+    ran = layerwise("host", "--gpus", "2")
+    assert (2, 1) == (ran.code, len(ran.err.splitlines()))
+    assert "--out=None is missing; give --out DIR, or --predict-only FILE" in ran.err
+
+
+def test_predictions_alone_are_written_to_be_committed(tmp_path: Path, layerwise: Run) -> None:
+    path = tmp_path / "p.json"
+    ran = layerwise("host", *QUICK, "--predict-only", path, "--json")
+    assert {"predictions": str(path), "num_runs": NUM_QUICK_RUNS, "profile": None} == (
+        json.loads(ran.out)
+    )
+    assert [path] == list(tmp_path.iterdir())

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from layerwise.hw.counters.__main__ import COMMITTED
 from layerwise.hw.counters.op_counters import FORMAT, GROUPS, VERSION, Counters, OpCounters
 from layerwise.scenarios.accuracy.counters import (
     compare_counters,
     compared_as_data,
-    main,
     read_counters,
 )
+from layerwise.scenarios.commands.machines import COMMITTED_COUNTERS
 from layerwise.sim.plan.errors import (
     FileFormatError,
     ProfileMismatchError,
@@ -27,6 +26,7 @@ from layerwise.sim.plan.files import load_scenario
 from layerwise.sim.profile import Profile
 from layerwise.sim.trace import as_data
 from layerwise.sim.traffic import traffic_of
+from tests.conftest import Run
 
 READS, HITS, WRITES, DRAM_READ, DRAM_WRITE, TIME = GROUPS["memory"]
 ASKED, NEAR, FAR = GROUPS["partitions"]
@@ -48,7 +48,7 @@ def counted(
     profile: Profile, name: str = "h1024-warm", missed: Callable[[int, int], float] = lambda m, _: m
 ) -> Counters:
     """Counters that agree with the prediction, unless `missed` makes others of (misses, hits)."""
-    scenario = load_scenario(COMMITTED / f"{name}.toml")
+    scenario = load_scenario(COMMITTED_COUNTERS / f"{name}.toml")
     traffic = traffic_of(scenario, profile)
     ops = tuple(
         op_counters(
@@ -176,12 +176,13 @@ def test_other_files_are_refused(
 
 
 def test_table_has_the_ops_and_the_step_in_100_columns(
-    profile: Profile, profile_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    profile: Profile, profile_file: Path, tmp_path: Path, layerwise: Run
 ) -> None:
     counters = counted(profile, "h1024-cold", lambda miss, hit: miss + 0.1 * (miss + hit))
     path = write(replace(counters, num_outside=3), tmp_path / "c.json")
-    assert 0 == main([str(path), "--profile", str(profile_file)])
-    lines = capsys.readouterr().out.splitlines()
+    ran = layerwise("compare", "--counters", path, "--profile", profile_file)
+    assert 0 == ran.code, ran.err
+    lines = ran.out.splitlines()
     assert max(map(len, lines)) <= 100
     assert ["attn.qkv x9"] == [line[:11] for line in lines if line.startswith("attn.qkv")]
     (total,) = (line.split() for line in lines if line.startswith("all "))
@@ -192,19 +193,37 @@ def test_table_has_the_ops_and_the_step_in_100_columns(
 
 
 def test_json_holds_every_op_by_its_full_name(
-    profile: Profile, profile_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    profile: Profile, profile_file: Path, tmp_path: Path, layerwise: Run
 ) -> None:
     counters = counted(profile)
     path = write(counters, tmp_path / "c.json")
-    assert 0 == main([str(path), "--json", "--profile", str(profile_file)])
-    (data,) = json.loads(capsys.readouterr().out)
+    ran = layerwise("compare", "--counters", path, "--json", "--profile", profile_file)
+    (data,) = json.loads(ran.out)["counters"]
     assert compared_as_data(compare_counters(counters, profile)) == data
     assert [one.op for one in counters.ops] == [one["op"] for one in data["ops"]]
     assert data["total"]["demand_bytes"] == sum(one["demand_bytes"] for one in data["ops"])
 
 
-def test_what_goes_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert 2 == main([str(tmp_path / "missing.json")])
-    said = capsys.readouterr().err.strip().splitlines()
-    assert 1 == len(said)
-    assert "missing.json: cannot be read" in said[0]
+def test_several_files_are_compared_in_their_order(
+    profile: Profile, profile_file: Path, tmp_path: Path, layerwise: Run
+) -> None:
+    names = ("h1024-warm", "h1024-cold")
+    paths = [write(counted(profile, name), tmp_path / f"{name}.json") for name in names]
+    given = [each for path in paths for each in ("--counters", path)]
+    ran = layerwise("compare", *given, "--json", "--profile", profile_file)
+    assert list(names) == [one["name"] for one in json.loads(ran.out)["counters"]]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ((), "missing.json: cannot be read"),
+        (("--all", "--level", "op"), "does not go with ['--all', '--level']; leave them out"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    tmp_path: Path, layerwise: Run, more: tuple[str, ...], says: str
+) -> None:
+    ran = layerwise("compare", "--counters", tmp_path / "missing.json", *more)
+    assert (2, 1) == (ran.code, len(ran.err.splitlines()))
+    assert says in ran.err

@@ -86,7 +86,7 @@ def test_without_a_base_the_shipped_profile_of_the_timed_gpu_is_taken(
         ({"environment": {"gpu": "NVIDIA B200"}}, ("--gpu", "h200"), "was timed on NVIDIA B200"),
         ({"environment": {"device": "cpu"}}, ("--gpu", "h200"), "device='cpu', and a profile is of"),
         ({"num_series_done": 3}, ("--gpu", "h200"), "was cut short, 3 of 14 series"),
-        ({"format": "other"}, ("--gpu", "h200"), "is no file of `python -m layerwise.hw.links`"),
+        ({"format": "other"}, ("--gpu", "h200"), "is no file of `layerwise links`"),
         ({"timings": []}, ("--gpu", "h200"), "has no timings in graphs to fit"),
         ({"pairs": [{"ranks": [0, 1], "joined_by": "the system"}]}, ("--gpu", "h200"),
          "ranks were joined by the system"),
