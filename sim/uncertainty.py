@@ -239,6 +239,18 @@ def half_widths_of(simulation: Simulation, steps: Iterable[int]) -> dict[str, fl
     return dict(found)
 
 
+def changes_by_name(simulation: Simulation, steps: Iterable[int]) -> dict[str, tuple[Change, ...]]:
+    """What no fit has seen of each op of these steps by its name, microbatch left out, if anything."""
+    found: dict[str, tuple[Change, ...]] = {}
+    for log in simulation.machine.logs.values():
+        for spell in (spell for step in steps for spell in spells_of(log, step)):
+            for one in spell.timed.ops if spell.timed else ():
+                if one.cost.changes:
+                    name = spell.work.parts[one.part_index].name_of(one.op)
+                    found[name.partition("@")[0]] = one.cost.changes
+    return found
+
+
 def _spent(simulation: Simulation, rank: int, steps: Sequence[int]) -> dict[Source, _Found]:
     """What one rank did in these steps, by source."""
     found: dict[Source, _Found] = defaultdict(_Found)

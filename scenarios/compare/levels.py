@@ -114,6 +114,7 @@ def _score(
         half_width=_half_width(sides, level, labels, keys) if part == "work" else None,
         spread=_spread(sides, keys) if part == "work" else 0.0,
         extrapolated=any(label in sides.extrapolated for label in labels),
+        unfitted=tuple(dict.fromkeys(c for label in labels for c in sides.unfitted.get(label, ()))),
     )  # fmt: skip
 
 

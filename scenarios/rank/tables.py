@@ -19,6 +19,7 @@ from layerwise.scenarios.rank.words import (
     leeway_sentence,
     seconds,
     short_reason,
+    unfitted_sentences,
     unvalidated_sentence,
     verdict,
 )
@@ -92,6 +93,8 @@ def _print_table(ranking: Ranking, out: Console, *, everything: bool) -> None:
     )  # fmt: skip
     if ranking.asked.cluster.num_gpus > VALIDATED_GPUS:
         out.print(VALIDATED, style="dim")
+    for said in unfitted_sentences(ranking):
+        out.print(f"{escape(said[0].upper() + said[1:])}.", style="yellow")
 
 
 def _attention(asked: Asked) -> str:

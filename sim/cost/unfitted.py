@@ -171,22 +171,51 @@ def sentences(changes: Iterable[Change]) -> tuple[str, ...]:
 def _sentence(group: Sequence[Change]) -> str:
     first = group[0]
     subjects = _listed(dict.fromkeys(one.subject for one in group))
-    seen = _seen(first)
     match first.aspect:
         case "kernel":
-            said, price = f"{subjects} runs {first.used!r}", f"its time is that of {_either(first)}"
+            said = f"{subjects} {'run' if len(group) > 1 else 'runs'} {first.used!r}"
         case "head_dim":
-            said, price = f"{subjects}: heads of {first.used} dimensions", "bytes and FLOPs follow"
+            said = f"{subjects}: heads of {first.used} dimensions"
         case "dtype":
-            said, price = f"{subjects}: {first.used}", _price_of_dtype(first)
+            said = f"{subjects}: {first.used}"
         case "stored_dtype":
-            said, price = f"{subjects}: weights or KV stored as {first.used}", "bytes follow"
+            said = f"{subjects}: weights or KV stored as {first.used}"
         case "peak":
-            said = f"{subjects}: float32 FLOPs are timed at bf16's peak"
-            price = f"give cluster.gpu.{FLOAT32_PEAK}"
+            said = f"{subjects}: no peak of float32 is given for this GPU"
         case _:
             assert_never(first.aspect)
-    return f"{said}; {seen}{price}{_effect(first)}"
+    return f"{said}; {_instead(first)}{_effect(first)}"
+
+
+def _instead(change: Change) -> str:
+    """What the op is priced by."""
+    match change.aspect:
+        case "kernel" if change.known_by == "datasheet":
+            return "the speed of light bounds every kernel alike"
+        case "kernel":
+            kernels = " or ".join(map(repr, change.fitted))
+            return f"{_WHOSE[change.known_by]} {kernels}: the time is that of {kernels}"
+        case "head_dim":
+            heads = " or ".join(change.fitted)
+            return f"{_WHOSE[change.known_by]} {heads}: bytes and FLOPs follow"
+        case "dtype":
+            dtypes = " or ".join(change.fitted)
+            return f"{_WHOSE[change.known_by]} {dtypes}: {_price_of_dtype(change)}"
+        case "stored_dtype" if change.known_by == "datasheet":
+            return "the speed of light has bf16's peak alone, and may be beaten"
+        case "stored_dtype":
+            return "nothing of the kind was measured: bytes follow"
+        case "peak":
+            return f"its FLOPs are timed at bf16's; give cluster.gpu.{FLOAT32_PEAK}"
+        case _:
+            assert_never(change.aspect)
+
+
+_WHOSE: dict[KnownBy, str] = {
+    "profile": "the profile was fitted to",
+    "published": "the published constants are of",
+    "datasheet": "the datasheet speaks of",
+}
 
 
 def _price_of_dtype(change: Change) -> str:
@@ -195,40 +224,12 @@ def _price_of_dtype(change: Change) -> str:
     return "bytes follow"
 
 
-def _seen(change: Change) -> str:
-    """What the belief knows instead."""
-    match change.known_by:
-        case "datasheet":
-            if change.aspect == "peak":
-                return "no peak of float32 is given for this GPU: "
-            if change.aspect == "stored_dtype":
-                return "the speed of light knows bf16's peak alone, and may be beaten: "
-            return "the speed of light knows no kernel by name: "
-        case "profile" | "published":
-            if change.aspect == "peak":
-                return "no peak of float32 is given for this GPU: "
-            if not change.fitted:
-                return "nothing of the kind was measured: "
-            whose = "the profile was fitted to"
-            if change.known_by == "published":
-                whose = "the published constants are of"
-            return f"{whose} {_either(change)}: "
-        case _:
-            assert_never(change.known_by)
-
-
-def _either(change: Change) -> str:
-    if change.aspect == "kernel":
-        return " or ".join(map(repr, change.fitted)) or "any"
-    return " or ".join(change.fitted)
-
-
 def _effect(change: Change) -> str:
     if change.known_by != "profile":
         return ""
     if change.half_width is None:
         return ", and there is no interval"
-    return f", the interval is widened by {math.expm1(change.half_width):.0%}".replace("%", " %")
+    return f", the op's interval is widened by {100 * math.expm1(change.half_width):.0f} %"
 
 
 def _listed(names: Iterable[str]) -> str:
