@@ -24,7 +24,6 @@ from layerwise.scenarios.rank.words import (
     verdict,
 )
 from layerwise.scenarios.tables import escape
-from layerwise.sim.plan.compile import KernelChoice
 
 TOP = 12
 BAR = 24
@@ -98,8 +97,10 @@ def _print_table(ranking: Ranking, out: Console, *, everything: bool) -> None:
 
 
 def _attention(asked: Asked) -> str:
-    """The kernels that every row assumes."""
-    kernels = asked.profile.kernels if asked.profile else KernelChoice()
+    """The kernels that every row assumes; published constants know none by name."""
+    if asked.profile is None:
+        return "Attention as published, whichever kernel runs."
+    kernels = asked.profile.kernels
     return (f"Attention kernels assumed: {kernels.decode_attention} (decode), "
             f"{kernels.prefill_attention} (prefill).")  # fmt: skip
 
