@@ -279,6 +279,13 @@ def test_a_comparison_without_an_interval_is_neither_inside_nor_outside() -> Non
     assert (None, None) == (found.stage.interval, found.stage.is_inside)
 
 
+def test_an_op_of_unknown_width_has_no_interval_beside_its_measurement() -> None:
+    found = compare(measured(replace(DECODE, model=replace(SMALL, kv_dtype=FP8))), PROFILE)
+    without = {s.name.partition(".")[2] for s in found.ops if s.interval is None}
+
+    assert {"attn.sdpa", "attn.rope"} == without
+
+
 def test_a_timeline_refuses_a_kind_of_op_without_a_colour() -> None:
     row = Row(
         repeat=0, step=0, rank=0, op="x", kind="Strange", stream="compute", ready_s=0.0,
