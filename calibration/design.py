@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import assert_never
 
 from layerwise.calibration.dataset import Measurement
 from layerwise.calibration.denser import denser
@@ -21,6 +22,7 @@ from layerwise.calibration.sweeps import skinny_matmuls, split_decodes, suppleme
 from layerwise.sim.cost.shapes import FEATURES, features_of, place_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import require_listed
 from layerwise.sim.plan.hardware import GpuSpec
 from layerwise.sim.plan.ops import LocalOp
 from layerwise.sim.plan.program import buffers_of
@@ -41,7 +43,7 @@ REPEATED_SHARE, FIRST_SHARE = 0.03, 0.1
 MIN_REPEATED, MAX_REPEATED = 8, 100
 
 # Of each kind, to move a profile to another machine: a median's error falls with the root of them.
-ANCHOR_POINTS, ANCHOR_POINTS_ELSE = {"matmul": 32, "decode_attention": 16}, 7
+ANCHOR_POINTS = dict.fromkeys(FEATURES, 7) | {"matmul": 32, "decode_attention": 16}
 
 
 # What a fit may see, a list a task.
@@ -116,8 +118,13 @@ def _waves(op: LocalOp, gpu: GpuSpec) -> float:
             return op.sequences * op.num_key_value_heads / gpu.num_sms
         case ops.Attention():
             return op.sequences * op.num_heads * math.ceil(op.query_tokens / TILE) / gpu.num_sms
-        case _:
+        case (
+            ops.Norm() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            | ops.Sample()
+        ):  # fmt: skip
             return 0.0
+        case _:
+            assert_never(op)
 
 
 def _stays(point: SweepPoint) -> bool:
@@ -143,7 +150,7 @@ def anchor_points(kernels: KernelChoice, kinds: Iterable[str], seed: int = 14) -
 
     What tells a graph's launch comes first: nothing else can be read without it.
     """
-    wanted = {kind: ANCHOR_POINTS.get(kind, ANCHOR_POINTS_ELSE) for kind in kinds}
+    wanted = {kind: require_listed(ANCHOR_POINTS, kind, "design.ANCHOR_POINTS") for kind in kinds}
     points = every_point(kernels)
     rng = random.Random(seed)
     rng.shuffle(points)

@@ -13,6 +13,7 @@ from layerwise.calibration.held_out import HeldOut, error_scale
 from layerwise.calibration.least_squares import Parameter, fit_positive
 from layerwise.sim.cost import forms
 from layerwise.sim.cost.shapes import FEATURES, place_of
+from layerwise.sim.plan.errors import require_listed
 from layerwise.sim.plan.hardware import GpuSpec
 from layerwise.sim.profile import Constant, OpFit
 from layerwise.sim.residuals import ResidualPoint, ResidualTable
@@ -44,7 +45,13 @@ DECODE = LAUNCH | MISS | MEMORY | {
     "tile_s": Parameter(start=0.6e-6, low=0.01e-6, high=5e-6, unit="s"),
     "split_s": Parameter(start=2e-6, low=0.05e-6, high=20e-6, unit="s"),
 }  # fmt: skip
+POINTWISE = LAUNCH | MEMORY
 PARAMETERS: dict[str, dict[str, Parameter]] = {
+    "norm": POINTWISE,
+    "rotary_write": POINTWISE,
+    "gated_activation": POINTWISE,
+    "residual_add": POINTWISE,
+    "embed": POINTWISE,
     "matmul": MATMUL,
     "decode_attention": DECODE,
     "decode_attention.split_kv": DECODE,
@@ -63,12 +70,11 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
         "split_s": Parameter(start=5e-6, low=0.05e-6, high=100e-6, unit="s"),
     },
 }  # fmt: skip
-POINTWISE = LAUNCH | MEMORY
 
 
 def parameters_of(kind: str) -> dict[str, Parameter]:
-    """What is fitted of a kind's physics form."""
-    return PARAMETERS.get(kind, POINTWISE)
+    """What is fitted of a kind's physics form; raises UnknownKindError for one without a form."""
+    return require_listed(PARAMETERS, kind, "fit.PARAMETERS")
 
 
 def parameters_at_bound(kind: str, fit: OpFit) -> tuple[str, ...]:
@@ -125,9 +131,11 @@ def form_for(kind: str, gpu: GpuSpec) -> Form:
     named: dict[str, Form] = {
         "sample": sample, "matmul": matmul, "decode_attention": decode,
         "decode_attention.split_kv": decode, "matmul.skinny": skinny,
-        "prefill_attention": prefill, "chunked_prefill_attention": chunk,
+        "prefill_attention": prefill, "chunked_prefill_attention": chunk, "norm": pointwise,
+        "rotary_write": pointwise, "gated_activation": pointwise, "residual_add": pointwise,
+        "embed": pointwise,
     }  # fmt: skip
-    return named.get(kind, pointwise)
+    return require_listed(named, kind, "fit.form_for")
 
 
 def fit_kind(table: Table, gpu: GpuSpec, source: str, drawn: Collection[str] = ()) -> OpFit:

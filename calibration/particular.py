@@ -26,6 +26,7 @@ from layerwise.calibration.points import (
     rotary_point,
 )
 from layerwise.sim.cost.shapes import features_of, kind_of
+from layerwise.sim.cost.unfitted import changes_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import GpuSpec
 from layerwise.sim.plan.ops import LocalOp
@@ -37,7 +38,6 @@ from layerwise.sim.residuals import NEIGHBOURS, ResidualPoint
 BELIEVED = 0.003
 # A measured shape is known to within the spread from run to run.
 RUN_TO_RUN = 0.01
-HEAD_DIM = 128
 MEETINGS = (ops.Send, ops.Recv, ops.AllReduce, ops.AllGather)
 
 
@@ -49,10 +49,12 @@ class Wanted:
     left_out: tuple[str, ...]
 
 
-def points_of(scenario: Scenario) -> Wanted:
+def points_of(scenario: Scenario, profile: Profile) -> Wanted:
     """Every distinct local op of every rank, at each number of microbatches that may be chosen.
 
     Cold, and warm where its weights or KV may stay in the L2. Collectives are left to the profile.
+    So are ops of a kernel, head size or dtype that the profile's fits have not seen: their points
+    would be taken for the fitted kernel's.
     """
     points: dict[str, SweepPoint] = {}
     left_out: dict[str, None] = {}
@@ -62,8 +64,8 @@ def points_of(scenario: Scenario) -> Wanted:
         if key in seen:
             continue
         seen.add(key)
-        if getattr(op, "head_dim", HEAD_DIM) != HEAD_DIM:
-            left_out[f"{key[0]} {op.name}: heads of {getattr(op, 'head_dim', 0)} dimensions"] = None
+        if key[0] in profile.fits and (changes := changes_of(op, profile, scenario.cluster.gpu)):
+            left_out[f"{key[0]} {op.name}: {', '.join(one.used for one in changes)}"] = None
             continue
         for is_warm in (False, True):
             made = point_of(op, warm=is_warm)
@@ -125,8 +127,13 @@ def _own_bytes(op: LocalOp) -> int:
             return op.weight.num_bytes
         case ops.Attention():
             return op.kv.num_bytes
-        case _:
+        case (
+            ops.Norm() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            | ops.Sample()
+        ):  # fmt: skip
             return 0
+        case _:
+            assert_never(op)
 
 
 def with_points(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from typing import assert_never
 
 from layerwise.calibration.points import SweepPoint, attention_point, matmul_point
 from layerwise.calibration.sweeps import (
@@ -58,8 +59,13 @@ def _shape(point: SweepPoint) -> Shape:
         case ops.Attention() as op:
             return (op.num_heads, op.num_key_value_heads, op.sequences, op.query_tokens,
                     op.context_tokens)  # fmt: skip
-        case _:
+        case (
+            ops.Norm() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            | ops.Sample()
+        ):  # fmt: skip
             return ()
+        case _:
+            assert_never(point.op)
 
 
 def _matmuls(seen: set[Shape], num_shapes: int = 100) -> Iterator[SweepPoint]:

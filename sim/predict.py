@@ -9,6 +9,7 @@ from typing import assert_never
 
 from layerwise.sim.cost.model import Belief, Calibrated, CostModel, SpeedOfLight
 from layerwise.sim.cost.uncalibrated import RESERVED_BYTES, published_profile
+from layerwise.sim.cost.unfitted import Change
 from layerwise.sim.memory import MemoryBudget, memory_budgets
 from layerwise.sim.plan.errors import ProfileMismatchError
 from layerwise.sim.plan.hardware import ClusterSpec
@@ -18,7 +19,7 @@ from layerwise.sim.plan.workload import Phase
 from layerwise.sim.profile import Profile
 from layerwise.sim.shared import Shared
 from layerwise.sim.simulate import PS, Simulation, simulate_scenario
-from layerwise.sim.uncertainty import Interval, Uncertainty, uncertainty_of
+from layerwise.sim.uncertainty import Interval, Uncertainty, uncertainty_of, unfitted_of
 
 BOUNDS = ("hbm", "l2", "compute", "link", "launch", "wait")
 MAX_STEPS = 32
@@ -32,7 +33,7 @@ class Prediction:
     Decode: `step_s` is the steady interval between steps, `from_idle_s` one step from idle.
     Prefill: `step_s` is the time of the whole batch's prefill, from idle. `share` splits a GPU's
     mean step time by bottleneck; what is left is `bubble`. `wire_bytes`: per step, all ranks.
-    `num_extrapolated_ops`: ops of those steps whose shape lies outside what was calibrated.
+    `num_extrapolated_ops`: ops of those steps that lie outside what was calibrated.
     `busy_share_by_rank`: of the ranks that were simulated, each for those it stands for. `simulation`
     and `steps` are what all this was read from.
     """
@@ -61,6 +62,11 @@ class Prediction:
         if self.simulation is None:
             return None
         return uncertainty_of(self.simulation, self.steps, self.step_s)
+
+    @cached_property
+    def unfitted(self) -> tuple[Change, ...]:
+        """What the belief's fits have not seen about its ops: kernels, head sizes, dtypes."""
+        return unfitted_of(self.simulation) if self.simulation else ()
 
     @property
     def interval(self) -> Interval | None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class OpFit:
     `valid` gives (lowest, highest) calibrated value of each feature, in the features' order and
     units (not logarithms). Errors are |predicted / measured - 1|, of the fit and of points left
     out of it. `error_scale`: how wide intervals are; None where nothing was held out.
+    What its points had in common: `kernels` (none named: the profile's own choice for this kind),
+    `head_dims`, and `dtypes` computed in. All three are optional: older files read as before.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -74,6 +76,9 @@ class OpFit:
     held_out_median_error: float = 0.0
     held_out_p90_error: float = 0.0
     error_scale: ErrorScale | None = None
+    kernels: tuple[str, ...] = ()
+    head_dims: tuple[int, ...] = (128,)
+    dtypes: tuple[str, ...] = ("bfloat16",)
 
     @cached_property
     def values(self) -> dict[str, float]:
@@ -274,10 +279,20 @@ def _as_data(profile: Profile) -> dict[str, Any]:
     return asdict(profile, dict_factory=_without_silent)
 
 
+# What later versions added, by a field that only their own table has.
+_LATER: dict[str, tuple[type, frozenset[str]]] = {
+    "standard_error": (Constant, frozenset({"num_points", "valid"})),
+    "held_out_p90_error": (OpFit, frozenset({"kernels", "head_dims", "dtypes"})),
+}
+
+
 def _without_silent(items: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(items)
-    is_constant = found.keys() >= {"value", "standard_error"}
-    return {k: v for k, v in items if not (is_constant and k in ("num_points", "valid") and not v)}
+    for mark, (kind, names) in _LATER.items():
+        if mark in found:
+            usual = {f.name: f.default for f in fields(kind) if f.name in names}
+            return {k: v for k, v in items if k not in usual or v != usual[k]}
+    return found
 
 
 def _dump(value: object, indent: int = 0, depth: int = 4) -> str:

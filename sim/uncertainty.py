@@ -15,20 +15,25 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import assert_never
 
-from layerwise.sim.cost.model import Calibrated, CostModel, is_stored_small
+from layerwise.sim.cost.model import Calibrated, CostModel, OpCost, TransferCost
 from layerwise.sim.cost.shapes import features_of, kind_of
+from layerwise.sim.cost.unfitted import Change, half_width_of
 from layerwise.sim.machine.account import spells_of
 from layerwise.sim.machine.blocks import Timed
 from layerwise.sim.machine.rank import RankLog
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import ClusterSpec
 from layerwise.sim.plan.ops import Op
+from layerwise.sim.plan.program import MEETINGS
 from layerwise.sim.simulate import PS, Simulation
 
 Source = tuple[str, tuple[float, ...]]
 # Of a message's or a collective's table: errors that whole steps of one GPU say nothing about.
 LINK_KINDS = ("send", "all_reduce", "all_gather")
+# Ends the name of the error that comes of what a fit has not seen: a kind of error by itself.
+UNFITTED = ", unfitted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Contribution:
     """One distinct op of a step: its kind and dimensions, and the share of the step it decides.
 
     `half_width` and `distance` as in `OpCost`; `is_beyond`: outside what was calibrated.
+    `unfitted_half_width`: what of it comes of a kernel, head size or dtype that no fit has seen.
     """
 
     name: str
@@ -62,6 +68,19 @@ class Contribution:
     half_width: float
     distance: float
     is_beyond: bool
+    unfitted_half_width: float = 0.0
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Its part of the step's half-width by kind of error: of the fit, and of what it has not seen.
+
+        They are independent: an op's half-width is the root of their squares.
+        """
+        unfitted = self.unfitted_half_width
+        if not unfitted:
+            return {self.kind: self.carried}
+        fitted = math.sqrt(max(0.0, self.half_width**2 - unfitted**2))
+        return {self.kind: self.share * fitted, f"{self.kind}{UNFITTED}": self.share * unfitted}
 
     @property
     def carried(self) -> float:
@@ -85,15 +104,16 @@ class Uncertainty:
 
     @cached_property
     def by_kind(self) -> dict[str, float]:
-        """What each kind of op carries to the step."""
+        """What each kind of error carries to the step."""
         found: dict[str, float] = defaultdict(float)
         for one in self.contributions:
-            found[one.kind] += one.carried
+            for kind, carried in one.errors.items():
+                found[kind] += carried
         return dict(found)
 
     def factor_of(self, kind: str) -> float:
-        """Whole steps of one GPU tell nothing about links."""
-        return 1.0 if kind in LINK_KINDS else self.step_factor
+        """Whole steps of one GPU tell nothing about links, nor about what no fit has seen."""
+        return 1.0 if kind in LINK_KINDS or kind.endswith(UNFITTED) else self.step_factor
 
     @property
     def beyond(self) -> tuple[Contribution, ...]:
@@ -113,7 +133,8 @@ def half_width_of_ratio(one: Uncertainty, other: Uncertainty) -> float:
     parts: dict[Source, float] = defaultdict(float)
     for sign, each in ((1, one), (-1, other)):
         for c in each.contributions:
-            parts[c.kind, c.dimensions] += sign * each.factor_of(c.kind) * c.carried
+            for kind, carried in c.errors.items():
+                parts[kind, c.dimensions] += sign * each.factor_of(kind) * carried
     return math.sqrt(sum(part**2 for part in parts.values()))
 
 
@@ -126,12 +147,16 @@ class _Found:
     half_width: float = 0.0
     distance: float = 0.0
     is_beyond: bool = False
+    unfitted_half_width: float = 0.0
 
-    def add(self, name: str, time_ps: int, half_width: float, distance: float, far: bool) -> None:
+    def add(self, name: str, time_ps: int, cost: OpCost | TransferCost) -> None:
         self.time_ps += time_ps
-        self.is_beyond = self.is_beyond or far
-        if not self.name or half_width > self.half_width:
-            self.name, self.half_width, self.distance = name, half_width, distance
+        if not self.name or cost.half_width > self.half_width:
+            self.name, self.half_width = name, cost.half_width
+            if isinstance(cost, OpCost):
+                self.distance = cost.distance
+                self.unfitted_half_width = half_width_of(cost.changes)
+        self.is_beyond = self.is_beyond or (isinstance(cost, OpCost) and cost.extrapolated)
 
 
 def uncertainty_of(
@@ -142,7 +167,9 @@ def uncertainty_of(
     None under a belief that has no intervals, and where kernels run that nobody measured.
     """
     cost = simulation.machine.cost
-    if not isinstance(cost, Calibrated) or cost.belief != "calibrated" or _is_made_up(simulation):
+    if not isinstance(cost, Calibrated) or cost.belief != "calibrated":
+        return None
+    if any(change.half_width is None for change in unfitted_of(simulation)):
         return None
     spent = {rank: _spent(simulation, rank, steps) for rank in simulation.ranks}
     compute = {rank: sum(f.time_ps for s, f in found.items() if s[0] != "send")
@@ -167,6 +194,7 @@ def uncertainty_of(
             name=widest[source].name, kind=source[0], dimensions=source[1], share=share,
             half_width=widest[source].half_width, distance=widest[source].distance,
             is_beyond=any(source in each and each[source].is_beyond for each in spent.values()),
+            unfitted_half_width=widest[source].unfitted_half_width,
         )
         for source, share in shares.items()
     ]  # fmt: skip
@@ -174,11 +202,21 @@ def uncertainty_of(
     return Uncertainty(contributions=tuple(contributions), step_factor=cost.profile.step_factor)
 
 
-def _is_made_up(simulation: Simulation) -> bool:
-    """Do weights or KV lie in 8 bits? What such kernels scatter is not known."""
-    programs = [simulation.machine.run[0].template[rank] for rank in simulation.ranks]
-    segments = {part.segment for program in programs for part in program.parts}
-    return any(is_stored_small(op) for segment in segments for op in segment.ops)
+def unfitted_of(simulation: Simulation) -> tuple[Change, ...]:
+    """Return every distinct thing about its ops that the belief's fits have not seen, in their order."""
+    templates = {id(step.template): step.template for step in simulation.machine.run}
+    segments = {
+        part.segment: None
+        for template in templates.values() for rank in simulation.ranks
+        for part in template[rank].parts
+    }  # fmt: skip
+    changes = simulation.machine.cost.changes
+    found = (
+        change
+        for segment in segments for op in segment.ops if not isinstance(op, MEETINGS)
+        for change in changes(op)
+    )  # fmt: skip
+    return tuple(dict.fromkeys(found))
 
 
 def half_widths_of(simulation: Simulation, steps: Iterable[int]) -> dict[str, float]:
@@ -191,7 +229,7 @@ def half_widths_of(simulation: Simulation, steps: Iterable[int]) -> dict[str, fl
                 if spell.timed is None:
                     op = spell.work.op
                     named = [(spell.work.parts[0].name_of(op),
-                              _meeting_width(op, log.rank, machine.cost, machine.cluster))]  # fmt: skip
+                              _meeting_cost(op, log.rank, machine.cost, machine.cluster).half_width)]  # fmt: skip
                 else:
                     named = [(spell.work.parts[one.part_index].name_of(one.op), one.cost.half_width)
                              for one in spell.timed.ops]  # fmt: skip
@@ -201,6 +239,18 @@ def half_widths_of(simulation: Simulation, steps: Iterable[int]) -> dict[str, fl
     return dict(found)
 
 
+def changes_by_name(simulation: Simulation, steps: Iterable[int]) -> dict[str, tuple[Change, ...]]:
+    """What no fit has seen of each op of these steps by its name, microbatch left out, if anything."""
+    found: dict[str, tuple[Change, ...]] = {}
+    for log in simulation.machine.logs.values():
+        for spell in (spell for step in steps for spell in spells_of(log, step)):
+            for one in spell.timed.ops if spell.timed else ():
+                if one.cost.changes:
+                    name = spell.work.parts[one.part_index].name_of(one.op)
+                    found[name.partition("@")[0]] = one.cost.changes
+    return found
+
+
 def _spent(simulation: Simulation, rank: int, steps: Sequence[int]) -> dict[Source, _Found]:
     """What one rank did in these steps, by source."""
     found: dict[Source, _Found] = defaultdict(_Found)
@@ -208,18 +258,15 @@ def _spent(simulation: Simulation, rank: int, steps: Sequence[int]) -> dict[Sour
     for timed, times in _pieces(log, steps):
         before = 0
         for one in timed.own:
-            found[_source(one.op)].add(
-                one.op.name, times * (one.end_ps - before), one.cost.half_width,
-                one.cost.distance, one.cost.extrapolated,
-            )  # fmt: skip
+            found[_source(one.op)].add(one.op.name, times * (one.end_ps - before), one.cost)
             before = one.end_ps
     machine = simulation.machine
     for step in steps if machine.alone < 0 else ():
         for spell in spells_of(log, step):
             if spell.timed is None and not isinstance(spell.work.op, ops.Recv):
                 op = spell.work.op
-                width = _meeting_width(op, rank, machine.cost, machine.cluster)
-                found[_source(op)].add(op.name, spell.end_ps - spell.start_ps, width, 0.0, False)
+                cost = _meeting_cost(op, rank, machine.cost, machine.cluster)
+                found[_source(op)].add(op.name, spell.end_ps - spell.start_ps, cost)
     return found
 
 
@@ -245,12 +292,19 @@ def _source(op: Op) -> Source:
             return "all_reduce", (len(op.group), op.payload_bytes)
         case ops.AllGather():
             return "all_gather", (len(op.group), op.payload_bytes)
-        case _:
+        case (
+            ops.Norm() | ops.Matmul() | ops.RotaryWrite() | ops.Attention() | ops.GatedActivation()
+            | ops.ResidualAdd() | ops.Embed() | ops.Sample()
+        ):  # fmt: skip
             return kind_of(op), features_of(op)
+        case _:
+            assert_never(op)
 
 
-def _meeting_width(op: Op, rank: int, cost: CostModel, cluster: ClusterSpec) -> float:
+def _meeting_cost(
+    op: Op, rank: int, cost: CostModel, cluster: ClusterSpec
+) -> OpCost | TransferCost:
     if isinstance(op, (ops.AllReduce, ops.AllGather)):
-        return cost.collective(op).half_width
+        return cost.collective(op)
     assert isinstance(op, (ops.Send, ops.Recv))
-    return cost.transfer(op.payload_bytes, cluster.link_between(rank, op.peer)).half_width
+    return cost.transfer(op.payload_bytes, cluster.link_between(rank, op.peer))

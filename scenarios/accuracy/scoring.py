@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import assert_never
 
 from layerwise.calibration.data import (
     FOLDER,
@@ -53,7 +54,7 @@ from layerwise.scenarios.predict.alone import predict_run
 from layerwise.scenarios.predict.beliefs import read_prediction
 from layerwise.sim.cost.transfer import profile_for
 from layerwise.sim.plan import ops
-from layerwise.sim.plan.errors import FileFormatError, TraceMismatchError
+from layerwise.sim.plan.errors import FileFormatError, TraceMismatchError, UnknownKindError
 from layerwise.sim.plan.files import scenario_from_data
 from layerwise.sim.plan.program import kernel_set_hash
 from layerwise.sim.plan.scenario import Scenario
@@ -156,8 +157,15 @@ def _group_of(point: SweepPoint) -> str:
             return SMALL_MATMULS if point.op.rows <= MAX_SMALL_ROWS else LARGE_MATMULS
         case ops.Attention() if point.op.query_tokens == 1:
             return DECODES
-        case _:
+        case ops.Attention():
             return PREFILLS
+        case (
+            ops.Norm() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            | ops.Sample()
+        ):  # fmt: skip
+            raise UnknownKindError(point.kind, "scoring._group_of", ("matmul", "attention"))
+        case _:
+            assert_never(point.op)
 
 
 def _score_links(profile: Profile, path: Path | None) -> Iterator[Scored]:

@@ -77,7 +77,7 @@ def measure_for(
     chosen = instruments or instruments_here(progress)
     folder, environment = work_folder(out), chosen.environment()
     check_same_machine(folder, environment)
-    wanted = points_of(scenario)
+    wanted = points_of(scenario, profile)
     write_atomically(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
     environment = read_environment(folder / "environment.json", GPUS[profile.gpu])
     order = list(wanted.points)

@@ -20,8 +20,14 @@ from layerwise.scenarios.compare.joined import (
 )
 from layerwise.scenarios.compare.refusals import differences, require_unseen
 from layerwise.scenarios.compare.scores import LEVELS
-from layerwise.scenarios.predict.beliefs import CommittedPrediction, provenance_of, read_prediction
+from layerwise.scenarios.predict.beliefs import (
+    CommittedPrediction,
+    provenance_of,
+    read_prediction,
+    unfitted_as_data,
+)
 from layerwise.scenarios.predict.committed import Earlier, earlier_than
+from layerwise.sim.cost.unfitted import sentences
 from layerwise.sim.plan.errors import SpecError, TraceMismatchError
 from layerwise.sim.plan.files import load_scenario, scenario_from_data
 from layerwise.sim.plan.scenario import Scenario
@@ -157,7 +163,8 @@ def _as_data(each: Compared) -> dict[str, Any]:
         "num_replaced": comparison.num_replaced,
         "timing": trace.timing,
         "is_disturbed": trace.is_disturbed,
-        "cautions": list(trace.cautions()),
+        "cautions": list(comparison.cautions),
+        "unfitted": unfitted_as_data(comparison.unfitted),
         "measured": dict(trace.measured),
         "predicted_before_the_run": asdict(each.committed) if each.committed else None,
         "committed_before_the_run": asdict(each.earlier),
@@ -171,6 +178,7 @@ def score_as_data(score: Score) -> dict[str, Any]:
         "count": score.count, **asdict(score.times), "error": score.error,
         "interval_s": _interval(score), "spread": score.spread, "share": score.share,
         "is_extrapolated": score.extrapolated,
+        "unfitted": list(sentences(score.unfitted)),
         "first_step": asdict(score.first) if score.first else None,
         "last_step": asdict(score.last) if score.last else None,
     }  # fmt: skip

@@ -59,7 +59,7 @@ def compare(trace: Trace, profile: Profile) -> Comparison:
     if not trace.rows:
         return Comparison(
             stage=stage, scores=(whole,), num_replaced=0, pacing=None, fitted=asked.fitted,
-            trace=trace,
+            trace=trace, unfitted=predicted.unfitted,
         )  # fmt: skip
     steps = set(predicted.repeated_steps)
     check_joined(trace, {
@@ -74,7 +74,7 @@ def compare(trace: Trace, profile: Profile) -> Comparison:
     return Comparison(
         stage=stage, scores=(*scores_of(sides), whole), pacing=pacing_of(sides),
         num_replaced=len({(r.step, r.rank, r.op) for r in trace.rows if r.replaced}),
-        fitted=asked.fitted, trace=trace,
+        fitted=asked.fitted, trace=trace, unfitted=predicted.unfitted,
     )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def _stage(asked: _Asked, uncalibrated: PredictedRun | None) -> StageScore:
         measured_s=median(trace.untraced_step_s),
         traced_ratio=trace.traced_ratio,
         hbm_floor_fraction=trace.measured.get("hbm_floor_fraction", 0.0),
-        half_width=predicted.uncertainty.half_width if predicted.uncertainty else 0.0,
+        half_width=predicted.uncertainty.half_width if predicted.uncertainty else None,
         uncalibrated_s=uncalibrated.step_s if uncalibrated else 0.0,
         spread=spread_of(
             _by_step(trace, predicted)[0] if predicted.grows else trace.untraced_step_s

@@ -114,6 +114,7 @@ def _score(
         half_width=_half_width(sides, level, labels, keys) if part == "work" else None,
         spread=_spread(sides, keys) if part == "work" else 0.0,
         extrapolated=any(label in sides.extrapolated for label in labels),
+        unfitted=tuple(dict.fromkeys(c for label in labels for c in sides.unfitted.get(label, ()))),
     )  # fmt: skip
 
 
@@ -139,11 +140,17 @@ def _spread(sides: Sides, keys: Iterable[RowKey]) -> float:
     return spread_of(list(totals.values()))
 
 
-def _half_width(sides: Sides, level: Level, labels: Sequence[str], keys: Iterable[RowKey]) -> float:
+def _half_width(
+    sides: Sides, level: Level, labels: Sequence[str], keys: Iterable[RowKey]
+) -> float | None:
     """Errors of one kind add up, those of different kinds are independent (`layerwise.sim.uncertainty`).
 
-    Sums over kinds scatter by the profile's `step_factor` more, but for messages and collectives.
+    Sums over kinds scatter by the profile's `step_factor` more, but for messages and collectives;
+    it narrows nothing that no fit has seen. None where such an op's width is unknown.
     """
+    changes = [change for label in labels for change in sides.unfitted.get(label, ())]
+    if any(change.half_width is None for change in changes):
+        return None
     if level == "op":
         return max(sides.half_widths.get(label, 0.0) for label in labels)
     carried: dict[str, float] = defaultdict(float)
@@ -152,6 +159,8 @@ def _half_width(sides: Sides, level: Level, labels: Sequence[str], keys: Iterabl
         label, seconds = op_label(op), sides.believed[-1][step, rank].work_s[op]
         kind = "message" if sides.kinds[label] in MESSAGES else sides.kinds[label]
         factor = 1.0 if sides.is_link(label) else sides.step_factor
+        if label in sides.unfitted:
+            factor = max(1.0, factor)
         carried[kind] += factor * sides.half_widths.get(label, 0.0) * seconds
         total_s += seconds
     return math.hypot(*carried.values()) / total_s if total_s else 0.0

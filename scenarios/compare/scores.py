@@ -8,6 +8,7 @@ from statistics import median, quantiles
 from typing import Literal
 
 from layerwise.scenarios.compare.fitted import FittedShapes
+from layerwise.sim.cost.unfitted import Change, sentences
 from layerwise.sim.trace import Trace
 from layerwise.sim.uncertainty import Interval, around
 
@@ -64,7 +65,8 @@ class Score:
     Over ranks that run the same op: their mean. Over steps: their mean, or their median where the
     context grows; then `first` and `last` are those of the first and the last measured step.
     `spread`: interquartile range over median of the repeats, 0 with fewer than four of them.
-    `share`: of the measured step of these ranks. `extrapolated`: outside what was calibrated.
+    `share`: of the measured step of these ranks. `extrapolated`: outside what was calibrated;
+    `unfitted`: what no fit has seen of it.
     `half_width`: of the 90 % interval, as ln(measured / predicted); None where there is none.
     """
 
@@ -78,6 +80,7 @@ class Score:
     half_width: float | None = None
     spread: float = 0.0
     extrapolated: bool = False
+    unfitted: tuple[Change, ...] = ()
     first: Times | None = None
     last: Times | None = None
 
@@ -117,6 +120,7 @@ class StageScore:
     """The whole step, with no tracer attached. `half_width`, `spread`: as in Score.
 
     `quarantine`: why the run has no say, whatever its purpose. `uncalibrated_s` 0: nobody asked.
+    `half_width` None: what ran has no interval, for nobody measured how far its kernels scatter.
     """
 
     name: str
@@ -127,20 +131,20 @@ class StageScore:
     measured_s: float
     traced_ratio: float
     hbm_floor_fraction: float
-    half_width: float = 0.0
+    half_width: float | None = 0.0
     uncalibrated_s: float = 0.0
     spread: float = 0.0
     quarantine: tuple[str, ...] = ()
 
     @property
-    def interval(self) -> Interval:
+    def interval(self) -> Interval | None:
         """Where 90 % of measured steps lie."""
-        return around(self.predicted_s, self.half_width)
+        return None if self.half_width is None else around(self.predicted_s, self.half_width)
 
     @property
-    def is_inside(self) -> bool:
-        """Does the measurement lie in the interval?"""
-        return self.interval.holds(self.measured_s)
+    def is_inside(self) -> bool | None:
+        """Does the measurement lie in the interval? None where there is none."""
+        return self.interval.holds(self.measured_s) if self.interval else None
 
     @property
     def error(self) -> float:
@@ -171,6 +175,7 @@ class Comparison:
     """One measured trace beside its prediction. An untraced run has lines of level `run` only.
 
     `num_replaced`: messages to ranks that did not run. `pacing`: None for a rank by itself.
+    `unfitted`: what no fit has seen of the kernels, head sizes and dtypes that ran.
     """
 
     stage: StageScore
@@ -179,6 +184,13 @@ class Comparison:
     pacing: Pacing | None
     fitted: FittedShapes
     trace: Trace = field(repr=False)
+    unfitted: tuple[Change, ...] = ()
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What to know before believing either side, each once."""
+        unfitted = sentences(self.unfitted)
+        return tuple(dict.fromkeys((*self.stage.quarantine, *self.trace.cautions(), *unfitted)))
 
     def of(self, level: Level) -> tuple[Score, ...]:
         """The lines of one level."""

@@ -19,8 +19,9 @@ from layerwise.scenarios.compare.accounts import (
 )
 from layerwise.scenarios.compare.scores import Part, Times, combined
 from layerwise.scenarios.predict.alone import PredictedRun
+from layerwise.sim.cost.unfitted import Change
 from layerwise.sim.trace import Trace
-from layerwise.sim.uncertainty import half_widths_of
+from layerwise.sim.uncertainty import changes_by_name, half_widths_of
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Sides:
         return frozenset(
             op_label(row.op) for row in self.predicted.rows if row.bound.endswith("extrapolated")
         )
+
+    @cached_property
+    def unfitted(self) -> dict[str, tuple[Change, ...]]:
+        """What no fit has seen of an op, by its label; only of those where there is something."""
+        return changes_by_name(self.predicted.simulation, {step for step, _ in self.measured})
 
     @cached_property
     def half_widths(self) -> dict[str, float]:

@@ -163,14 +163,15 @@ def _unit_for(lines: Iterable[Score]) -> tuple[str, Callable[[float], str]]:
 
 def _stage_cells(each: Compared) -> tuple[str | Text, ...]:
     stage, before = each.comparison.stage, each.committed
-    outside = "" if stage.is_inside else "!"
+    outside = "!" if stage.is_inside is False else ""
+    width = "" if stage.half_width is None else f"{math.expm1(stage.half_width):.1%}"
     return (
         escape(stage.name),
         tables.seconds(stage.speed_of_light_s),
         tables.seconds(stage.uncalibrated_s),
         tables.seconds(before.predicted_step_s) if before else "none",
         tables.seconds(stage.predicted_s),
-        f"{math.expm1(stage.half_width):.1%}{outside}",
+        f"{width}{outside}",
         tables.seconds(stage.measured_s),
         tables.percent(stage.spread) if stage.spread else "",
         tables.signed(stage.error),
@@ -183,7 +184,7 @@ def _print_notes(each: Compared, out: Console, *, brief: bool) -> None:
     comparison, stage = each.comparison, each.comparison.stage
     notes = _brief_notes(each) + ([] if brief else _more_notes(comparison))
     out.print(f"{escape(stage.name)}: {escape('; '.join(notes))}.", style="dim")
-    for caution in dict.fromkeys((*stage.quarantine, *comparison.trace.cautions())):
+    for caution in comparison.cautions:
         scored = "not scored: " if caution in stage.quarantine else ""
         out.print(f"{escape(stage.name)}: {scored}{escape(caution)}.", style="yellow")
 

@@ -9,6 +9,7 @@ from itertools import chain, pairwise
 from statistics import median
 
 from layerwise.sim.cost.model import Belief
+from layerwise.sim.cost.unfitted import Change
 from layerwise.sim.plan.errors import TraceMismatchError
 from layerwise.sim.plan.program import StepPrograms, context_grows, kernel_set_hash, repeated_steps
 from layerwise.sim.plan.scenario import RunSpec, Scenario, compile_run
@@ -16,7 +17,7 @@ from layerwise.sim.predict import cost_model
 from layerwise.sim.profile import Profile
 from layerwise.sim.simulate import Simulation, simulate_scenario
 from layerwise.sim.trace import Row, Trace
-from layerwise.sim.uncertainty import Uncertainty, uncertainty_of
+from layerwise.sim.uncertainty import Uncertainty, uncertainty_of, unfitted_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,11 @@ class PredictedRun:
             middle = len(self.run) // 2 if context_grows(self.run) else max(0, len(self.run) - 2)
             steps = range(middle, middle + 1)
         return uncertainty_of(self.simulation, steps, self.step_s)
+
+    @cached_property
+    def unfitted(self) -> tuple[Change, ...]:
+        """What no fit has seen of its kernels, head sizes and dtypes."""
+        return unfitted_of(self.simulation)
 
     def kernel_set(self, only_rank: int, steps: Iterable[int]) -> str:
         """The hash that a measured trace of these steps must carry, over its ranks' programs."""

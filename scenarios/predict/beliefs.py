@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from layerwise.scenarios.predict.alone import predict_run
 from layerwise.scenarios.predict.committed import read_committed, write_committed
 from layerwise.sim.cost.uncalibrated import published_profile
+from layerwise.sim.cost.unfitted import Change, sentences
 from layerwise.sim.memory import remedies
 from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.plan.placement import stage_fits
@@ -18,6 +20,10 @@ from layerwise.sim.plan.scenario import Scenario, compile_run, place
 from layerwise.sim.predict import Prediction, predict
 from layerwise.sim.profile import Profile
 
+OTHER_BELIEFS = (
+    "the speed of light and the uncalibrated figures know no attention kernel by name: they are the "
+    "same for all"
+)
 FORMAT = "layerwise-prediction"
 VERSION = 1
 
@@ -131,11 +137,23 @@ def prediction_as_data(prediction: Prediction) -> dict[str, Any]:
         "fits": prediction.fits,
         "is_steady": prediction.is_steady,
         "num_extrapolated_ops": prediction.num_extrapolated_ops,
+        "unfitted": unfitted_as_data(prediction.unfitted),
         "interval": _interval(prediction),
         "memory": [
             asdict(b) | {"total_bytes": b.total_bytes, "fits": b.fits} for b in prediction.memory
         ],
     }
+
+
+def unfitted_as_data(changes: Iterable[Change]) -> list[dict[str, Any]]:
+    """What no fit has seen, a record each; `log_half_width` None: it takes the interval away."""
+    return [
+        {
+            "aspect": one.aspect, "kind": one.kind, "used": one.used, "fitted": list(one.fitted),
+            "log_half_width": one.half_width, "said": " ".join(sentences([one])),
+        }
+        for one in changes
+    ]  # fmt: skip
 
 
 def _interval(prediction: Prediction) -> dict[str, Any] | None:
@@ -166,9 +184,10 @@ def warnings_of(scenario: Scenario, prediction: Prediction) -> tuple[str, ...]:
     if prediction.num_extrapolated_ops:
         found.append(
             f"{name}: {prediction.num_extrapolated_ops:,} of {count_ops(scenario, prediction):,} "
-            f"ops {'per step' if prediction.phase == 'decode' else 'in all'} lie outside the "
-            "calibrated shapes."
+            f"ops {'per step' if prediction.phase == 'decode' else 'in all'} lie outside what was "
+            "calibrated."
         )
+    found += [f"{name}: {said}." for said in unfitted_sentences(scenario, prediction)]
     if not prediction.is_steady:
         found.append(
             f"{name}: the stream of steps is not steady after the longest run simulated; the last "
@@ -186,6 +205,16 @@ def warnings_of(scenario: Scenario, prediction: Prediction) -> tuple[str, ...]:
             "placement.data_parallel to use them all."
         )
     return tuple(found)
+
+
+def unfitted_sentences(scenario: Scenario, prediction: Prediction) -> tuple[str, ...]:
+    """What no fit has seen, a sentence each. A kernel that nobody named is the belief's to choose."""
+    is_told = prediction.belief == "calibrated" or scenario.kernels is not None
+    changes = [one for one in prediction.unfitted if is_told or one.aspect != "kernel"]
+    told = sentences(changes)
+    if prediction.belief == "calibrated" and any(one.aspect == "kernel" for one in changes):
+        told += (OTHER_BELIEFS,)
+    return told
 
 
 def on_chip_line(scenario: Scenario) -> str:

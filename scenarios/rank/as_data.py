@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from layerwise.scenarios.predict.beliefs import provenance_of
+from layerwise.scenarios.predict.beliefs import provenance_of, unfitted_as_data
 from layerwise.scenarios.rank.asked import Candidate
 from layerwise.scenarios.rank.flips import Flip
 from layerwise.scenarios.rank.ranking import Ranking, widths_of_ratio
@@ -13,6 +13,7 @@ from layerwise.scenarios.rank.words import (
     flip_sentence,
     leeway_sentence,
     short_reason,
+    unfitted_sentences,
     unvalidated_sentence,
     verdict,
 )
@@ -35,6 +36,7 @@ def ranking_as_data(ranking: Ranking) -> dict[str, Any]:
         "verdict": verdict(ranking), "what_flips_it": flip_sentence(ranking),
         "what_the_bar_leaves_room_for": leeway_sentence(ranking),
         "what_is_not_validated": unvalidated_sentence(ranking),
+        "what_is_unfitted": list(unfitted_sentences(ranking)),
         "flips": [_flip_as_data(flip) for flip in ranking.flips],
         "candidates": [
             candidate_as_data(each)
@@ -79,6 +81,7 @@ def candidate_as_data(each: Candidate) -> dict[str, Any]:
         "num_extrapolated_ops": each.num_extrapolated_ops,
         "is_steady": each.is_steady,
         "unvalidated": [asdict(part) for part in each.unvalidated],
+        "unfitted": unfitted_as_data(each.unfitted),
     }
 
 

@@ -9,6 +9,7 @@ from layerwise.scenarios.rank.layouts import Layout
 from layerwise.scenarios.rank.unvalidated import Pairs, Part
 from layerwise.sim.cost.model import Belief, Calibrated
 from layerwise.sim.cost.uncalibrated import RESERVED_BYTES, published_profile
+from layerwise.sim.cost.unfitted import Change
 from layerwise.sim.memory import MemoryBudget
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.hardware import ClusterSpec
@@ -80,7 +81,8 @@ class Candidate:
 
     `share` and `bubble` as in `Prediction`; `memory` is the fullest GPU's. `ttft_s`: the prefill of
     one prompt per replica, alone. `uncertainty` None: the belief has no interval. `unvalidated`:
-    what it rests on besides that nothing measured here has checked.
+    what it rests on besides that nothing measured here has checked. `unfitted`: what no fit has seen
+    of its kernels, head sizes and dtypes, its first token's included.
     """
 
     layout: Layout
@@ -96,6 +98,7 @@ class Candidate:
     is_steady: bool
     uncertainty: Uncertainty | None = field(default=None, repr=False)
     unvalidated: tuple[Part, ...] = field(default=(), repr=False)
+    unfitted: tuple[Change, ...] = field(default=(), repr=False)
 
     @property
     def fits(self) -> bool:

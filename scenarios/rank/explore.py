@@ -30,10 +30,10 @@ def explore(task: tuple[Asked, Layout]) -> Explored | Refused:
     asked, layout = task
     cost = asked.cost()
     try:
-        ttft_s = _first_token_s(asked, layout, cost)
+        prompt = _first_token(asked, layout, cost)
         return Explored(
-            candidates=_microbatches(asked, layout, cost, ttft_s),
-            smaller=tuple(_smaller_batches(asked, layout, cost, ttft_s)),
+            candidates=_microbatches(asked, layout, cost, prompt),
+            smaller=tuple(_smaller_batches(asked, layout, cost, prompt)),
         )
     except ProfileMismatchError as error:
         # A table that the profile lacks for this layout's groups; others may have theirs.
@@ -45,14 +45,14 @@ def at_once(task: tuple[Asked, Layout]) -> Candidate | None:
     asked, layout = task
     cost = asked.cost()
     try:
-        ttft_s = _first_token_s(asked, layout, cost)
-        return _at_best(asked, layout, cost, ttft_s)
+        prompt = _first_token(asked, layout, cost)
+        return _at_best(asked, layout, cost, prompt)
     except ProfileMismatchError:
         return None
 
 
 def _microbatches(
-    asked: Asked, layout: Layout, cost: Calibrated, ttft_s: float
+    asked: Asked, layout: Layout, cost: Calibrated, prompt: Prediction
 ) -> tuple[Candidate, ...]:
     """The grid from as many as stages, then halving between neighbours of the best found."""
     limit = asked.workload.batch_size // layout.data_parallel
@@ -61,7 +61,7 @@ def _microbatches(
     def attempt(number: int) -> tuple[bool, float]:
         if number not in tried:
             found = predict_with(asked.scenario(layout, number), cost, asked.reserved_bytes)
-            tried[number] = _candidate(asked, layout, cost, found, ttft_s)
+            tried[number] = _candidate(asked, layout, cost, found, prompt)
         return order_of(tried[number])
 
     fixed = asked.workload.num_microbatches
@@ -95,7 +95,7 @@ def _climb(attempt: Callable[[int], tuple[bool, float]], numbers: Sequence[int])
 
 
 def _smaller_batches(
-    asked: Asked, layout: Layout, cost: Calibrated, ttft_s: float
+    asked: Asked, layout: Layout, cost: Calibrated, prompt: Prediction
 ) -> Iterator[Candidate]:
     """The best number of microbatches (`layerwise.sim.predict`'s search) at each power of two below."""
     size = 1
@@ -103,39 +103,40 @@ def _smaller_batches(
         fixed = asked.workload.num_microbatches
         if size % layout.data_parallel == 0 and fixed <= size // layout.data_parallel:
             small = replace(asked, workload=replace(asked.workload, batch_size=size))
-            yield _at_best(small, layout, cost, ttft_s)
+            yield _at_best(small, layout, cost, prompt)
         size *= 2
 
 
-def _at_best(asked: Asked, layout: Layout, cost: Calibrated, ttft_s: float) -> Candidate:
+def _at_best(asked: Asked, layout: Layout, cost: Calibrated, prompt: Prediction) -> Candidate:
     """At the number of microbatches asked for, or at the best that `layerwise.sim.predict` finds."""
     scenario = asked.scenario(layout, asked.workload.num_microbatches)
     found = predict_with(scenario, cost, asked.reserved_bytes)
-    return _candidate(asked, layout, cost, found, ttft_s)
+    return _candidate(asked, layout, cost, found, prompt)
 
 
-def _first_token_s(asked: Asked, layout: Layout, cost: Calibrated) -> float:
+def _first_token(asked: Asked, layout: Layout, cost: Calibrated) -> Prediction:
     """One prompt on every replica, all of it prefilled, from idle."""
     context = asked.workload.context_tokens
     chunk = max(asked.workload.prefill_chunk_tokens, -(-context // MAX_CHUNKS))
-    prompt = replace(
+    work = replace(
         asked.workload, phase="prefill", batch_size=layout.data_parallel, num_microbatches=1,
         prefill_chunk_tokens=chunk,
     )  # fmt: skip
-    scenario = replace(asked.scenario(layout), workload=prompt)
-    return predict_with(scenario, cost, asked.reserved_bytes).step_s
+    scenario = replace(asked.scenario(layout), workload=work)
+    return predict_with(scenario, cost, asked.reserved_bytes)
 
 
 def _candidate(
-    asked: Asked, layout: Layout, cost: Calibrated, found: Prediction, ttft_s: float
+    asked: Asked, layout: Layout, cost: Calibrated, found: Prediction, prompt: Prediction
 ) -> Candidate:
     return Candidate(
         layout=layout, batch_size=asked.workload.batch_size,
         num_microbatches=found.num_microbatches, tokens_per_s=found.tokens_per_s,
-        tpot_s=found.tpot_s, ttft_s=ttft_s, share=found.share, bubble=found.bubble,
+        tpot_s=found.tpot_s, ttft_s=prompt.step_s, share=found.share, bubble=found.bubble,
         memory=max(found.memory, key=lambda budget: budget.total_bytes),
         num_extrapolated_ops=found.num_extrapolated_ops, is_steady=found.is_steady,
         uncertainty=found.uncertainty, unvalidated=parts_of(found, cost, asked.pairs),
+        unfitted=tuple(dict.fromkeys((*found.unfitted, *prompt.unfitted))),
     )  # fmt: skip
 
 

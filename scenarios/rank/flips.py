@@ -41,8 +41,14 @@ class Knob:
         return float(found)
 
     def values(self, cluster: ClusterSpec, factor: float) -> dict[str, object]:
-        """The fields to change for a factor: an L2 takes what may be set aside of it along."""
+        """The fields to change for a factor: an L2 takes what may be set aside of it along.
+
+        A peak takes float32's along, where it is known: one clock drives both.
+        """
         value = self.value(cluster) * factor
+        wide = cluster.gpu.peak_float32_flops_per_s * factor
+        if self.key == "cluster.gpu.peak_flops_per_s" and wide:
+            return {self.key: value, "cluster.gpu.peak_float32_flops_per_s": wide}
         if self.key != "cluster.gpu.l2_bytes":
             return {self.key: value}
         size = max(1, round(value))

@@ -147,10 +147,19 @@ def rank(
 
 
 def is_tied(one: Candidate, other: Candidate) -> bool:
-    """Is their difference inside the interval of their ratio? Never, where there is none."""
+    """Is their difference inside the interval of their ratio?
+
+    Always, where what no fit has seen takes an interval away; never under a belief that has none.
+    """
     widths = widths_of_ratio(one, other)
-    lead = abs(math.log(one.tokens_per_s / other.tokens_per_s))
-    return widths is not None and lead <= sum(widths)
+    if widths is None:
+        return has_unknown_width(one) or has_unknown_width(other)
+    return abs(math.log(one.tokens_per_s / other.tokens_per_s)) <= sum(widths)
+
+
+def has_unknown_width(one: Candidate) -> bool:
+    """Does nobody know how far what it runs is off?"""
+    return any(change.half_width is None for change in one.unfitted)
 
 
 def widths_of_ratio(one: Candidate, other: Candidate) -> tuple[float, float] | None:

@@ -19,11 +19,11 @@ from layerwise.scenarios.rank.words import (
     leeway_sentence,
     seconds,
     short_reason,
+    unfitted_sentences,
     unvalidated_sentence,
     verdict,
 )
 from layerwise.scenarios.tables import escape
-from layerwise.sim.plan.compile import KernelChoice
 
 TOP = 12
 BAR = 24
@@ -92,11 +92,15 @@ def _print_table(ranking: Ranking, out: Console, *, everything: bool) -> None:
     )  # fmt: skip
     if ranking.asked.cluster.num_gpus > VALIDATED_GPUS:
         out.print(VALIDATED, style="dim")
+    for said in unfitted_sentences(ranking):
+        out.print(f"{escape(said[0].upper() + said[1:])}.", style="yellow")
 
 
 def _attention(asked: Asked) -> str:
-    """The kernels that every row assumes."""
-    kernels = asked.profile.kernels if asked.profile else KernelChoice()
+    """The kernels that every row assumes; published constants know none by name."""
+    if asked.profile is None:
+        return "Attention as published, whichever kernel runs."
+    kernels = asked.profile.kernels
     return (f"Attention kernels assumed: {kernels.decode_attention} (decode), "
             f"{kernels.prefill_attention} (prefill).")  # fmt: skip
 

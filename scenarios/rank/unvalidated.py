@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 from layerwise.calibration.data import transfers_path
 from layerwise.sim.cost.model import Calibrated
@@ -138,8 +139,13 @@ def _resting(
                     kind = "all_reduce" if isinstance(op, ops.AllReduce) else "all_gather"
                     for part in _of_collective(op, cost, pairs):
                         yield (kind, (len(op.group), op.payload_bytes)), part
-                case _:
+                case (
+                    ops.Norm() | ops.Matmul() | ops.RotaryWrite() | ops.Attention()
+                    | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed() | ops.Sample()
+                ):  # fmt: skip
                     continue
+                case _:
+                    assert_never(op)
 
 
 def _of_collective(op: CollectiveOp, cost: Calibrated, pairs: Pairs) -> Iterator[Part]:

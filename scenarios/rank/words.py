@@ -6,9 +6,10 @@ import math
 
 from layerwise.scenarios.rank.asked import Candidate
 from layerwise.scenarios.rank.flips import HIGH, HIGH_L2, LOW, Flip
-from layerwise.scenarios.rank.ranking import Ranking, widths_of_ratio
+from layerwise.scenarios.rank.ranking import Ranking, has_unknown_width, widths_of_ratio
 from layerwise.scenarios.rank.unvalidated import Part, paired, width_of_ratio
 from layerwise.scenarios.tables import gigabytes, number, seconds
+from layerwise.sim.cost.unfitted import sentences
 from layerwise.sim.memory import MORE_GPUS, MemoryBudget
 
 NUM_FLIPS = 3
@@ -118,6 +119,16 @@ def unvalidated_sentence(ranking: Ranking) -> str:
             f"{'; '.join(told)}.")  # fmt: skip
 
 
+def unfitted_sentences(ranking: Ranking) -> tuple[str, ...]:
+    """What no fit has seen of the rows' kernels, head sizes and dtypes, a sentence each.
+
+    A ranking names no kernels: which of them an uncalibrated one assumes is no one's mistake.
+    """
+    found = (change for each in ranking.candidates for change in each.unfitted)
+    is_calibrated = ranking.asked.belief == "calibrated"
+    return sentences(one for one in found if is_calibrated or one.aspect != "kernel")
+
+
 def flip_phrase(flip: Flip) -> str:
     """One figure and the factor at which the rival draws level."""
     factor = flip.nearest
@@ -194,6 +205,8 @@ def _behind(winner: Candidate, rival: Candidate) -> str:
 
 def _why_tied(winner: Candidate, tied: tuple[Candidate, ...]) -> str:
     """What was not measured here, where the costs that were would tell some of them apart."""
+    if any(map(has_unknown_width, (winner, *tied))):
+        return "nobody measured how far off the kernels are that they run"
     told = [each for each in tied if not _is_inside(winner, each)]
     if not told:
         return "their differences lie inside the 90 % interval of the ratio"

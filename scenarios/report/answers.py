@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from layerwise.scenarios import tables
-from layerwise.scenarios.predict.beliefs import on_chip_line
+from layerwise.scenarios.predict.beliefs import on_chip_line, unfitted_sentences
 from layerwise.scenarios.report.charts import BOUND_NAMES, bottlenecks
 from layerwise.scenarios.report.markup import visible
 from layerwise.scenarios.report.of_scenario import memory_chart, step_timeline
@@ -150,5 +150,6 @@ def _notes(
         if line := on_chip_line(scenario):
             notes.append(f"{name}: {line}.")
         if beyond := found[name].num_extrapolated_ops:
-            notes.append(f"{name}: {beyond:,} ops of a step lie outside the calibrated shapes.")
+            notes.append(f"{name}: {beyond:,} ops of a step lie outside what was calibrated.")
+        notes += [f"{name}: {said}." for said in unfitted_sentences(scenario, found[name])]
     return [visible(note) for note in dict.fromkeys(notes)]

@@ -43,6 +43,7 @@ def ranking_section(path: Path, data: dict[str, Any], key: str) -> Section:
     told = (data["what_flips_it"], data.get("what_the_bar_leaves_room_for"))
     part.add(bullets(text for text in told if text))
     part.add(*_not_validated(data["what_is_not_validated"]))
+    part.add(bullets(data.get("what_is_unfitted", ())))
     candidates = data["candidates"]
     part.add(table(
         f"Every placement ({path.name})",

@@ -79,8 +79,7 @@ def _one_run(part: Section, each: Compared) -> list[Html]:
     comparison, trace = each.comparison, each.comparison.trace
     quarantine = comparison.stage.quarantine
     notes = [each.earlier.told, comparison.fitted.told]
-    notes += [f"not scored: {reason}" for reason in quarantine]
-    notes += [c for c in trace.cautions() if c not in quarantine]
+    notes += [f"not scored: {c}" if c in quarantine else c for c in comparison.cautions]
     found = [bullets(dict.fromkeys(notes))]
     if not trace.rows:
         return found

@@ -8,18 +8,21 @@ from typing import Any
 
 from layerwise.scenarios.report.charts import axis, layout
 from layerwise.scenarios.report.markup import Chart, in_chart
+from layerwise.sim.plan.errors import require_listed
 from layerwise.sim.trace import Row
 
 MAX_SLICES = 3_000
 STREAMS = ("compute", "send", "recv")
 # By the kind of op: what colour, and what it is called in the legend.
+POINTWISE = ("norm, rope, activation, sampling", "#b8901f")
 GROUPS = {
+    "Norm": POINTWISE, "RotaryWrite": POINTWISE, "GatedActivation": POINTWISE,
+    "ResidualAdd": POINTWISE, "Embed": POINTWISE, "Sample": POINTWISE,
     "Matmul": ("matmul", "#3b82c4"),
     "Attention": ("attention", "#2f9e77"),
     "AllReduce": ("collective", "#e0762f"), "AllGather": ("collective", "#e0762f"),
     "Send": ("message", "#c2528b"), "Recv": ("message", "#c2528b"),
 }  # fmt: skip
-OTHER = ("norm, rope, activation, sampling", "#b8901f")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,8 @@ def timeline(caption: str, sides: Sequence[Lanes], max_slices: int = MAX_SLICES)
     groups: dict[tuple[str, str], list[tuple[str, Row, float]]] = {}
     for rank, index, side, row, begin_s in kept:
         lane = names[rank, STREAMS.index(row.stream), index, side, row.stream]
-        groups.setdefault(GROUPS.get(row.kind, OTHER), []).append((lane, row, begin_s))
+        group = require_listed(GROUPS, row.kind, "timelines.GROUPS")
+        groups.setdefault(group, []).append((lane, row, begin_s))
     if replaced := sum(row.replaced for row in sides[-1].rows):
         caption += f" {replaced} messages were replaced by local buffers and are not drawn."
     if left_out:

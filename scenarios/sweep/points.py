@@ -15,6 +15,7 @@ from typing import Any
 
 from layerwise import sim
 from layerwise.sim.cost.model import Belief
+from layerwise.sim.cost.unfitted import sentences
 from layerwise.sim.plan.errors import LayerwiseError, SpecError
 from layerwise.sim.plan.hardware import ClusterSpec
 from layerwise.sim.plan.scenario import Scenario
@@ -89,9 +90,11 @@ COLUMNS: dict[str, Callable[[Prediction], object]] = {
     "peak_memory_bytes": lambda p: p.peak_memory_bytes,
     "is_steady": lambda p: p.is_steady,
     "num_extrapolated_ops": lambda p: p.num_extrapolated_ops,
+    "unfitted": lambda p: "; ".join(sentences(p.unfitted)),
 }
 """What can be written of each point. `_low` and `_high` are the ends of its 90 % interval, empty
-where the belief has none; intervals cost a tenth to a quarter more time."""
+where the belief has none; intervals cost a tenth to a quarter more time. `unfitted`: what no fit
+has seen of its kernels, head sizes and dtypes, in sentences."""
 
 DEFAULT_COLUMNS = (
     "placement", "num_gpus", "num_microbatches", "tokens_per_s", "tokens_per_s_low",

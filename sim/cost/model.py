@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, Protocol, assert_never
@@ -12,6 +13,13 @@ from layerwise.sim.cost import forms
 from layerwise.sim.cost.shapes import features_of, kind_of, place_of
 from layerwise.sim.cost.slowed import slowed_gpu, slowed_profile
 from layerwise.sim.cost.transfer import profile_for
+from layerwise.sim.cost.unfitted import (
+    Change,
+    changes_at_the_speed_of_light,
+    changes_of,
+    half_width_of,
+    peak_flops_per_s,
+)
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.demand import demand_of
 from layerwise.sim.plan.errors import ProfileMismatchError
@@ -66,7 +74,8 @@ class OpCost:
     """`launch_s` passes before the first kernel starts, `kernel_s` until the last one ends.
 
     `half_width`: of the 90 % interval of both together, as ln(measured / predicted); 0 where a
-    belief has none. `distance`: to the nearest calibrated shape; `extrapolated`: beyond them.
+    belief has none. `distance`: to the nearest calibrated shape; `extrapolated`: beyond them, or of
+    a kernel, head size or dtype that the fit has not seen: then `changes` says which.
     """
 
     launch_s: float
@@ -75,6 +84,7 @@ class OpCost:
     extrapolated: bool = False
     half_width: float = 0.0
     distance: float = 0.0
+    changes: tuple[Change, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +97,6 @@ class TransferCost:
     latency_s: float
     bytes_per_s: float
     half_width: float = 0.0
-
-
-def is_stored_small(op: Op) -> bool:
-    """Does it read or write weights or KV in 8 bits? No kernel that does was ever calibrated."""
-    match op:
-        case ops.Matmul():
-            return op.weight.dtype == "float8_e4m3fn"
-        case ops.Attention() | ops.RotaryWrite():
-            return op.kv.dtype == "float8_e4m3fn"
-        case _:
-            return False
 
 
 def _number(value: float) -> forms.Numbers:
@@ -159,6 +158,10 @@ class CostModel(Protocol):
         """Cost of an op that one GPU runs alone."""
         ...
 
+    def changes(self, op: LocalOp) -> tuple[Change, ...]:
+        """What separates an op from what this belief prices it by."""
+        ...
+
     def collective(self, op: CollectiveOp) -> OpCost:
         """Cost of a collective from the moment its last member arrives."""
         ...
@@ -207,10 +210,13 @@ class SpeedOfLight:
         times: dict[Bound, float] = {
             "hbm": traffic.hbm_read_bytes / gpu.hbm_bytes_per_s,
             "l2": traffic.l2_bytes / gpu.l2_bytes_per_s,
-            "compute": demand_of(op).flops / gpu.peak_flops_per_s,
+            "compute": demand_of(op).flops / peak_flops_per_s(op, gpu),
         }
         bound = max(times, key=lambda key: times[key])
         return OpCost(0.0, times[bound], bound)
+
+    def changes(self, op: LocalOp) -> tuple[Change, ...]:
+        return changes_at_the_speed_of_light(op, self.cluster.gpu)
 
     def collective(self, op: CollectiveOp) -> OpCost:
         """No algorithm sends less: a switch that reduces takes each tensor once.
@@ -309,13 +315,31 @@ class Calibrated:
         """
         if self.belief == "uncalibrated":
             return True
-        return op.kernel == "skinny" if isinstance(op, ops.Matmul) else isinstance(op, ops.Norm)
+        match op:
+            case ops.Matmul():
+                return op.kernel == "skinny"
+            case ops.Norm():
+                return True
+            case (
+                ops.Attention() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd()
+                | ops.Embed() | ops.Sample() | ops.AllReduce() | ops.AllGather() | ops.Send()
+                | ops.Recv()
+            ):  # fmt: skip
+                return False
+            case _:
+                assert_never(op)
 
     def local(self, op: LocalOp, traffic: Traffic) -> OpCost:
         cached = self._cache.get((op, traffic))
         if cached is None:
             cached = self._cache[op, traffic] = self._local(op, traffic)
         return cached
+
+    def changes(self, op: LocalOp) -> tuple[Change, ...]:
+        found = changes_of(op, self.profile, self.cluster.gpu)
+        if self.belief == "calibrated":
+            return found
+        return tuple(replace(one, half_width=0.0, known_by="published") for one in found)
 
     def collective(self, op: CollectiveOp) -> OpCost:
         kind, algorithm = (
@@ -396,11 +420,17 @@ class Calibrated:
         if traffic.l2_set_aside and bound == "hbm":
             total_s *= 1 + self._machine("set_aside_hbm_slowdown")
         gap_s = min(self._machine("graph_gap_s"), 0.9 * total_s)
+        # Where nothing was calibrated, nothing lies outside of it.
+        changes = self.changes(op) if self.belief == "calibrated" else ()
         return OpCost(
-            gap_s, total_s - gap_s, bound,
-            is_stored_small(op) or fit.is_beyond(features, place), fit.half_width(place),
-            fit.nearby(place).distance,
-        )  # fmt: skip
+            launch_s=gap_s,
+            kernel_s=total_s - gap_s,
+            bound=bound,
+            extrapolated=bool(changes) or fit.is_beyond(features, place),
+            half_width=math.hypot(fit.half_width(place), half_width_of(changes)),
+            distance=fit.nearby(place).distance,
+            changes=changes,
+        )
 
     def _among_others(self, alone_s: float, bound: Bound, code_miss_share: float) -> float:
         """A kernel between other kernels is slower than in a row of its own kind.
@@ -417,6 +447,7 @@ class Calibrated:
     def _form(self, op: LocalOp, fit: OpFit, traffic: Traffic) -> tuple[float, dict[Bound, float]]:
         """Seconds of the form, and what each resource alone would take."""
         constants, gpu = fit.values, self.cluster.gpu
+        peak = peak_flops_per_s(op, gpu)
         parts: dict[Bound, float] = {"launch": constants["launch_s"]}
         if isinstance(op, ops.Attention) and op.query_tokens > 1:
             form = (
@@ -427,7 +458,7 @@ class Calibrated:
             total = form(
                 constants, _number(op.sequences * op.num_heads), _number(op.query_tokens),
                 _number(op.context_tokens), _number(op.head_dim),
-                num_sms=gpu.num_sms, peak_flops_per_s=gpu.peak_flops_per_s,
+                num_sms=gpu.num_sms, peak_flops_per_s=peak,
             )  # fmt: skip
             total_s = float(total[0])
             parts["compute"] = total_s - parts["launch"]
@@ -450,8 +481,7 @@ class Calibrated:
             case ops.Matmul():
                 total, flops_s, loads_s = forms.matmul_seconds(
                     constants, _number(op.rows), _number(op.columns), _number(op.inner),
-                    hbm_bytes, l2_bytes, num_sms=gpu.num_sms,
-                    peak_flops_per_s=gpu.peak_flops_per_s,
+                    hbm_bytes, l2_bytes, num_sms=gpu.num_sms, peak_flops_per_s=peak,
                 )  # fmt: skip
                 # Tiles are loaded through the L2.
                 parts["compute"], parts["l2"] = (

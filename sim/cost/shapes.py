@@ -6,6 +6,7 @@ import math
 from typing import assert_never
 
 from layerwise.sim.plan import ops
+from layerwise.sim.plan.errors import require_listed
 from layerwise.sim.plan.ops import LocalOp
 
 FEATURES: dict[str, tuple[str, ...]] = {
@@ -34,14 +35,23 @@ DISTANCES: dict[str, tuple[float, ...]] = {
     "decode_attention.split_kv": (0.5, 1.0, 0.3, 0.7),
     "prefill_attention": (1.0, 1.0, 1.0, 0.0),
     "chunked_prefill_attention": (1.0, 1.0, 1.0, 0.0),
+    "matmul": (1.0, 1.0, 1.0, 1.0),
+    "matmul.skinny": (1.0, 1.0, 1.0, 1.0),
+    "norm": (1.0, 1.0, 1.0),
+    "rotary_write": (1.0, 1.0, 1.0),
+    "gated_activation": (1.0, 1.0, 1.0),
+    "residual_add": (1.0, 1.0, 1.0),
+    "embed": (1.0, 1.0, 1.0),
     "sample": (1.0, 1.0, 0.0),
 }
-EQUAL_DISTANCES = (1.0, 1.0, 1.0, 1.0)
 
 
 def place_of(kind: str, features: tuple[float, ...], miss_share: float) -> tuple[float, ...]:
-    """Where an op lies among the calibrated ones: the coordinates in which residuals are near."""
-    weights = DISTANCES.get(kind, EQUAL_DISTANCES[: len(features) + 1])
+    """Where an op lies among the calibrated ones: the coordinates in which residuals are near.
+
+    Raises UnknownKindError for a kind that has no weights.
+    """
+    weights = require_listed(DISTANCES, kind, "shapes.DISTANCES")
     values = (*map(math.log, features), miss_share)
     return tuple(weight * value for weight, value in zip(weights, values, strict=True))
 

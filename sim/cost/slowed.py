@@ -10,17 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from layerwise.sim.cost.following import Follows, followed_by
 from layerwise.sim.cost.transfer import HOLDS_FOR, values_text
 from layerwise.sim.plan.hardware import ClusterSpec, GpuSpec, Speed
 from layerwise.sim.profile import Constant, Profile
-
-HBM_RATES = ("hbm_bytes_per_s", "read_hbm_bytes_per_s")
-CLOCK_RATES = (
-    "l2_bytes_per_s", "read_l2_bytes_per_s", "reduction_bytes_per_s", "sm_bytes_per_s",
-    "epilogue_bytes_per_s",
-)  # fmt: skip
-# Spent on SMs inside a kernel, see `layerwise.sim.cost.forms`; FLOP/s move with the GPU's peak.
-CLOCK_TIMES = ("prologue_s", "split_s", "tile_s", "step_s", "block_s", "seconds_per_logit")
 
 
 def slowed_gpu(gpu: GpuSpec, speed: Speed) -> GpuSpec:
@@ -28,6 +21,7 @@ def slowed_gpu(gpu: GpuSpec, speed: Speed) -> GpuSpec:
     return replace(
         gpu,
         peak_flops_per_s=gpu.peak_flops_per_s * speed.clock_share,
+        peak_float32_flops_per_s=gpu.peak_float32_flops_per_s * speed.clock_share,
         l2_bytes_per_s=gpu.l2_bytes_per_s * speed.clock_share,
         hbm_bytes_per_s=gpu.hbm_bytes_per_s * speed.hbm_share,
         source=f"{gpu.source}; slowed: {_text(speed)}",
@@ -36,10 +30,14 @@ def slowed_gpu(gpu: GpuSpec, speed: Speed) -> GpuSpec:
 
 def slowed_profile(profile: Profile, slowed: ClusterSpec, speed: Speed) -> Profile:
     """A profile that holds for a cluster, for its GPU at these shares: the one in `slowed`."""
-    factors: dict[str, float] = {}
-    factors |= dict.fromkeys(HBM_RATES, speed.hbm_share)
-    factors |= dict.fromkeys(CLOCK_RATES, speed.clock_share)
-    factors |= dict.fromkeys(CLOCK_TIMES, 1 / speed.clock_share)
+    clock = speed.clock_share
+    factors: dict[Follows, float] = {
+        "hbm rate": speed.hbm_share,
+        "l2 rate": clock,
+        "sm rate": clock,
+        "sm time": 1 / clock,
+        "nothing": 1.0,
+    }
     return replace(
         profile,
         name=f"{profile.name}, slowed: {_text(speed)}",
@@ -53,8 +51,10 @@ def slowed_profile(profile: Profile, slowed: ClusterSpec, speed: Speed) -> Profi
     )
 
 
-def _scaled(constants: Mapping[str, Constant], factors: Mapping[str, float]) -> dict[str, Constant]:
-    return {name: _times(found, factors.get(name, 1.0)) for name, found in constants.items()}
+def _scaled(
+    constants: Mapping[str, Constant], factors: Mapping[Follows, float]
+) -> dict[str, Constant]:
+    return {name: _times(found, factors[followed_by(name)]) for name, found in constants.items()}
 
 
 def _times(constant: Constant, factor: float) -> Constant:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from layerwise.sim.cost.following import Follows, followed_by
 from layerwise.sim.plan.errors import ProfileMismatchError
 from layerwise.sim.plan.hardware import GPUS, ClusterSpec, GpuSpec, LinkSpec, usual_wires
 from layerwise.sim.profile import Constant, OpFit, Profile, TransferFit
@@ -89,8 +90,8 @@ def _ratio(name: str, old: float, new: float) -> _Ratio:
     return _Ratio(new / old, f"{name}: {old:.4g} -> {new:.4g}")
 
 
-def _gpu_ratios(base: GpuSpec, to: GpuSpec) -> dict[str, _Ratio]:
-    """By the name of the constant that moves."""
+def _gpu_ratios(base: GpuSpec, to: GpuSpec) -> dict[Follows, _Ratio]:
+    """By what a constant that moves is a rate of."""
     hbm = _ratio("hbm_bytes_per_s", base.hbm_bytes_per_s, to.hbm_bytes_per_s)
     l2 = _ratio("l2_bytes_per_s", base.l2_bytes_per_s, to.l2_bytes_per_s)
     sm = _ratio(
@@ -98,32 +99,25 @@ def _gpu_ratios(base: GpuSpec, to: GpuSpec) -> dict[str, _Ratio]:
         base.peak_flops_per_s / base.num_sms,
         to.peak_flops_per_s / to.num_sms,
     )
-    return {
-        "hbm_bytes_per_s": hbm,
-        "read_hbm_bytes_per_s": hbm,
-        "l2_bytes_per_s": l2,
-        "read_l2_bytes_per_s": l2,
-        "reduction_bytes_per_s": l2,
-        "sm_bytes_per_s": sm,
-        "epilogue_bytes_per_s": sm,
-    }
+    return {"hbm rate": hbm, "l2 rate": l2, "sm rate": sm}
 
 
-def _moved_fit(fit: OpFit, rates: Mapping[str, _Ratio]) -> OpFit:
+def _moved_fit(fit: OpFit, rates: Mapping[Follows, _Ratio]) -> OpFit:
     return replace(fit, constants=_moved_constants(fit.constants, rates))
 
 
 def _moved_constants(
-    constants: Mapping[str, Constant], rates: Mapping[str, _Ratio]
+    constants: Mapping[str, Constant], rates: Mapping[Follows, _Ratio]
 ) -> dict[str, Constant]:
     return {
-        name: _moved_constant(constant, rates[name]) if name in rates else constant
+        name: _moved_constant(constant, rates.get(followed_by(name)))
         for name, constant in constants.items()
     }
 
 
-def _moved_constant(constant: Constant, ratio: _Ratio) -> Constant:
-    if ratio.factor == 1.0:
+def _moved_constant(constant: Constant, ratio: _Ratio | None) -> Constant:
+    """Times and shares have no datasheet value to follow: no ratio."""
+    if ratio is None or ratio.factor == 1.0:
         return constant
     return replace(
         constant,

@@ -15,6 +15,7 @@ from itertools import pairwise
 from layerwise.sim.cost.shapes import FEATURES
 from layerwise.sim.cost.transfer import HOLDS_FOR, values_text
 from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import require_listed
 from layerwise.sim.plan.hardware import NDR400, NVLINK4, ClusterSpec, GpuSpec
 from layerwise.sim.profile import Constant, OpFit, Profile, Regime, TransferFit
 
@@ -97,6 +98,12 @@ DECODE_ATTENTION = {
     "split_s": Published(0.0, "s", NO_SUCH_TERM),
 }
 OPS: dict[str, dict[str, Published]] = {
+    "norm": ELEMENTWISE,
+    "rotary_write": ELEMENTWISE,
+    "gated_activation": ELEMENTWISE,
+    "residual_add": ELEMENTWISE,
+    "embed": ELEMENTWISE,
+    "sample": {"launch_s": ELEMENTWISE["launch_s"]},
     "matmul": MATMUL,
     "decode_attention": DECODE_ATTENTION,
     "decode_attention.split_kv": DECODE_ATTENTION,
@@ -104,6 +111,13 @@ OPS: dict[str, dict[str, Published]] = {
     "prefill_attention": PROMPT,
     "chunked_prefill_attention": CHUNK,
 }  # fmt: skip
+# Of whose kernels these are, whichever a scenario names.
+KERNELS = {
+    "matmul": ("cublas",),
+    "decode_attention": ("FlashAttention-3",),
+    "prefill_attention": ("FlashAttention-3",),
+    "chunked_prefill_attention": ("FlashAttention-3",),
+}
 NONE_PUBLISHED = "none published: a kernel is taken to be as fast among others as alone"
 OVERLAP = "arXiv 2507.03114: compute slowed by 18.9 % on average beside communication"
 MACHINE: dict[str, Published] = {
@@ -199,13 +213,15 @@ def published_profile(cluster: ClusterSpec) -> Profile:
 
 
 def _fit(kind: str, gpu: GpuSpec) -> OpFit:
-    constants = {name: value.on(gpu) for name, value in OPS.get(kind, ELEMENTWISE).items()}
+    published = require_listed(OPS, kind, "uncalibrated.OPS")
+    constants = {name: value.on(gpu) for name, value in published.items()}
     if kind == "sample":
-        constants = {"launch_s": constants["launch_s"], "seconds_per_logit": _logit(gpu)}
+        constants["seconds_per_logit"] = _logit(gpu)
     features = FEATURES[kind]
     # Nothing was calibrated, so no shape lies outside of it.
     anywhere = ((0.0, math.inf),) * len(features)
-    return OpFit(constants=constants, features=features, valid=anywhere)
+    kernels = KERNELS.get(kind.partition(".")[0], ())
+    return OpFit(constants=constants, features=features, valid=anywhere, kernels=kernels)
 
 
 def _logit(gpu: GpuSpec) -> Constant:

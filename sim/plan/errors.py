@@ -10,12 +10,16 @@ LayerwiseError
 ├── FileFormatError        a file is not what its name promises (syntax, schema version)
 ├── ProfileMismatchError   a calibration profile belongs to another GPU
 ├── TraceMismatchError     two traces cannot be compared
+├── UnknownKindError       a table of this project does not list a kind of op (a bug, or a strange file)
 └── MissingPackageError    an optional package is needed here
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
 
 MAX_SHOWN = 200
 
@@ -100,6 +104,16 @@ class TraceMismatchError(LayerwiseError):
     """Two traces cannot be compared: other ops, other kernels, other scenario."""
 
 
+class UnknownKindError(LayerwiseError, ValueError):
+    """A table lists every kind of op, or constant, and not this one; the message names both."""
+
+    def __init__(self, kind: str, table: str, known: Iterable[str]) -> None:
+        super().__init__(
+            f"{kind!r} is not listed in {table}, which has {sorted(known)}; add it there, or correct "
+            "the name"
+        )
+
+
 class MissingPackageError(LayerwiseError, ImportError):
     """An optional package is needed: the message says how to install it and what works without."""
 
@@ -108,3 +122,10 @@ class MissingPackageError(LayerwiseError, ImportError):
             f"{package} is not installed and is needed to {needed_for}; "
             f"install it with `{install}`. Without it, {still_works} still works."
         )
+
+
+def require_listed(table: Mapping[str, Value], kind: str, name: str) -> Value:
+    """Return what a table holds for a kind; raise UnknownKindError where it does not list it."""
+    if kind not in table:
+        raise UnknownKindError(kind, name, table)
+    return table[kind]

@@ -45,6 +45,8 @@ CONFIG_DTYPES: dict[str, DType] = {
 }  # fmt: skip
 DTYPE_KEYS = ("torch_dtype", "dtype")
 LLAMA_LIKE = ("llama", "mistral")
+# What headers of older traces do not have.
+NEWER_GPU_FIELDS = ("persisting_l2_bytes", "access_window_bytes", "peak_float32_flops_per_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,7 @@ def _with_newer_gpu_fields(data: dict[str, Any]) -> dict[str, Any]:
     if not (isinstance(gpu, dict) and gpu.get("name") in list(GPUS)):
         return data
     known = GPUS[gpu["name"]]
-    newer = {key: getattr(known, key) for key in ("persisting_l2_bytes", "access_window_bytes")}
+    newer = {key: getattr(known, key) for key in NEWER_GPU_FIELDS}
     return data | {"cluster": cluster | {"gpu": newer | gpu}}
 
 

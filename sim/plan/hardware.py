@@ -28,7 +28,8 @@ def _require_positive(spec: object, *keys: str) -> None:
 class GpuSpec:
     """One GPU as its datasheet describes it: the speed of light, not what kernels reach.
 
-    `peak_flops_per_s` is dense bf16. `l2_bytes_per_s` is a read rate. `persisting_l2_bytes` is the
+    `peak_flops_per_s` is dense bf16, `peak_float32_flops_per_s` float32 outside tensor cores (torch's
+    default for float32 is no TF32). `l2_bytes_per_s` is a read rate. `persisting_l2_bytes` is the
     most L2 that may be set aside for persisting accesses and `access_window_bytes` the largest
     access-policy window; 0: none known. `source` names where the values come from.
     """
@@ -45,12 +46,15 @@ class GpuSpec:
     source: str
     persisting_l2_bytes: int = 0
     access_window_bytes: int = 0
+    peak_float32_flops_per_s: float = 0.0
 
     def __post_init__(self) -> None:
         _require_positive(
             self, "num_sms", "peak_flops_per_s", "hbm_bytes", "hbm_bytes_per_s",
             "l2_bytes", "l2_bytes_per_s",
         )  # fmt: skip
+        if self.peak_float32_flops_per_s:
+            _require_positive(self, "peak_float32_flops_per_s")
         if not 0 <= self.persisting_l2_bytes <= self.l2_bytes:
             raise SpecError(
                 "persisting_l2_bytes", self.persisting_l2_bytes,
@@ -213,6 +217,7 @@ GPUS: dict[str, GpuSpec] = {
         name="h100-sxm",
         num_sms=132,
         peak_flops_per_s=989.4e12,
+        peak_float32_flops_per_s=67e12,
         hbm_bytes=80 * 10**9,
         hbm_bytes_per_s=3.35e12,
         l2_bytes=50 * 2**20,
@@ -227,6 +232,7 @@ GPUS: dict[str, GpuSpec] = {
         name="h200",
         num_sms=132,
         peak_flops_per_s=989.4e12,
+        peak_float32_flops_per_s=67e12,
         hbm_bytes=141 * 10**9,
         hbm_bytes_per_s=4.8e12,
         l2_bytes=60 * 2**20,
@@ -239,6 +245,8 @@ GPUS: dict[str, GpuSpec] = {
         name="h100-pcie",
         num_sms=114,
         peak_flops_per_s=756e12,
+        # The datasheet's; the whitepaper of an early card has 48.
+        peak_float32_flops_per_s=51e12,
         hbm_bytes=80 * 10**9,
         # The datasheet rounds to 2 TB/s, and public read kernels reach 2.016: a bound must not.
         hbm_bytes_per_s=5120 / 8 * 2 * 1.593e9,
@@ -252,6 +260,7 @@ GPUS: dict[str, GpuSpec] = {
         name="a100-80gb",
         num_sms=108,
         peak_flops_per_s=312e12,
+        peak_float32_flops_per_s=19.5e12,
         hbm_bytes=80 * 10**9,
         hbm_bytes_per_s=2.039e12,
         l2_bytes=40 * 2**20,
@@ -266,6 +275,9 @@ GPUS: dict[str, GpuSpec] = {
         name="b200",
         num_sms=148,
         peak_flops_per_s=2.25e15,
+        # NVIDIA Blackwell architecture technical brief, HGX B200 at 1,000 W. 148 SMs x 128 x 2 x
+        # 1.965 GHz are 74e12: of the two the looser bound.
+        peak_float32_flops_per_s=80e12,
         hbm_bytes=180 * 10**9,
         hbm_bytes_per_s=8e12,
         l2_bytes=132_644_864,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
-from typing import NamedTuple, overload
+from typing import NamedTuple, assert_never, overload
 
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.demand import demand_of
@@ -26,8 +26,13 @@ def op_at(op: Op, context_tokens: int) -> Op:
             return replace(op, context_tokens=context_tokens)
         case ops.RotaryWrite():
             return replace(op, start_tokens=context_tokens - op.query_tokens)
-        case _:
+        case (
+            ops.Norm() | ops.Matmul() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            | ops.Sample() | ops.AllReduce() | ops.AllGather() | ops.Send() | ops.Recv()
+        ):  # fmt: skip
             return op
+        case _:
+            assert_never(op)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,9 +254,14 @@ def _kernel_of(op: Op) -> str:
             return f"attention:{op.kernel}:{'decode' if op.query_tokens == 1 else 'prefill'}"
         case ops.AllReduce():
             return f"all_reduce:{op.algorithm}"
-        case ops.Matmul() if op.kernel != "cublas":
-            return f"Matmul:{op.kernel}"
+        case ops.Matmul():
+            return op.kind if op.kernel == "cublas" else f"{op.kind}:{op.kernel}"
         case ops.Norm():
             return f"norm:{'fused residual' if op.delta else 'plain'}"
-        case _:
+        case (
+            ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            | ops.Sample() | ops.AllGather() | ops.Send() | ops.Recv()
+        ):  # fmt: skip
             return op.kind
+        case _:
+            assert_never(op)

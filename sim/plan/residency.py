@@ -6,6 +6,7 @@ One rule for the engine, which sets the windows, and the simulator, which counts
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import assert_never
 
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import GpuSpec
@@ -18,8 +19,14 @@ def weight_of(op: Op) -> Buffer | None:
     match op:
         case ops.Matmul() | ops.Norm():
             return op.weight
-        case _:
+        case (
+            ops.Attention() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd()
+            | ops.Embed() | ops.Sample() | ops.AllReduce() | ops.AllGather() | ops.Send()
+            | ops.Recv()
+        ):  # fmt: skip
             return None
+        case _:
+            assert_never(op)
 
 
 def rank_weight_bytes(

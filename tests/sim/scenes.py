@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hypothesis import strategies as st
 
 from layerwise.sim.cost.model import Belief, Bound, Calibrated, OpCost, Traffic, TransferCost
+from layerwise.sim.cost.unfitted import Change
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice, compile_step
 from layerwise.sim.plan.hardware import GPUS, ClusterSpec, LinkSpec, Speed, dgx_cluster
@@ -63,6 +64,9 @@ class FlatCost:
 
     def local(self, op: LocalOp, traffic: Traffic) -> OpCost:
         return OpCost(self.launch_s, self.op_s, "compute")
+
+    def changes(self, op: LocalOp) -> tuple[Change, ...]:
+        return ()
 
     def collective(self, op: CollectiveOp) -> OpCost:
         return OpCost(0.0, self.collective_s, "link")

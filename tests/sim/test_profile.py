@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from layerwise.calibration.data import profile_path
 from layerwise.sim.cost.model import Calibrated
 from layerwise.sim.plan.errors import FileFormatError, ProfileMismatchError
 from layerwise.sim.plan.hardware import GPUS, dgx_cluster
@@ -203,3 +204,42 @@ def test_shape_at_the_edge_is_inside_and_beyond_it_outside() -> None:
     assert (True, False, False) == (
         fit.inside((8, 64)), fit.inside((9, 64)), fit.inside((8, 65)),
     )  # fmt: skip
+
+
+def test_what_a_fit_has_seen_survives_its_file(tmp_path: Path) -> None:
+    fit = replace(
+        synthetic_profile().fits["norm"],
+        kernels=("a", "b"),
+        head_dims=(64, 128),
+        dtypes=("float32",),
+    )
+    path = tmp_path / "seen.json"
+    write_profile(replace(synthetic_profile(), fits=synthetic_profile().fits | {"norm": fit}), path)
+
+    assert fit == load_profile(path).fits["norm"]
+
+
+def test_what_a_fit_has_seen_counts_in_the_digest_where_it_is_not_the_usual() -> None:
+    profile = synthetic_profile()
+    usual, other = (
+        replace(profile, fits=profile.fits | {"norm": replace(profile.fits["norm"], **seen)})
+        for seen in ({"head_dims": (128,)}, {"head_dims": (64,)})
+    )
+
+    assert (True, False) == (usual.digest == profile.digest, other.digest == profile.digest)
+
+
+def test_older_files_have_seen_heads_of_128_in_bf16(tmp_path: Path) -> None:
+    path = written(tmp_path)
+
+    assert "head_dims" not in path.read_text()
+    assert ((), (128,), ("bfloat16",)) == (
+        (fit := load_profile(path).fits["norm"]).kernels, fit.head_dims, fit.dtypes
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gpu", "digest"), [("h100-sxm", "63872bc4b164"), ("h200", "787c7308b639")]
+)
+def test_shipped_profiles_keep_their_digests(gpu: str, digest: str) -> None:
+    assert digest == load_profile(profile_path(gpu)).digest

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.points import SweepPoint, attention_point, norm_point
 from layerwise.calibration.selection import validation_layers
 from layerwise.calibration.unseen import unseen
 from layerwise.scenarios.accuracy import predictions as accuracy_predictions
@@ -43,7 +44,12 @@ from layerwise.scenarios.accuracy.scoring import score_unseen
 from layerwise.scenarios.calibrate.collect import GPU_KERNELS
 from layerwise.scenarios.compare.scores import spread_of
 from layerwise.scenarios.predict.alone import predict_run
-from layerwise.sim.plan.errors import FileFormatError, LayerwiseError, TraceMismatchError
+from layerwise.sim.plan.errors import (
+    FileFormatError,
+    LayerwiseError,
+    TraceMismatchError,
+    UnknownKindError,
+)
 from layerwise.sim.plan.hardware import GPUS, dgx_cluster
 from layerwise.sim.plan.ops import Matmul
 from layerwise.sim.plan.scenario import PlacementSpec, Scenario
@@ -543,3 +549,19 @@ def test_ledger_takes_the_place_of_the_bars_and_loosens_with_a_reason_only(
     assert any(LAYER in problem["name"] for problem in json.loads(worse.out)["problems"])
     assert "--reason=None is missing" in refused.err
     assert "1 measured again" in given.err
+
+
+def test_a_pointwise_point_has_no_group_of_the_accuracy_tables() -> None:
+    with pytest.raises(UnknownKindError, match=r"'norm' is not listed in scoring._group_of"):
+        accuracy._group_of(norm_point(8, 1024, fused=False))
+
+
+def test_prompts_are_scored_as_prompts() -> None:
+    assert accuracy.PREFILLS == accuracy._group_of(attention_point(1, 8, 8, 512, 512, "cudnn"))
+
+
+def test_an_op_of_no_known_class_has_no_group() -> None:
+    strange: Any = SimpleNamespace(kind="strange", op=SimpleNamespace(kind="Strange"))
+
+    with pytest.raises(AssertionError):
+        accuracy._group_of(strange)

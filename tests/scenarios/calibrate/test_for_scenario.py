@@ -62,7 +62,7 @@ def ask(scenario: Path, base: Path, gpu: PretendGpu, out: str = "new.json") -> s
 
 
 def test_points_are_the_shards_of_every_number_of_microbatches(scenario: Path) -> None:
-    found = points_of(load_scenario(scenario).with_kernels(KERNELS)).points
+    found = points_of(load_scenario(scenario).with_kernels(KERNELS), OLD).points
     matmuls = {features_of(p.op) for p in found if p.kind == "matmul"}
 
     # Tensor-parallel halves of qkv, o, gate-up and down, for 1, 2 and 4 sequences at once.
@@ -74,7 +74,7 @@ def test_points_are_the_shards_of_every_number_of_microbatches(scenario: Path) -
 
 def test_points_of_a_fixed_number_are_fewer(scenario: Path) -> None:
     asked = load_scenario(scenario).with_kernels(KERNELS)
-    rows = {features_of(p.op)[0] for p in points_of(asked.with_microbatches(2)).points
+    rows = {features_of(p.op)[0] for p in points_of(asked.with_microbatches(2), OLD).points
             if p.kind == "matmul"}  # fmt: skip
 
     assert {2} == rows
@@ -87,7 +87,7 @@ def test_prediction_takes_what_was_measured(
     made = load_profile(base.parent / "new.json")
 
     asked = load_scenario(scenario).with_kernels(KERNELS)
-    points = points_of(asked).points
+    points = points_of(asked, OLD).points
     assert {p.name for p in points} == set(gpu.asked)
     errors = [price_point(made, p)[0] / price_point(HERE, p)[0] - 1 for p in points]
     assert max(map(abs, errors)) < 0.006

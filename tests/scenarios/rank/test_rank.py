@@ -479,6 +479,15 @@ def test_a_gpu_is_known_in_any_case(text: str) -> None:
     assert H100 == cluster_of(text, 2).gpu
 
 
+def test_a_peak_moves_with_float32s() -> None:
+    (knob,) = [knob for knob in KNOBS if knob.name == "peak FLOP rate"]
+
+    assert {
+        "cluster.gpu.peak_flops_per_s": 2 * 989.4e12,
+        "cluster.gpu.peak_float32_flops_per_s": 2 * 67e12,
+    } == knob.values(dgx_cluster(H100, 1), 2.0)
+
+
 def test_the_legend_says_what_is_assumed(ranking: Ranking) -> None:
     said = " ".join(printed(ranking).split())
     kernels = synthetic_profile().kernels

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from layerwise.sim.cost import slowed
+from layerwise.sim.cost.following import FOLLOWS
 from layerwise.sim.cost.model import Calibrated, SpeedOfLight, Traffic
-from layerwise.sim.cost.slowed import CLOCK_RATES, CLOCK_TIMES, HBM_RATES
 from layerwise.sim.cost.transfer import profile_for
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import FULL_SPEED, SlowParts, Speed
@@ -85,13 +85,10 @@ def test_calibrated_an_op_slows_with_what_bounds_it_but_for_its_launch(
     assert low <= kernel_s(cost.at_speed(speed), rows) / kernel_s(cost, rows) <= high
 
 
-def test_every_constant_of_a_profile_keeps_its_time_or_moves_with_a_clock() -> None:
-    kept = {
-        "launch_s", "miss_s", "efficiency", "power", "tail", "solo", "split_efficiency",
-    }  # fmt: skip
-    named = {name for fit in PROFILE.fits.values() for name in fit.constants}
+def test_every_constant_of_a_profile_is_listed_with_what_it_follows() -> None:
+    named = {name for fit in PROFILE.fits.values() for name in fit.constants} | {*PROFILE.machine}
 
-    assert set() == named - kept - {*HBM_RATES, *CLOCK_RATES, *CLOCK_TIMES}
+    assert set() == named - FOLLOWS.keys()
 
 
 @pytest.mark.parametrize(

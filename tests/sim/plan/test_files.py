@@ -15,6 +15,7 @@ from layerwise.sim.plan.errors import (
     UnsupportedModelError,
 )
 from layerwise.sim.plan.files import (
+    NEWER_GPU_FIELDS,
     load_gpu,
     load_model_config,
     load_scenario,
@@ -207,7 +208,7 @@ def test_scenario_in_a_trace_header_is_checked_again() -> None:
 
 def test_a_trace_header_older_than_a_gpu_field_gets_the_known_gpus_value() -> None:
     data = asdict(paper_scenario("layer-wise"))
-    for key in ("persisting_l2_bytes", "access_window_bytes"):
+    for key in NEWER_GPU_FIELDS:
         del data["cluster"]["gpu"][key]
 
     assert paper_scenario("layer-wise") == scenario_from_data(data, "trace")

@@ -1,0 +1,333 @@
+"""What separates an op from what its fit has seen, and how far that may put its time off.
+
+A fit knows one kernel, some head sizes and some dtypes. An op of others is still priced by it, for
+want of a better one: the time stays, and the op carries a `Change` for each thing that differs,
+which flags it and widens its interval, or takes the interval away. Beliefs that measured nothing
+say in the same way what they do not know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+from layerwise.sim.cost.shapes import kind_of
+from layerwise.sim.plan import ops
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import require_listed
+from layerwise.sim.plan.hardware import GpuSpec
+from layerwise.sim.plan.ops import Buffer, LocalOp
+from layerwise.sim.profile import OpFit, Profile
+
+Aspect = Literal["kernel", "head_dim", "dtype", "stored_dtype", "peak"]
+KnownBy = Literal["profile", "published", "datasheet"]
+
+FLOAT32_PEAK = "peak_float32_flops_per_s"
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """How far a change may put an op's time off: `log` as ln(measured / predicted) for 90 %.
+
+    None: nobody knows, and what holds such an op has no interval.
+    """
+
+    log: float | None
+    source: str
+
+
+WIDTHS: dict[str, Width] = {
+    "kernel of decode attention": Width(
+        math.log(1.2),
+        "two decode kernels (cuDNN, split_kv) at 1,091 shapes of each GPU's committed sweeps: 90 % "
+        "within 17 % of each other (H100) and 18 % (H200); FLASH itself is not measured",
+    ),
+    "kernel of prefill attention": Width(
+        math.log(1.5), "FLASH prefill measured 48 to 50 % slower than cuDNN's price on an H200"
+    ),
+    "kernel of chunked prefill attention": Width(
+        math.log(1.5), "not measured: taken as of whole prompts, between the same two kernels"
+    ),
+    "kernel of matmul": Width(
+        math.log(1.29), "skinny against cuBLAS at 23 shapes on an H100: 0 to 29 % apart"
+    ),
+    "math attention": Width(
+        math.log(4.0),
+        "not measured: writes its scores to memory, several kernels an op, no form of this project",
+    ),
+    "head size of decode attention": Width(
+        math.log(1.33),
+        "heads of 64 on an H200, 32 heads and 256 sequences: predicted 33 % too slow",
+    ),
+    "head size of prefill attention": Width(
+        math.log(1.33), "not measured: taken as of decode attention"
+    ),
+    "head size of rotary write": Width(
+        math.log(1.33), "not measured: bytes follow; taken as of decode attention"
+    ),
+    "dtype of matmul": Width(
+        math.log(2.0),
+        "not measured: tiles and their rates were fitted to bf16's tensor-core kernels",
+    ),
+    "dtype of attention": Width(
+        math.log(4.0), "not measured: neither cuDNN nor FLASH takes float32; taken as of 'math'"
+    ),
+    "dtype of pointwise ops": Width(
+        math.log(1.25), "not measured: bytes follow; twice the widest held-out error of bf16's"
+    ),
+    "stored dtype": Width(None, "no kernel that converts as it reads or writes was measured"),
+    "unknown float32 peak": Width(None, "bf16's peak is 7 to 28 times float32's, by the GPU"),
+}
+"""One line a change: ln units, and where the width comes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing about an op that what prices it has not seen.
+
+    `kind`: of op, as a profile's fits are named. `used`: what the op has. `fitted`: what was seen;
+    empty where the belief tells no such things apart. `half_width`: what it adds to the op's
+    interval, as ln; 0 under a belief without intervals, None where it takes the interval away.
+    """
+
+    aspect: Aspect
+    kind: str
+    used: str
+    fitted: tuple[str, ...]
+    half_width: float | None
+    known_by: KnownBy = "profile"
+
+    @property
+    def subject(self) -> str:
+        """What it is about, in words: `decode attention`."""
+        return self.kind.partition(".")[0].replace("_", " ")
+
+
+def changes_of(op: LocalOp, profile: Profile, gpu: GpuSpec) -> tuple[Change, ...]:
+    """Return what separates an op from what the fit of its kind has seen; () for most ops."""
+    kind = kind_of(op)
+    fit = profile.fits[kind]
+    return (
+        *_kernel_change(op, kind, fit, profile.kernels),
+        *_head_size_change(op, kind, fit),
+        *_dtype_change(op, kind, fit, gpu),
+        *_stored_change(op, kind),
+    )
+
+
+def changes_at_the_speed_of_light(op: LocalOp, gpu: GpuSpec) -> tuple[Change, ...]:
+    """Return what a bound from the datasheet leaves out of this op."""
+    kind, found = kind_of(op), list[Change]()
+    if isinstance(op, ops.Attention):
+        found.append(Change("kernel", kind, op.kernel, (), 0.0, "datasheet"))
+    if isinstance(op, ops.Matmul) and _stored(op) == ("float8_e4m3fn",):
+        found.append(Change("stored_dtype", kind, op.weight.dtype, (), 0.0, "datasheet"))
+    if _lacks_peak(op, gpu):
+        found.append(Change("peak", kind, "float32", (), 0.0, "datasheet"))
+    return tuple(found)
+
+
+def half_width_of(changes: Iterable[Change]) -> float:
+    """Return what changes add to an op's interval: their widths, one after the other, in line."""
+    return sum(change.half_width or 0.0 for change in changes)
+
+
+def peak_flops_per_s(op: LocalOp, gpu: GpuSpec) -> float:
+    """Return the peak that bounds an op's FLOPs: float32 runs on CUDA cores.
+
+    torch's default for float32 matmuls is no TF32. A GPU whose float32 peak is not given lends
+    bf16's, and the op says so (`peak` in its changes).
+    """
+    is_wide = dtype_of(op) == "float32" and gpu.peak_float32_flops_per_s > 0
+    return gpu.peak_float32_flops_per_s if is_wide else gpu.peak_flops_per_s
+
+
+def dtype_of(op: LocalOp) -> str:
+    """Return the dtype that an op computes in: that of the activation it makes or takes."""
+    match op:
+        case ops.Matmul() | ops.Attention() | ops.Norm() | ops.GatedActivation():
+            return op.output.dtype
+        case ops.ResidualAdd() | ops.Embed():
+            return op.output.dtype
+        case ops.RotaryWrite():
+            return op.qkv.dtype
+        case ops.Sample():
+            return op.logits.dtype
+        case _:
+            assert_never(op)
+
+
+def sentences(changes: Iterable[Change]) -> tuple[str, ...]:
+    """Return one plain sentence for each distinct change, of all the kinds of op that share it."""
+    groups: dict[tuple[object, ...], list[Change]] = {}
+    for one in dict.fromkeys(changes):
+        key = (one.aspect, one.used, one.fitted, one.half_width, one.known_by)
+        groups.setdefault(key, []).append(one)
+    return tuple(_sentence(group) for group in groups.values())
+
+
+def _sentence(group: Sequence[Change]) -> str:
+    first = group[0]
+    subjects = _listed(dict.fromkeys(one.subject for one in group))
+    match first.aspect:
+        case "kernel":
+            said = f"{subjects} {'run' if len(group) > 1 else 'runs'} {first.used!r}"
+        case "head_dim":
+            said = f"{subjects}: heads of {first.used} dimensions"
+        case "dtype":
+            said = f"{subjects}: {first.used}"
+        case "stored_dtype":
+            said = f"{subjects}: weights or KV stored as {first.used}"
+        case "peak":
+            said = f"{subjects}: no peak of float32 is given for this GPU"
+        case _:
+            assert_never(first.aspect)
+    return f"{said}; {_instead(first)}{_effect(first)}"
+
+
+def _instead(change: Change) -> str:
+    """What the op is priced by."""
+    match change.aspect:
+        case "kernel" if change.known_by == "datasheet":
+            return "the speed of light bounds every kernel alike"
+        case "kernel":
+            kernels = " or ".join(map(repr, change.fitted))
+            return f"{_WHOSE[change.known_by]} {kernels}: the time is that of {kernels}"
+        case "head_dim":
+            heads = " or ".join(change.fitted)
+            return f"{_WHOSE[change.known_by]} {heads}: bytes and FLOPs follow"
+        case "dtype":
+            dtypes = " or ".join(change.fitted)
+            return f"{_WHOSE[change.known_by]} {dtypes}: {_price_of_dtype(change)}"
+        case "stored_dtype" if change.known_by == "datasheet":
+            return "the speed of light has bf16's peak alone, and may be beaten"
+        case "stored_dtype":
+            return "nothing of the kind was measured: bytes follow"
+        case "peak":
+            return f"its FLOPs are timed at bf16's; give cluster.gpu.{FLOAT32_PEAK}"
+        case _:
+            assert_never(change.aspect)
+
+
+_WHOSE: dict[KnownBy, str] = {
+    "profile": "the profile was fitted to",
+    "published": "the published constants are of",
+    "datasheet": "the datasheet speaks of",
+}
+
+
+def _price_of_dtype(change: Change) -> str:
+    if change.subject == "matmul" or change.subject.endswith("attention"):
+        return "FLOPs go at the GPU's float32 peak, for torch's default is no TF32"
+    return "bytes follow"
+
+
+def _effect(change: Change) -> str:
+    if change.known_by != "profile":
+        return ""
+    if change.half_width is None:
+        return ", and there is no interval"
+    return f", the op's interval is widened by {100 * math.expm1(change.half_width):.0f} %"
+
+
+def _listed(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _kernel_change(op: LocalOp, kind: str, fit: OpFit, kernels: KernelChoice) -> tuple[Change, ...]:
+    if not isinstance(op, (ops.Attention, ops.Matmul)):
+        return ()
+    fitted = fit.kernels or (_chosen_kernel(kind, kernels),)
+    if op.kernel in fitted:
+        return ()
+    subject = kind.partition(".")[0].replace("_", " ")
+    width = "math attention" if op.kernel == "math" else f"kernel of {subject}"
+    return (Change("kernel", kind, op.kernel, fitted, WIDTHS[width].log),)
+
+
+def _chosen_kernel(kind: str, kernels: KernelChoice) -> str:
+    """The kernel that a sweep of this kind runs, where its fit does not say."""
+    return require_listed(
+        {
+            "matmul": "cublas",
+            "matmul.skinny": "skinny",
+            "decode_attention": kernels.decode_attention,
+            "decode_attention.split_kv": "split_kv",
+            "prefill_attention": kernels.prefill_attention,
+            "chunked_prefill_attention": kernels.chunked_prefill_attention,
+        },
+        kind,
+        "unfitted._chosen_kernel",
+    )
+
+
+def _head_size_change(op: LocalOp, kind: str, fit: OpFit) -> tuple[Change, ...]:
+    match op:
+        case ops.Attention():
+            width = f"head size of {'decode' if op.query_tokens == 1 else 'prefill'} attention"
+        case ops.RotaryWrite():
+            width = "head size of rotary write"
+        case (
+            ops.Matmul() | ops.Norm() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            | ops.Sample()
+        ):  # fmt: skip
+            return ()
+        case _:
+            assert_never(op)
+    if op.head_dim in fit.head_dims:
+        return ()
+    seen = tuple(map(str, fit.head_dims))
+    return (Change("head_dim", kind, str(op.head_dim), seen, WIDTHS[width].log),)
+
+
+def _dtype_change(op: LocalOp, kind: str, fit: OpFit, gpu: GpuSpec) -> tuple[Change, ...]:
+    dtype = dtype_of(op)
+    if dtype in fit.dtypes:
+        return ()
+    if _lacks_peak(op, gpu):
+        return (Change("peak", kind, dtype, fit.dtypes, WIDTHS["unknown float32 peak"].log),)
+    return (Change("dtype", kind, dtype, fit.dtypes, WIDTHS[f"dtype of {_family(op)}"].log),)
+
+
+def _family(op: LocalOp) -> str:
+    match op:
+        case ops.Matmul():
+            return "matmul"
+        case ops.Attention():
+            return "attention"
+        case (
+            ops.Norm() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            | ops.Sample()
+        ):  # fmt: skip
+            return "pointwise ops"
+        case _:
+            assert_never(op)
+
+
+def _lacks_peak(op: LocalOp, gpu: GpuSpec) -> bool:
+    counts_flops = isinstance(op, (ops.Matmul, ops.Attention))
+    return counts_flops and dtype_of(op) == "float32" and not gpu.peak_float32_flops_per_s
+
+
+def _stored_change(op: LocalOp, kind: str) -> tuple[Change, ...]:
+    return tuple(
+        Change("stored_dtype", kind, dtype, (), WIDTHS["stored dtype"].log) for dtype in _stored(op)
+    )
+
+
+def _stored(op: LocalOp) -> tuple[str, ...]:
+    """The dtype in which its weights or KV lie, where that is not the one computed in."""
+    held: Buffer
+    match op:
+        case ops.Matmul():
+            held = op.weight
+        case ops.Attention() | ops.RotaryWrite():
+            held = op.kv
+        case ops.Norm() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed() | ops.Sample():
+            return ()
+        case _:
+            assert_never(op)
+    return () if held.dtype == dtype_of(op) else (held.dtype,)

@@ -1,0 +1,87 @@
+"""Every table of the fit that lists kinds of op: one that it does not list is refused, not guessed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from layerwise.calibration import design, particular, unseen
+from layerwise.calibration.design import ANCHOR_POINTS, anchor_points
+from layerwise.calibration.fit import PARAMETERS, form_for, parameters_of
+from layerwise.sim.cost.shapes import FEATURES
+from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.errors import UnknownKindError
+from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.scenario import Scenario, paper_scenario
+from tests.synthetic import synthetic_profile
+
+H100 = GPUS["h100-sxm"]
+STRANGE: Any = SimpleNamespace(kind="strange", op=SimpleNamespace(kind="Strange"))
+
+
+@pytest.mark.parametrize("table", [PARAMETERS, ANCHOR_POINTS], ids=["PARAMETERS", "ANCHOR_POINTS"])
+def test_every_kind_is_listed(table: dict[str, object]) -> None:
+    assert FEATURES.keys() == table.keys()
+
+
+def test_every_kind_has_a_form() -> None:
+    assert [] == [kind for kind in FEATURES if not callable(form_for(kind, H100))]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        parameters_of,
+        lambda kind: form_for(kind, H100),
+        lambda kind: anchor_points(KernelChoice(), [kind]),
+    ],
+    ids=["parameters_of", "form_for", "anchor_points"],
+)
+def test_a_kind_that_is_not_listed_is_refused_by_name(ask: Any) -> None:
+    with pytest.raises(UnknownKindError, match="'strange' is not listed in "):
+        ask("strange")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda point: design._waves(point.op, H100),
+        lambda point: particular._own_bytes(point.op),
+        lambda point: unseen.shapes_of([point]),
+    ],
+    ids=["design", "particular", "unseen"],
+)
+def test_an_op_of_no_known_class_is_refused(ask: Any) -> None:
+    with pytest.raises(AssertionError):
+        ask(STRANGE)
+
+
+def on_one_gpu() -> Scenario:
+    asked = paper_scenario("layer-wise").with_microbatches(1)
+    return replace(asked, cluster=dgx_cluster(H100, 1), model=replace(asked.model, num_layers=1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({"head_dim": 64}, "64"), ({"dtype": "float32"}, "float32"),
+     ({"kv_dtype": "float8_e4m3fn"}, "float8_e4m3fn")],
+)  # fmt: skip
+def test_ops_that_no_point_stands_for_are_left_out_with_the_reason(
+    changed: dict[str, Any], told: str
+) -> None:
+    asked = on_one_gpu()
+    asked = replace(asked, model=replace(asked.model, **changed))
+    found = particular.points_of(asked.with_kernels(KernelChoice()), synthetic_profile())
+
+    assert any(each.startswith("decode_attention") and told in each for each in found.left_out)
+    assert not any(point.kind == "decode_attention" for point in found.points)
+
+
+def test_another_kernels_points_are_not_mixed_into_the_fitted_kernels() -> None:
+    asked = replace(on_one_gpu(), kernels=KernelChoice(decode_attention="flash"))
+    found = particular.points_of(asked, synthetic_profile())
+
+    assert ("decode_attention attn.sdpa: flash",) == found.left_out
