@@ -86,6 +86,28 @@ def split_decodes(kernels: KernelChoice, seed: int = 6) -> list[SweepPoint]:
     return shuffled([*_decode_points("split_kv"), *_short_decodes("split_kv")], seed)
 
 
+def flash_attention(kernels: KernelChoice, seed: int = 10) -> list[SweepPoint]:
+    """Attention in torch's FLASH kernel, at the shapes that the sweep has for another.
+
+    Decode, and whole prompts; later chunks of a prompt are in the sweep.
+    """
+    del kernels
+    points = [
+        *_decode_points("flash"),
+        *_short_decodes("flash"),
+        *_prefill_points("flash"),
+    ]
+    return shuffled((_of_kernel(each, "flash") for each in points), seed)
+
+
+def _of_kernel(each: SweepPoint, kernel: AttentionKernel) -> SweepPoint:
+    """The same point, of a kind that is named after its kernel."""
+    stage = each.kind.partition(".")[0]
+    _, _, rest = each.name.partition("/")
+    kind = f"{stage}.{kernel}"
+    return replace(each, kind=kind, name=f"{kind}/{rest}")
+
+
 def skinny_matmuls(kernels: KernelChoice, seed: int = 8) -> list[SweepPoint]:
     """Matmuls of at most 16 rows in this project's own kernel: layers' shapes, and random ones."""
     del kernels

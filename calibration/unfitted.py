@@ -25,7 +25,7 @@ from layerwise.sim.cost.shapes import kind_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.model import DType
-from layerwise.sim.plan.ops import AttentionKernel
+from layerwise.sim.plan.ops import AttentionKernel, Buffer
 
 SEED = 61
 HEADS = ((32, 32), (32, 8), (16, 16), (64, 8), (8, 2), (40, 40))
@@ -45,7 +45,8 @@ def unfitted(kernels: KernelChoice, seed: int = SEED) -> list[SweepPoint]:
         *_chunks(rng, kernels),
         *_float32(rng),
     ]
-    return shuffled(points, seed)
+    # Drawn later, and behind the others: so those keep the half that was set aside of them.
+    return [*shuffled(points, seed), *shuffled(_rotary(), seed)]
 
 
 def set_aside(points: Iterable[SweepPoint], seed: int = SEED + 1) -> set[str]:
@@ -171,3 +172,27 @@ def _float32(rng: random.Random) -> Iterator[SweepPoint]:
             for name in ("source", "delta", "output")
         }
         yield point("residual_add", f"torch-float32.t{tokens}.h{hidden}", replace(op, **wide), 0)
+
+
+def _rotary() -> Iterator[SweepPoint]:
+    for head_dim, tokens, hidden in itertools.product(
+        HEAD_DIMS, (1, 8, 64, 1024), (1024, 3072, 6144)
+    ):
+        heads = max(1, hidden // head_dim)
+        kv_heads = max(1, heads // 4)
+        sequences, query = (tokens, 1) if tokens <= 128 else (1, tokens)
+        capacity = 1024
+        op = ops.RotaryWrite(
+            name="rope",
+            qkv=activation("qkv", tokens, (heads + 2 * kv_heads) * head_dim),
+            kv=Buffer("kv", "kv", (2, sequences, kv_heads, capacity, head_dim), "bfloat16"),
+            sequences=sequences,
+            query_tokens=query,
+            start_tokens=capacity - query,
+            num_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+            rope_theta=10_000.0,
+        )
+        label = f"triton-d{head_dim}-bfloat16.t{tokens}.h{heads}.kv{kv_heads}"
+        yield point("rotary_write", label, op, 0)

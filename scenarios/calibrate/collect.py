@@ -29,6 +29,7 @@ from layerwise.calibration.selection import (
     two_gpu_runs,
     validation_layers,
 )
+from layerwise.calibration.sweeps import flash_attention
 from layerwise.calibration.unfitted import unfitted
 from layerwise.calibration.unseen import unseen
 from layerwise.sim.plan.compile import KernelChoice
@@ -55,11 +56,11 @@ FIT_SCENARIOS = Path(__file__).parents[1] / "fit"
 Task = Literal[
     "read-curve", "stages", "sweep", "supplement", "denser", "split-kv", "skinny", "fit-layers",
     "unseen", "validation-layers", "engine-layers", "two-gpus", "read-curve-scored", "designed",
-    "repeats", "unfitted",
+    "repeats", "unfitted", "flash",
 ]  # fmt: skip
 TASKS: tuple[Task, ...] = get_args(Task)
 DEFAULT_TASKS: tuple[Task, ...] = ("read-curve", "stages", "sweep", "split-kv", "skinny")
-POINTS = FIT_POINTS | {"unseen": unseen, "unfitted": unfitted}
+POINTS = FIT_POINTS | {"unseen": unseen, "unfitted": unfitted, "flash": flash_attention}
 LAYERS: dict[str, tuple[Literal["fit", "validation"], Callable[[], list[Scenario]]]] = {
     "fit-layers": ("fit", fit_layers), "validation-layers": ("validation", validation_layers),
     "engine-layers": ("validation", engine_layers),
@@ -175,7 +176,16 @@ def _collect_one(
             return Collected()
         case "stages":
             return _collect_stages(out, left_s, progress, lambda s: chosen.stage(on_gpu(s, gpu)))
-        case "sweep" | "supplement" | "denser" | "split-kv" | "skinny" | "unseen" | "unfitted":
+        case (
+            "sweep"
+            | "supplement"
+            | "denser"
+            | "split-kv"
+            | "skinny"
+            | "unseen"
+            | "unfitted"
+            | "flash"
+        ):
             points = [(point.name, point.program) for point in POINTS[task](GPU_KERNELS)]
             return Collected(chosen.programs(points, out / f"{task}.jsonl", left_s))
         case "designed":
