@@ -127,7 +127,8 @@ def _resting(
     """For every op that meets another rank: its source in `layerwise.sim.uncertainty`, and what it rests on."""
     machine = simulation.machine
     for rank in simulation.ranks:
-        segments = {part.segment for part in machine.run[0].template[rank].parts}
+        # In the order of the program: a set has another one in each process, and sums follow it.
+        segments = dict.fromkeys(part.segment for part in machine.run[0].template[rank].parts)
         for op in (op for segment in segments for op in segment.ops):
             match op:
                 case ops.Send() | ops.Recv():

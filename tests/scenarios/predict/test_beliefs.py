@@ -76,9 +76,7 @@ def test_extrapolated_ops_and_an_unsteady_stream_are_said() -> None:
     assert total > 16 * 16
     doubtful = replace(found, num_extrapolated_ops=7, is_steady=False)
     outside, unsteady = warnings_of(scenario, doubtful)
-    assert outside == (
-        f"layer-wise: 7 of {total:,} ops per step lie outside what was calibrated."
-    )
+    assert outside == (f"layer-wise: 7 of {total:,} ops per step lie outside what was calibrated.")
     assert "is not steady" in unsteady
     assert prediction_as_data(doubtful)["num_extrapolated_ops"] == 7
 

@@ -80,6 +80,9 @@ CHANGES = {
     "fp8 KV": (DECODE, {"model.kv_dtype": FP8}, "stored_dtype"),
 }  # fmt: skip
 
+# Attention in float32 runs the `math` kernel, which no form describes.
+NO_WIDTH = ("float32", "fp8 weights", "fp8 KV")
+
 
 def pair(name: str) -> tuple[Scenario, Prediction, Prediction]:
     """The changed scenario, and what is predicted before and after the change."""
@@ -106,7 +109,7 @@ def test_json_carries_it(name: str) -> None:
     assert [] == [one for one in found if not one["said"]]
 
 
-@pytest.mark.parametrize("name", [name for name in CHANGES if "fp8" not in name])
+@pytest.mark.parametrize("name", [name for name in CHANGES if name not in NO_WIDTH])
 def test_its_interval_is_wider_than_the_fitted_one(name: str) -> None:
     _, before, after = pair(name)
     assert before.uncertainty
@@ -115,8 +118,8 @@ def test_its_interval_is_wider_than_the_fitted_one(name: str) -> None:
     assert before.uncertainty.half_width < after.uncertainty.half_width
 
 
-@pytest.mark.parametrize("name", ["fp8 weights", "fp8 KV"])
-def test_what_is_stored_small_has_no_interval(name: str) -> None:
+@pytest.mark.parametrize("name", NO_WIDTH)
+def test_what_nobody_knows_the_width_of_has_no_interval(name: str) -> None:
     _, before, after = pair(name)
 
     assert (True, None) == (before.interval is not None, after.interval)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -124,7 +123,7 @@ def test_an_unfitted_op_costs_the_same_is_flagged_and_wider() -> None:
 
     assert (fitted.launch_s, fitted.kernel_s) == (flash.launch_s, flash.kernel_s)
     assert (False, True) == (fitted.extrapolated, flash.extrapolated)
-    assert (0.0, math.log(1.2)) == (fitted.half_width, flash.half_width)
+    assert (0.0, WIDTHS["kernel of decode attention"].log) == (fitted.half_width, flash.half_width)
 
 
 def test_the_uncalibrated_belief_knows_no_kernel_and_extrapolates_from_nothing() -> None:
@@ -153,7 +152,26 @@ def test_the_speed_of_light_says_what_it_leaves_out() -> None:
 def test_widths_of_one_op_add_up() -> None:
     changes = changes_of(attention("flash", head_dim=64), PROFILE, H100)
 
-    assert math.log(1.2) + math.log(1.33) == pytest.approx(half_width_of(changes))
+    expected = [
+        WIDTHS[name].log or 0.0
+        for name in ("kernel of decode attention", "head size 64 of decode attention")
+    ]
+
+    assert sum(expected) == half_width_of(changes) > max(expected)
+
+
+def test_a_head_size_that_was_not_measured_is_as_wide_as_the_widest_that_was() -> None:
+    (change,) = changes_of(attention("cudnn", head_dim=80), PROFILE, H100)
+
+    assert max(w.log or 0.0 for name, w in WIDTHS.items() if "of decode attention" in name) == (
+        change.half_width
+    )
+
+
+def test_math_attention_has_no_interval() -> None:
+    changes = changes_of(attention("math"), PROFILE, H100)
+
+    assert [("math", None)] == [(one.used, one.half_width) for one in changes]
 
 
 def test_every_width_has_a_source() -> None:
@@ -165,7 +183,7 @@ def test_a_sentence_names_the_kernel_the_fit_and_the_width() -> None:
 
     assert (
         "prefill attention runs 'flash'; the profile was fitted to 'cudnn': the time is that of "
-        "'cudnn', the op's interval is widened by 50 %"
+        "'cudnn', the op's interval is widened by 101 %"
     ) == said
 
 
