@@ -66,7 +66,7 @@ def print_predicted(
 def placement_name(scenario: Scenario, profile: Profile | None) -> str:
     """Its degrees above one and its all-reduce, as a ranking calls them."""
     placement = place(scenario)
-    kernels = scenario.kernels or (profile.kernels if profile else KernelChoice())
+    kernels = scenario.kernels_on(profile.kernels if profile else None)
     shards = placement.tensor_parallel
     return Layout(
         tensor_parallel=shards, pipeline_parallel=placement.num_stages,
