@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from layerwise.scenarios.sweep.spec import MAX_POINTS, Sweep, load_sweep, resolve
+from layerwise.scenarios.sweep.spec import MAX_POINTS, Sweep, load_sweep
 from layerwise.sim.plan.errors import LayerwiseError
 
 PAPER = '[base]\npaper = "layer-wise"\n'
@@ -77,7 +77,7 @@ def test_a_placement_is_a_whole_one(tmp_path: Path) -> None:
         '[base]\npaper = "tensor-pipeline"\n[axes]\nplacement = [{strategy = "layer-wise"}, '
         '{strategy = "tensor-pipeline", tensor_parallel = 4}]\n',
     )  # fmt: skip
-    first, second = (resolve(sweep.base, settings).placement for settings, _ in sweep.points())
+    first, second = (sweep.resolve(settings).placement for settings, _ in sweep.points())
 
     assert ("layer-wise", 1, 1) == (first.strategy, first.tensor_parallel, first.pipeline_parallel)
     assert (4, 1) == (second.tensor_parallel, second.pipeline_parallel)
@@ -86,7 +86,7 @@ def test_a_placement_is_a_whole_one(tmp_path: Path) -> None:
 
 def test_a_named_table_is_a_value(tmp_path: Path) -> None:
     sweep = loaded(tmp_path, PAPER + '[axes]\n"cluster.gpu" = ["h100-sxm", "h200"]\n')
-    gpus = [resolve(sweep.base, settings).cluster.gpu.name for settings, _ in sweep.points()]
+    gpus = [sweep.resolve(settings).cluster.gpu.name for settings, _ in sweep.points()]
 
     assert ["h100-sxm", "h200"] == gpus
 
