@@ -63,6 +63,7 @@ app.command(short_help="Measure this machine's GPU, fit, score, write a profile.
 app.command(short_help="What no fit has seen, predicted again; a gate.")(calibrating.accuracy)
 app.command(short_help="Results as one page that works from disk.")(pages.report)
 app.command(short_help="A page on this machine whose controls simulate again.")(pages.explore)
+app.command("shipped", short_help="The names of the files that come with it.")(pages.list_shipped)
 app.command(short_help="The JSON schema of a scenario file, for an editor.")(pages.schema)
 
 

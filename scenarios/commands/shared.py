@@ -15,12 +15,8 @@ if TYPE_CHECKING:
 def profile_or_none(path: Path | None, gpu: str) -> Profile | None:
     """The given profile, the shipped one for this GPU, or none when none is shipped."""
     from layerwise.calibration.data import profile_path
-    from layerwise.sim.plan.errors import SpecError
     from layerwise.sim.profile import load_profile
 
-    if path and not path.exists():
-        raise SpecError("--profile", str(path), "is no file", "give the path of one; those of "
-                        f"{' and '.join(shipped_profiles())} are taken without it")  # fmt: skip
     chosen = path or profile_path(gpu)
     return load_profile(chosen) if path or chosen.exists() else None
 

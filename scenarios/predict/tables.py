@@ -13,7 +13,6 @@ from layerwise.scenarios.rank.layouts import Layout
 from layerwise.scenarios.tables import escape
 from layerwise.sim.cost.model import Belief
 from layerwise.sim.memory import MemoryBudget, Remedy, remedies
-from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.scenario import Scenario, place
 from layerwise.sim.predict import BOUNDS, Prediction
 from layerwise.sim.profile import Profile

@@ -25,7 +25,7 @@ from layerwise.scenarios.rank.flips import (
     find_flip,
     knobs_of,
 )
-from layerwise.scenarios.rank.inputs import RankInputs, cluster_of, model_named, resolve, tpot_s_of
+from layerwise.scenarios.rank.inputs import RankInputs, resolve, tpot_s_of
 from layerwise.scenarios.rank.layouts import Layout, layouts_of, microbatch_grid
 from layerwise.scenarios.rank.leeway import Leeway
 from layerwise.scenarios.rank.ranking import Ranking, is_tied, pareto, rank
@@ -63,6 +63,15 @@ CONFIG = {
     "model_type": "llama", "num_hidden_layers": 8, "hidden_size": 1024, "intermediate_size": 4096,
     "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 1000,
 }  # fmt: skip
+
+
+def cluster_of(gpu: str, num_gpus: int, gpus_per_node: int = 0) -> ClusterSpec:
+    asked = RankInputs(model="paper-16", gpu=gpu, num_gpus=num_gpus, gpus_per_node=gpus_per_node)
+    return resolve(asked).cluster
+
+
+def model_named(text: str) -> ModelSpec:
+    return resolve(RankInputs(model=text)).model
 
 
 @pytest.fixture(scope="module")
