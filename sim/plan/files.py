@@ -139,7 +139,8 @@ def with_values(scenario: Scenario, values: Mapping[str, object]) -> Scenario:
     """Return the scenario with these keys of a scenario file set; raises as `Written.scenario`."""
     if not values:
         return scenario
-    changed = Written(tables_of(scenario)).scenario(values)
+    known = {(name, "{}"): getattr(scenario, name) for name in TABLES if name != "kernels"}
+    changed = Written(tables_of(scenario), _known=known).scenario(values)
     own = scenario.cluster
     if own.name == cluster_name(own.gpu, own.num_gpus, own.slow):
         return changed

@@ -15,6 +15,7 @@ from layerwise.sim.plan.compile import (
 from layerwise.sim.plan.errors import PlacementError, SpecError
 from layerwise.sim.plan.hardware import GPUS, MAX_GPUS, MAX_QUANTITY, ClusterSpec, dgx_cluster
 from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.ops import AllReduceAlgorithm
 from layerwise.sim.plan.placement import Placement, layer_wise, tensor_pipeline
 from layerwise.sim.plan.program import StepPrograms
 from layerwise.sim.plan.workload import Step, Workload, decode_steps, prefill_steps
@@ -108,6 +109,12 @@ class Scenario:
     run: RunSpec = field(default_factory=RunSpec)
     kernels: KernelChoice | None = None
     given_kernels: GivenKernels | None = None
+
+    @property
+    def given_all_reduce(self) -> AllReduceAlgorithm | None:
+        """Who reduces, where the scenario says so itself."""
+        own = self.kernels or self.given_kernels
+        return own.all_reduce if own else None
 
     def with_microbatches(self, num_microbatches: int) -> Scenario:
         """The same scenario with a fixed number of microbatches."""

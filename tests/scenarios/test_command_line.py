@@ -61,7 +61,7 @@ def test_help_shows_an_example(layerwise: Run, name: str) -> None:
 def test_every_command_of_the_project_is_there() -> None:
     wanted = {
         "paper", "predict", "measure", "compare", "calibrate", "accuracy", "rank", "sweep",
-        "what-if", "report", "explore", "doctor", "schema",
+        "what-if", "report", "explore", "doctor", "schema", "shipped",
     }  # fmt: skip
     assert wanted <= set(COMMANDS)
 
