@@ -296,5 +296,5 @@ def _last(key: str) -> str:
 
 def _at(base: Scenario, key: str) -> Any:
     """What the base has at a key: a table by its name; None for what it does not say itself."""
-    found = reduce(lambda spec, name: getattr(spec, name, None), key.split("."), base)
-    return found.name if is_dataclass(found) and hasattr(found, "name") else found
+    found: Any = reduce(lambda spec, name: getattr(spec, name, None), key.split("."), base)
+    return getattr(found, "name", found) if is_dataclass(found) else found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -171,10 +171,10 @@ def _refuse_unknown_tables(
 def _resolved(name: str, data: Any, folder: Path, source: str) -> Any:
     """What one table of a file says, checked."""
     kind = types_of(ScenarioFile)[name]
-    if not isinstance(data, dict if is_dataclass(kind) else kind):
-        fix = f"write its keys under [{name}]" if is_dataclass(kind) else "write text in quotes"
+    if not isinstance(data, str if kind is str else dict):
+        fix = "write text in quotes" if kind is str else f"write its keys under [{name}]"
         raise SpecError(name, data, "is of another kind", fix, source)
-    if not is_dataclass(kind):
+    if kind is str:
         return data
     table = validate(kind, in_si_units(kind, data, source, f"{name}."), source, name)
     match table:
