@@ -45,9 +45,8 @@ def shipped_profiles() -> list[str]:
 
 def check_gpu(name: str, own: str) -> None:
     """Raise SpecError for a GPU that is not known; "" names none. `own`: what to do for one's own."""
-    from layerwise.sim.plan.errors import SpecError
+    from layerwise.sim.plan.errors import SpecError, nearest
     from layerwise.sim.plan.hardware import GPUS
-    from layerwise.sim.plan.overrides import nearest
 
     if name and name not in GPUS:
         raise SpecError("--gpu", name, "is not known", f"{nearest(name, GPUS)} (one's own: {own})")

@@ -16,10 +16,9 @@ from typing import Any
 from layerwise.scenarios.sweep.points import COLUMNS, DEFAULT_COLUMNS
 from layerwise.scenarios.sweep.ranges import expand, is_range
 from layerwise.sim.cost.model import Belief
-from layerwise.sim.plan.errors import PlacementError, SpecError, UnknownKeyError
+from layerwise.sim.plan.errors import PlacementError, SpecError, UnknownKeyError, nearest
 from layerwise.sim.plan.files import Written, validate
 from layerwise.sim.plan.model import MODELS
-from layerwise.sim.plan.overrides import nearest
 from layerwise.sim.plan.reading import read_toml
 from layerwise.sim.plan.scenario import PlacementSpec, Scenario, Strategy, paper_scenario
 from layerwise.sim.plan.tables import require_known, tables_of

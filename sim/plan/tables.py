@@ -140,7 +140,12 @@ INSTEAD = {
     "cluster.name": "a cluster is called after its GPUs; set cluster.gpu.name, or name",
 }
 # Keys that may name a file, by how its name ends.
-PATHS = {"model.config": ".json", "cluster.gpu": ".toml", "cluster.gpu.base": ".toml"}
+PATHS = {
+    "model": ".json",
+    "model.config": ".json",
+    "cluster.gpu": ".toml",
+    "cluster.gpu.base": ".toml",
+}
 MADE_UP = "; what-if: "
 TRUTHS = {"true": True, "false": False}
 
@@ -164,8 +169,8 @@ def with_settings(tables: Mapping[str, Any], settings: Mapping[str, object]) -> 
     """Return the tables of a file with these keys set, as if they had been written there.
 
     Values are numbers, truths, or text as people write it (`450GB/s`, `1,000`, `true`, `5, 13`).
-    `model`, `cluster.gpu`, `cluster.nvlink` and `cluster.nic` take a name, which replaces the whole
-    table; keys below them come after it. Raises UnknownKeyError, SpecError for text that is no
+    `model`, `cluster.gpu`, `cluster.nvlink` and `cluster.nic` take a name (a model's config and a
+    GPU's file too), which replaces the whole table; keys below them come after it. Raises UnknownKeyError, SpecError for text that is no
     value of its key's type.
     """
     found = dict(tables)
@@ -193,7 +198,10 @@ def _put(tables: dict[str, Any], key: str, value: object) -> None:
             raise SpecError(name, inner, "is not a table", f"write its keys under [{name}]")
         table[part] = dict(inner)
         table = table[part]
-    table[last] = {SHORT[key]: value} if key in SHORT else value
+    if key in SHORT:
+        is_config = key == "model" and str(value).endswith(PATHS[key])
+        value = {"config" if is_config else SHORT[key]: value}
+    table[last] = value
 
 
 def _typed(key: str, value: object, kind: Any) -> Any:

@@ -222,6 +222,13 @@ def test_a_name_replaces_the_whole_table(tmp_path: Path) -> None:
     assert (GPUS["b200"], MODELS["paper-30b"]) == (found.cluster.gpu, found.model)
 
 
+def test_a_config_replaces_a_preset(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    found = scenario_of(tmp_path, "", model="config.json")
+
+    assert 128_256 == found.model.vocab_size
+
+
 def test_what_the_file_says_of_its_wires_stays_with_another_gpu(tmp_path: Path) -> None:
     cluster = scenario_of(
         tmp_path, '[cluster]\nnvlink = "nvlink3"\n', **{"cluster.gpu": "b200"}
