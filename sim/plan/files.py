@@ -171,11 +171,11 @@ def _refuse_unknown_tables(
 def _resolved(name: str, data: Any, folder: Path, source: str) -> Any:
     """What one table of a file says, checked."""
     kind = types_of(ScenarioFile)[name]
-    if not isinstance(data, str if kind is str else dict):
+    if kind is str and isinstance(data, str):
+        return data
+    if kind is str or not isinstance(data, dict):
         fix = "write text in quotes" if kind is str else f"write its keys under [{name}]"
         raise SpecError(name, data, "is of another kind", fix, source)
-    if kind is str:
-        return data
     table = validate(kind, in_si_units(kind, data, source, f"{name}."), source, name)
     match table:
         case ModelTable():

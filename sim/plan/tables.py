@@ -159,7 +159,7 @@ def keys() -> dict[str, Any]:
 
 def _keys_below(table: type, prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, kind in types_of(table).items():
-        if is_dataclass(kind) and isinstance(kind, type):
+        if is_dataclass(kind):
             yield from _keys_below(kind, f"{prefix}{name}.")
         else:
             yield prefix + name, kind
