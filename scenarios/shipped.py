@@ -98,10 +98,12 @@ def find(text: str | Path, option: str, *kinds: str) -> Path:
 
 def _nearest(name: str, known: dict[str, Path]) -> str:
     last = {each.rpartition("/")[2]: each for each in reversed(known)}
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.75)
+    close = [each for each in known if name and each.startswith(name)][:2]
+    close = close or difflib.get_close_matches(name, known, n=2, cutoff=0.75)
     close = close or [last[one] for one in difflib.get_close_matches(name, last, n=2)]
     said = did_you_mean(close) or "give the path of one, or a name"
-    return f"{said} (`layerwise shipped` lists: {', '.join(known) if len(known) < 5 else 'all'})"
+    few = f"shipped are {', '.join(known)}" if len(known) < 5 else ""
+    return f"{said} ({few or '`layerwise shipped` lists all'})"
 
 
 def shipped_names(kinds: Iterable[str] = ()) -> dict[str, list[str]]:

@@ -118,7 +118,7 @@ ScenarioArgument = Annotated[
 OptionalScenario = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[SCENARIO]",
+        metavar="SCENARIO",
         callback=shipped("SCENARIO", "scenario"),
         help="A .toml file, or a shipped name.",
     ),

@@ -62,10 +62,10 @@ def test_ones_own_file_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
          "'validation/stage-8'")),
         (("scenario",), "valdiation/stage-8.toml", "did you mean 'validation/stage-8'"),
         (("trace",), "validation/stage-9", "no shipped trace; did you mean 'validation/stage-8'"),
-        (("profile",), "a100", ("give the path of one, or a name (`layerwise shipped` lists: "
-         "h100-sxm, h200)")),
+        (("profile",), "h100", "no shipped profile; did you mean 'h100-sxm'?"),
+        (("profile",), "a100", "give the path of one, or a name (shipped are h100-sxm, h200)"),
         (("trace", "scenario"), "nothing", ("no shipped trace or scenario; give the path of one, or "
-         "a name (`layerwise shipped` lists: all)")),
+         "a name (`layerwise shipped` lists all)")),
     ],
 )  # fmt: skip
 def test_a_wrong_name_is_told_the_nearest(kinds: tuple[str, ...], name: str, message: str) -> None:
