@@ -69,6 +69,7 @@ app.command(short_help="What the engine reaches beside its bars; a gate.")(machi
 app.command(short_help="A whole host: predicted, measured, compared.")(machines.host)
 app.command(short_help="Results as one page that works from disk.")(pages.report)
 app.command(short_help="A page on this machine whose controls simulate again.")(pages.explore)
+app.command("shipped", short_help="The names of the files that come with it.")(pages.list_shipped)
 app.command(short_help="The JSON schema of a scenario file, for an editor.")(pages.schema)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from layerwise.sim.cost.model import CostModel
 from layerwise.sim.machine.blocks import BlockCache
-from layerwise.sim.plan.compile import KernelChoice, SegmentBook, compile_steps
+from layerwise.sim.plan.compile import SegmentBook, compile_steps
 from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.plan.program import StepPrograms
 from layerwise.sim.plan.scenario import Scenario, compile_run, place
@@ -141,7 +141,7 @@ class _Sampler:
         self.scenario, self.cost = scenario, cost
         self.run = compile_run(_growing(scenario, num_tokens, num_steps=3))
         self.capacity = scenario.workload.context_tokens + num_tokens - 1
-        self.kernels, self.book = scenario.kernels or KernelChoice(), SegmentBook()
+        self.kernels, self.book = scenario.kernels_on(), SegmentBook()
         self.blocks = BlockCache(cost)
         self.num_tokens = num_tokens
         self.steps: dict[int, float] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
-from layerwise.sim.plan.compile import KernelChoice, compile_step
+from layerwise.sim.plan.compile import compile_step
 from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.plan.hardware import MAX_GPUS
 from layerwise.sim.plan.model import DTYPE_BYTES
@@ -326,7 +326,7 @@ def free_bytes(scenario: Scenario, reserved_bytes: int) -> int:
     Raises SpecError when the number of microbatches is left open, PlacementError as `place` does.
     """
     placement = _telling_stages(place(scenario))
-    kernels = scenario.kernels or KernelChoice()
+    kernels = scenario.kernels_on()
     run = [
         compile_step(scenario.model, placement, step, kernels)
         for step in _telling_steps(steps_of(scenario))

@@ -131,7 +131,7 @@ def predict(
     The profile, if any, chooses the kernels whatever the belief, so that beliefs are about one
     program. Raises what `cost_model` raises.
     """
-    if profile and not scenario.kernels:
+    if profile:
         scenario = scenario.with_kernels(profile.kernels)
     cost = cost_model(scenario.cluster, profile, belief)
     return predict_with(scenario, cost, reserved_bytes(cost.belief, profile))

@@ -40,7 +40,7 @@ class Shared:
     def compile(self, scenario: Scenario) -> list[StepPrograms]:
         """As `compile_run`, but that templates may be of another context and KV capacity."""
         placement, steps = place(scenario), steps_of(scenario)
-        kernels = scenario.kernels or KernelChoice()
+        kernels = scenario.kernels_on()
         alike = tuple(_without_context(step) for step in steps)
         key = (scenario.model, placement, kernels, alike)
         run = self.runs.get(key)

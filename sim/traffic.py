@@ -35,7 +35,7 @@ def traffic_of(scenario: Scenario, profile: Profile | None) -> dict[str, Traffic
     alone. Of a prefill, bytes are summed over its steps. Without a profile: the speed of light.
     Raises SpecError when the number of microbatches is open, and what `cost_model` raises.
     """
-    if profile and not scenario.kernels:
+    if profile:
         scenario = scenario.with_kernels(profile.kernels)
     return walk_steady(scenario, cost_model(scenario.cluster, profile))
 

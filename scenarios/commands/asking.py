@@ -12,12 +12,14 @@ from layerwise.scenarios.commands.options import (
     JsonOption,
     LaunchName,
     ModelName,
+    OptionalScenario,
     PhaseName,
     ProfileOption,
     ScenarioArgument,
     SetOption,
     SlicesOption,
     TimelineOption,
+    shipped,
 )
 from layerwise.scenarios.commands.shared import note, note_changes, print_json, profile_or_none
 
@@ -92,11 +94,9 @@ def predict(
     )
     from layerwise.sim.cost.transfer import profile_for
     from layerwise.sim.plan.files import load_scenario
-    from layerwise.sim.plan.overrides import parse_settings, with_values
+    from layerwise.sim.plan.overrides import parse_settings
 
-    asked = load_scenario(scenario)
-    if changes:
-        asked = with_values(asked, parse_settings(changes))
+    asked = load_scenario(scenario, parse_settings(changes or ()))
     constants = profile_or_none(profile, asked.cluster.gpu.name)
     if constants:
         constants = profile_for(asked.cluster, constants)
@@ -149,19 +149,34 @@ def what_if(
 
 
 def rank(
-    model: Annotated[str, typer.Option(metavar="MODEL", help="paper-16, paper-30b, or a config.json.")],
-    gpus: Annotated[int, typer.Option(metavar="N", help="How many GPUs; all are used.")] = 16,
-    gpu: Annotated[str, typer.Option(metavar="GPU", help="A known GPU, or a .toml.")] = "h100-sxm",
+    scenario: OptionalScenario = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="paper-16, paper-30b, llama-3-8b, or a config.json."),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(metavar="N", help="How many GPUs; all are used. [default: 16]")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="GPU", help="A known GPU, or a .toml. [default: h100-sxm]")
+    ] = None,
     gpus_per_node: Annotated[
-        int, typer.Option(metavar="N", help="0: the most up to 8 that fill all nodes.")
+        int,
+        typer.Option(metavar="N", help="0: the file's, or the most up to 8 that fill all nodes."),
     ] = 0,
-    batch: Annotated[int, typer.Option(metavar="N", help="Sequences in flight.")] = 128,
-    context: Annotated[int, typer.Option(metavar="N", help="Tokens each of them holds.")] = 10_000,
+    batch: Annotated[
+        int | None, typer.Option(metavar="N", help="Sequences in flight. [default: 128]")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens each of them holds. [default: 10000]")
+    ] = None,
     tpot_below: Annotated[
         str | None, typer.Option(metavar="TIME", help="Longest time between tokens: 20ms.")
     ] = None,
     fits_only: Annotated[bool, typer.Option("--fits-only", help="Only what fits.")] = False,
-    launch: Annotated[LaunchName, typer.Option(help="CUDA graph, or eager.")] = LaunchName.GRAPH,
+    launch: Annotated[
+        LaunchName | None, typer.Option(help="CUDA graph, or eager. [default: graph]")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Print every row.")] = False,
     as_json: JsonOption = False,
     plot: Annotated[
@@ -169,21 +184,34 @@ def rank(
     ] = None,
     changes: SetOption = None,
     profile: ProfileOption = None,
-) -> None:  # fmt: skip
+) -> None:
     """Every placement of a model, best first; how sure that is, and what would flip it.
+
+    The model, cluster, workload and run are a scenario file's, the options', or both: options
+    replace what the file says, and --set what either says.
 
     Example: layerwise rank --model config.json --gpus 16 --tpot-below 20ms
     """
-    from layerwise.scenarios.rank.inputs import RankInputs, resolve, tpot_s_of
+    from layerwise.scenarios.rank.inputs import RankInputs, left_out, resolve, tpot_s_of
     from layerwise.scenarios.rank.progress import showing_progress
     from layerwise.scenarios.rank.ranking import rank as rank_placements
     from layerwise.scenarios.rank.workers import available_workers
     from layerwise.scenarios.tables import console
 
-    asked = resolve(RankInputs(
-        model=model, num_gpus=gpus, gpu=gpu, gpus_per_node=gpus_per_node, batch_size=batch,
-        context_tokens=context, launch=launch.value, changes=tuple(changes or ()),
-    ))  # fmt: skip
+    inputs = RankInputs(
+        scenario=scenario,
+        model=model,
+        num_gpus=gpus,
+        gpu=gpu,
+        gpus_per_node=gpus_per_node,
+        batch_size=batch,
+        context_tokens=context,
+        launch=launch.value if launch else None,
+        changes=tuple(changes or ()),
+    )
+    asked = resolve(inputs)
+    if scenario is not None:
+        note(left_out(scenario, asked))
     limit_s = tpot_s_of(tpot_below)
     if plot is not None:
         from layerwise.scenarios.rank.plot import check_plot_path
@@ -212,7 +240,14 @@ def rank(
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="SWEEP.toml")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SWEEP",
+            callback=shipped("SWEEP", "sweep"),
+            help="A .toml file, or a shipped name: batch-and-context.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The rows: .csv or .parquet.")],
     workers: Annotated[
         int, typer.Option(metavar="N", help="Processes; as many as cores by default.")
@@ -230,7 +265,7 @@ def sweep(
 ) -> None:
     """Predict every combination of a file's axes. Run it again to go on after an interrupt.
 
-    Example: layerwise sweep scenarios/sweeps/batch-and-context.toml --out rows.csv
+    Example: layerwise sweep batch-and-context --out rows.csv
     """
     from layerwise.scenarios.sweep.command import sweep_to
     from layerwise.scenarios.sweep.spec import load_sweep

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from layerwise.scenarios.commands.options import JsonOption, ProfileOption, parse_seconds
+from layerwise.scenarios.commands.options import JsonOption, ProfileOption, parse_seconds, shipped
 from layerwise.scenarios.commands.shared import check_gpu, needed_profile, note, print_json
 
 
@@ -19,11 +19,21 @@ def calibrate(
         Path | None, typer.Option(metavar="DIR", help="Only fit the measurements in a folder.")
     ] = None,
     anchor: Annotated[
-        Path | None, typer.Option(metavar="PROFILE", help="Move a profile to this machine.")
+        Path | None,
+        typer.Option(
+            metavar="PROFILE",
+            callback=shipped("--anchor", "profile"),
+            help="Move a profile (a file, or h200) to this machine.",
+        ),
     ] = None,
     scenario: Annotated[
         Path | None,
-        typer.Option("--for", metavar="SCENARIO.toml", help="Measure the shapes it needs."),
+        typer.Option(
+            "--for",
+            metavar="SCENARIO",
+            callback=shipped("--for", "scenario"),
+            help="Measure the shapes it needs.",
+        ),
     ] = None,
     links: Annotated[
         Path | None,

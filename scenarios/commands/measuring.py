@@ -18,6 +18,7 @@ from layerwise.scenarios.commands.options import (
     DeviceName,
     JsonOption,
     LevelName,
+    OptionalScenario,
     ProfileOption,
     Purpose,
     ScenarioArgument,
@@ -26,6 +27,7 @@ from layerwise.scenarios.commands.options import (
     TimelineOption,
     TimingName,
     parse_seconds,
+    shipped,
 )
 from layerwise.scenarios.commands.shared import (
     needed_profile,
@@ -112,12 +114,10 @@ def measure(
         require_torch,
     )
     from layerwise.sim.plan.files import load_scenario
-    from layerwise.sim.plan.overrides import parse_settings, with_values
+    from layerwise.sim.plan.overrides import parse_settings
 
-    asked = load_scenario(scenario)
-    if changes:
-        asked = with_values(asked, parse_settings(changes))
-        note_changes(changes)
+    asked = load_scenario(scenario, parse_settings(changes or ()))
+    note_changes(changes)
     constants = profile_or_none(None, asked.cluster.gpu.name)
     if constants and device is DeviceName.CUDA:
         asked = asked.with_kernels(constants.kernels)
@@ -174,9 +174,14 @@ def recover(
 
 
 def compare(
-    scenario: Annotated[Path | None, typer.Argument(metavar="[SCENARIO.toml]")] = None,
+    scenario: OptionalScenario = None,
     measured: Annotated[
-        Path | None, typer.Option(metavar="TRACE", help="A measured trace.")
+        Path | None,
+        typer.Option(
+            metavar="TRACE",
+            callback=shipped("--measured", "trace"),
+            help="A measured trace: a file, or a shipped name.",
+        ),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Every committed validation trace.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +15,24 @@ def parse_seconds(written: str | float) -> float:
     from layerwise.sim.plan.units import parse_real
 
     return parse_real("time_s", str(written))
+
+
+def shipped(option: str, *kinds: str) -> Callable[[Any], Any]:
+    """Return what makes a path, or each of several, a file: its own, or a shipped one by its name.
+
+    A callback, as typer makes pages of what a parser raises. Raises SpecError.
+    """
+
+    def find_files(given: Path | Sequence[Path] | None) -> Path | list[Path] | None:
+        from layerwise.scenarios.shipped import find
+
+        if given is None:
+            return None
+        if isinstance(given, Path):
+            return find(given, option, *kinds)
+        return [find(one, option, *kinds) for one in given]
+
+    return find_files
 
 
 class ModelName(StrEnum):
@@ -71,16 +90,39 @@ class TimingName(StrEnum):
 
 
 ProfileOption = Annotated[
-    Path | None, typer.Option("--profile", metavar="FILE", help="Calibration profile.")
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="PROFILE",
+        callback=shipped("--profile", "profile"),
+        help="Calibration profile: a file, or h200.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON, in SI units, for machines.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one field (repeatable): workload.batch_size=64."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a scenario file's key (repeatable): workload.batch_size=64.",
     ),
 ]
-ScenarioArgument = Annotated[Path, typer.Argument(metavar="SCENARIO.toml")]
+ScenarioArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SCENARIO",
+        callback=shipped("SCENARIO", "scenario"),
+        help="A .toml file, or a shipped name (see layerwise shipped).",
+    ),
+]
+OptionalScenario = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="SCENARIO",
+        callback=shipped("SCENARIO", "scenario"),
+        help="A .toml file, or a shipped name.",
+    ),
+]
 TimelineOption = Annotated[
     Path | None,
     typer.Option(

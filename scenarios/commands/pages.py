@@ -9,14 +9,21 @@ from typing import Annotated
 
 import typer
 
-from layerwise.scenarios.commands.options import JsonOption, ProfileOption
+from layerwise.scenarios.commands.options import JsonOption, ProfileOption, shipped
 from layerwise.scenarios.commands.shared import needed_profile, note, print_json, profile_or_none
+
+# Of one kind, what is still looked through.
+MAX_NAMES = 40
 
 
 def report(
     results: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RESULT]...", help="Traces, scenarios, rank --json, sweep .csv."),
+        typer.Argument(
+            metavar="[RESULT]...",
+            callback=shipped("RESULT", "trace", "scenario"),
+            help="Traces, scenarios (also by name), rank --json, sweep .csv.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path(
         "report.html"
@@ -46,8 +53,9 @@ def explore(
         list[Path] | None,
         typer.Option(
             "--model",
-            metavar="FILE",
-            help="Also offer this config.json; the page starts on the first (repeatable).",
+            metavar="MODEL",
+            callback=shipped("--model", "model"),
+            help="Also offer this config.json, or llama-3-8b; the page starts on the first (repeatable).",
         ),
     ] = None,
     port: Annotated[int, typer.Option(metavar="N", help="0: any free one.")] = 0,
@@ -76,3 +84,33 @@ def schema(
     from layerwise.sim.plan.files import scenario_json_schema
 
     print_json(scenario_json_schema())
+
+
+def list_shipped(
+    kinds: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KIND]...", help="scenario, sweep, model, profile, trace."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The scenarios, sweeps, models, profiles and traces that are here by name.
+
+    A name stands wherever a command takes such a file. Of a kind with many names, its folders are
+    told unless it is asked for.
+
+    Example: layerwise shipped trace
+    """
+    from layerwise.scenarios.shipped import folders_of, shipped_names
+
+    found = shipped_names(kinds or ())
+    if as_json:
+        print_json(found)
+        return
+    for kind, names in found.items():
+        print(f"{kind}:")
+        if len(names) <= MAX_NAMES or kinds:
+            print("".join(f"  {name}\n" for name in names), end="")
+            continue
+        for folder, number in folders_of(names).items():
+            print(f"  {folder}/  {number} names")
+        print(f"  (layerwise shipped {kind} lists them)")

@@ -15,12 +15,8 @@ if TYPE_CHECKING:
 def profile_or_none(path: Path | None, gpu: str) -> Profile | None:
     """The given profile, the shipped one for this GPU, or none when none is shipped."""
     from layerwise.calibration.data import profile_path
-    from layerwise.sim.plan.errors import SpecError
     from layerwise.sim.profile import load_profile
 
-    if path and not path.exists():
-        raise SpecError("--profile", str(path), "is no file", "give the path of one; those of "
-                        f"{' and '.join(shipped_profiles())} are taken without it")  # fmt: skip
     chosen = path or profile_path(gpu)
     return load_profile(chosen) if path or chosen.exists() else None
 
@@ -49,9 +45,8 @@ def shipped_profiles() -> list[str]:
 
 def check_gpu(name: str, own: str) -> None:
     """Raise SpecError for a GPU that is not known; "" names none. `own`: what to do for one's own."""
-    from layerwise.sim.plan.errors import SpecError
+    from layerwise.sim.plan.errors import SpecError, nearest
     from layerwise.sim.plan.hardware import GPUS
-    from layerwise.sim.plan.overrides import nearest
 
     if name and name not in GPUS:
         raise SpecError("--gpu", name, "is not known", f"{nearest(name, GPUS)} (one's own: {own})")

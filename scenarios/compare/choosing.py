@@ -194,6 +194,6 @@ def _differences(asked: Scenario, trace: Trace) -> list[str]:
     """What differs but for the name, the kernels (a profile's choice) and the number of repeats."""
     measured = scenario_from_data(trace.scenario, f"trace {trace.name!r}: scenario")
     run = replace(asked.run, repeats=measured.run.repeats)
-    ours = replace(asked, name="", kernels=None, run=run)
-    theirs = replace(measured, name="", kernels=None)
+    ours = replace(asked, name="", kernels=None, given_kernels=None, run=run)
+    theirs = replace(measured, name="", kernels=None, given_kernels=None)
     return [] if ours == theirs else differences(as_data(ours), as_data(theirs))

@@ -150,15 +150,16 @@ def require_torch(needed_for: str = "measure") -> None:
 
 def _check_kernels(scenario: Scenario, device: DeviceType) -> None:
     """Raise SpecError for an attention kernel that the run would meet and the CPU does not have."""
-    if device != "cpu" or scenario.kernels is None:
+    if device != "cpu":
         return
+    kernels = scenario.kernels_on()
     work = scenario.workload
     keys = ["decode_attention"]
     if work.phase == "prefill":
         chunked = work.context_tokens > work.prefill_chunk_tokens
         keys = ["prefill_attention", *(["chunked_prefill_attention"] if chunked else [])]
     for key in keys:
-        if getattr(scenario.kernels, key) == "cudnn":
+        if getattr(kernels, key) == "cudnn":
             raise SpecError(f"kernels.{key}", "cudnn", "runs on GPUs alone, and --device is 'cpu'",
                             "use 'math' or 'flash', or leave [kernels] out")  # fmt: skip
 

@@ -136,16 +136,19 @@ def ask(question: Question, profile: Profile | None, traces: tuple[Trace, ...] =
 def _entries(
     question: Question, profile: Profile | None, traces: tuple[Trace, ...]
 ) -> tuple[Entry, ...]:
-    kernels = profile.kernels if profile else KernelChoice()
-    algorithms: list[AllReduceAlgorithm] = ["nccl"]
+    asked = question.scenario(TENSOR_PIPELINE)
+    chosen = asked.given_all_reduce
+    algorithms: list[AllReduceAlgorithm] = [chosen or "nccl"]
     # A profile without this table has nothing to say about it, and the report then says so.
-    if profile and ONE_SHOT in profile.transfers:
+    if not chosen and profile and ONE_SHOT in profile.transfers:
         algorithms.append("one_shot")
-    baseline = question.scenario(TENSOR_PIPELINE).with_kernels(kernels)
+    default = profile.kernels if profile else KernelChoice()
+    baseline = asked.with_kernels(default)
+    kernels = baseline.kernels_on()
     # A ring moves the fewest bytes of all algorithms: its bound is the bound of all of them.
     bound = predict(replace(baseline, kernels=replace(kernels, all_reduce="nccl")), None)
     variants = [replace(baseline, kernels=replace(kernels, all_reduce=a)) for a in algorithms]
-    ours = question.scenario(LAYER_WISE).with_kernels(kernels)
+    ours = question.scenario(LAYER_WISE).with_kernels(default)
     return (
         *(_entry(variant, bound, profile, traces) for variant in variants),
         _entry(ours, predict(ours, None), profile, traces),
@@ -158,7 +161,7 @@ def _entry(
     baseline = scenario.placement.strategy == TENSOR_PIPELINE
     beliefs = _believe(scenario, bound, profile)
     chosen = beliefs.calibrated or bound
-    kernels = scenario.kernels or KernelChoice()
+    kernels = scenario.kernels_on()
     return Entry(
         scenario=scenario,
         all_reduce=kernels.all_reduce if baseline else "",

@@ -96,7 +96,7 @@ def predict_run(
     SpecError when the number of microbatches is open, ProfileMismatchError for a profile of another
     GPU.
     """
-    if profile and not scenario.kernels:
+    if profile:
         scenario = scenario.with_kernels(profile.kernels)
     run = compile_run(scenario)
     simulation = simulate_scenario(scenario, run, cost_model(scenario.cluster, profile, belief))

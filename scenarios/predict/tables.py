@@ -13,7 +13,6 @@ from layerwise.scenarios.rank.layouts import Layout
 from layerwise.scenarios.tables import escape
 from layerwise.sim.cost.model import Belief
 from layerwise.sim.memory import MemoryBudget, Remedy, remedies
-from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.scenario import Scenario, place
 from layerwise.sim.predict import BOUNDS, Prediction
 from layerwise.sim.profile import Profile
@@ -66,7 +65,7 @@ def print_predicted(
 def placement_name(scenario: Scenario, profile: Profile | None) -> str:
     """Its degrees above one and its all-reduce, as a ranking calls them."""
     placement = place(scenario)
-    kernels = scenario.kernels or (profile.kernels if profile else KernelChoice())
+    kernels = scenario.kernels_on(profile.kernels if profile else None)
     shards = placement.tensor_parallel
     return Layout(
         tensor_parallel=shards, pipeline_parallel=placement.num_stages,

@@ -1,38 +1,43 @@
-"""What `layerwise rank` is given, made into specs: presets, files, names, quantities with units."""
+"""What `layerwise rank` is given, as the tables of a scenario: a file's, options, settings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from layerwise.scenarios.rank.layouts import Layout
-from layerwise.sim.plan.errors import SpecError
-from layerwise.sim.plan.files import load_gpu, load_model_config
-from layerwise.sim.plan.hardware import GPUS, ClusterSpec, GpuSpec, dgx_cluster
-from layerwise.sim.plan.model import MODELS, ModelSpec, divisors
-from layerwise.sim.plan.overrides import nearest, parse_settings, with_values
-from layerwise.sim.plan.scenario import Launch, RunSpec, Scenario
-from layerwise.sim.plan.units import parse_real
-from layerwise.sim.plan.workload import Workload
+from layerwise.scenarios.shipped import find, shipped_names
+from layerwise.sim.plan.errors import SpecError, nearest
+from layerwise.sim.plan.files import Written
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.plan.model import MODELS, divisors
+from layerwise.sim.plan.overrides import parse_settings
+from layerwise.sim.plan.reading import read_toml
+from layerwise.sim.plan.scenario import Launch, Scenario
+from layerwise.sim.plan.tables import ClusterTable
+from layerwise.sim.plan.units import parse_real, parse_whole
 
 GPUS_PER_NODE = 8
 # What can be gone through in a minute or so.
 MAX_GPUS = 16_384
 # What a ranking decides itself, or says in other ways.
 NOT_SET = ("placement", "kernels", "workload.phase", "run.only_rank")
+STAND_IN = Layout(tensor_parallel=1, pipeline_parallel=1, data_parallel=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankInputs:
-    """The options of the command line, as written."""
+    """The options of the command line, as written; None is the scenario file's, or usual."""
 
-    model: str
-    num_gpus: int = 16
-    gpu: str = "h100-sxm"
+    scenario: Path | None = None
+    model: str | None = None
+    num_gpus: int | None = None
+    gpu: str | None = None
     gpus_per_node: int = 0
-    batch_size: int = 128
-    context_tokens: int = 10_000
-    launch: Launch = "graph"
+    batch_size: int | None = None
+    context_tokens: int | None = None
+    launch: Launch | None = None
     changes: tuple[str, ...] = ()
 
 
@@ -41,50 +46,93 @@ def resolve(inputs: RankInputs) -> Scenario:
 
     Raises SpecError (or a kind of it) for what does not go together, FileFormatError for a file.
     """
-    values = parse_settings(inputs.changes)
-    for key in values:
+    changes = parse_settings(inputs.changes)
+    for key in changes:
         if any(key == name or key.startswith(f"{name}.") for name in NOT_SET):
             raise SpecError("--set", key, "is what a ranking decides itself", "leave it out")
-    stand_in = Layout(tensor_parallel=1, pipeline_parallel=1, data_parallel=1)
-    scenario = Scenario(
-        name="rank", model=model_named(inputs.model),
-        cluster=cluster_of(inputs.gpu, inputs.num_gpus, inputs.gpus_per_node),
-        placement=stand_in.spec, run=RunSpec(launch=inputs.launch),
-        workload=Workload(batch_size=inputs.batch_size, context_tokens=inputs.context_tokens),
-    )  # fmt: skip
-    return with_values(scenario, values) if values else scenario
+    tables = _of_file(inputs.scenario) if inputs.scenario else {}
+    if inputs.model:
+        tables["model"] = model_table(inputs.model)
+    if not ("model" in tables or changes.keys() & {"model", "model.preset"}):
+        raise SpecError("--model", None, "is missing", "give it, or a scenario file")
+    settings = _options(inputs) | changes
+    settings |= _filling_nodes(tables, settings)
+    tables |= {"name": "rank", "placement": asdict(STAND_IN.spec)}
+    return Written(tables, str(inputs.scenario or "")).scenario(settings)
 
 
-def model_named(text: str) -> ModelSpec:
-    """A preset, a Hugging Face config.json, or a folder that holds one."""
+def left_out(path: Path, asked: Scenario) -> str:
+    """Return a line of what a scenario file says and a ranking goes through itself."""
+    found = [key for key in NOT_SET if key in read_toml(path)]
+    said = f"ranked: model, cluster, workload and run of {path}"
+    said += f"; left out, as a ranking goes through all: {', '.join(found)}" if found else ""
+    number = asked.workload.num_microbatches
+    return said + (f"; kept: workload.num_microbatches={number} (0 tries many)" if number else "")
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    """The tables that are ranked."""
+    tables = {key: table for key, table in read_toml(path).items() if key not in NOT_SET}
+    if isinstance(run := tables.get("run"), dict):
+        tables["run"] = {key: value for key, value in run.items() if key != "only_rank"}
+    return tables
+
+
+def _options(inputs: RankInputs) -> dict[str, object]:
+    """The options that were given, by the key of a scenario file that each of them sets."""
+    found = {
+        "cluster.gpu": inputs.gpu and _gpu_named(inputs.gpu),
+        "cluster.num_gpus": inputs.num_gpus,
+        "cluster.gpus_per_node": inputs.gpus_per_node or None,
+        "workload.batch_size": inputs.batch_size,
+        "workload.context_tokens": inputs.context_tokens,
+        "run.launch": inputs.launch,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def model_table(text: str) -> dict[str, str]:
+    """The table of a preset, a Hugging Face config.json, a folder that holds one, or a shipped one."""
     if text in MODELS:
-        return MODELS[text]
-    path = Path(text) / "config.json" if Path(text).is_dir() else Path(text)
-    if not path.exists():
-        raise SpecError("--model", text, "is neither a preset nor a file",
-                        f"use {', '.join(MODELS)} or the path of a config.json")  # fmt: skip
-    return load_model_config(path)
+        return {"preset": text}
+    inside = Path(text) / "config.json"
+    try:
+        return {
+            "config": str(find(inside if inside.is_file() else text, "--model", "model").resolve())
+        }
+    except SpecError as error:
+        known = ", ".join([*MODELS, *shipped_names(["model"])["model"]])
+        fix = f"use {known} or the path of a config.json"
+        raise SpecError("--model", text, "is neither a preset nor a file", fix) from error
 
 
-def cluster_of(gpu: str, num_gpus: int, gpus_per_node: int = 0) -> ClusterSpec:
-    """Equal nodes; 0 takes the largest number of GPUs up to eight that fills them all."""
-    if num_gpus < 1:
-        raise SpecError("--gpus", num_gpus, "is not positive", "use 1 or more")
-    if num_gpus > MAX_GPUS:
-        raise SpecError("--gpus", num_gpus, "is beyond what is ranked", f"use at most {MAX_GPUS}")
-    chosen = gpus_per_node or max(n for n in divisors(num_gpus) if n <= GPUS_PER_NODE)
-    return dgx_cluster(gpu_named(gpu), num_gpus, chosen)
-
-
-def gpu_named(text: str) -> GpuSpec:
-    """A known GPU in any case, or a TOML file of one's own."""
+def _gpu_named(text: str) -> str:
+    """A known GPU in any case, or the path of a TOML file of one's own."""
     if text.endswith(".toml"):
-        return load_gpu(Path(text))
+        return str(Path(text).resolve())
     name = text.lower()
     if name not in GPUS:
         own = "one's own: --gpu FILE.toml, with its datasheet's values"
         raise SpecError("--gpu", text, "is not known", f"{nearest(name, GPUS)} ({own})")
-    return GPUS[name]
+    return name
+
+
+def _filling_nodes(tables: dict[str, Any], settings: dict[str, object]) -> dict[str, object]:
+    """Nodes of the most GPUs up to eight that fill them all, unless their size is given."""
+    own = tables.get("cluster")
+    cluster: dict[str, Any] = own if isinstance(own, dict) else {}
+    given = settings.get("cluster.num_gpus", cluster.get("num_gpus", ClusterTable().num_gpus))
+    number = parse_whole("cluster.num_gpus", str(given))
+    if number < 1:
+        raise SpecError("--gpus", number, "is not positive", "use 1 or more")
+    if number > MAX_GPUS:
+        raise SpecError("--gpus", number, "is beyond what is ranked", f"use at most {MAX_GPUS}")
+    if "cluster.gpus_per_node" in settings:
+        return {}
+    if "gpus_per_node" in cluster and "cluster.num_gpus" not in settings:
+        return {}
+    most = max(size for size in divisors(number) if size <= GPUS_PER_NODE)
+    return {"cluster.gpus_per_node": most}
 
 
 def tpot_s_of(text: str | None) -> float | None:

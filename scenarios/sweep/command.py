@@ -20,8 +20,9 @@ def profiles_for(sweep: Sweep, given: Profile | None) -> dict[str, Profile]:
     Raises ProfileMismatchError when the sweep does not have the given profile's GPU.
     """
     gpus = {sweep.base.cluster.gpu.name} | {
-        str(one["cluster.gpu"])
-        for axis in sweep.axes for one in axis.alternatives if "cluster.gpu" in one
+        str(one[key])
+        for axis in sweep.axes for one in axis.alternatives
+        for key in ("cluster.gpu", "cluster.gpu.base") if key in one
     }  # fmt: skip
     if given and given.gpu not in gpus:
         given.check_gpu(sweep.base.cluster)

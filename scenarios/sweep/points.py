@@ -105,7 +105,7 @@ DEFAULT_COLUMNS = (
 
 def placement_label(name: str, scenario: Scenario) -> str:
     """A placement's name with who reduces inside its tensor-parallel groups, as `rank` has it."""
-    is_one_shot = scenario.kernels is not None and scenario.kernels.all_reduce == "one_shot"
+    is_one_shot = scenario.given_all_reduce == "one_shot"
     return f"{name}, 1-shot" if is_one_shot and scenario.placement.tensor_parallel > 1 else name
 
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from layerwise.sim.plan.errors import SpecError, UnknownKeyError
-from layerwise.sim.plan.overrides import nearest
+from layerwise.sim.plan.errors import SpecError, UnknownKeyError, nearest
 from layerwise.sim.plan.units import parse_quantity
 
 RANGE_KEYS = ("from", "to", "factor", "step")

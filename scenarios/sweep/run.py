@@ -35,7 +35,7 @@ from layerwise.scenarios.sweep.points import (
     code_digest,
     content_key,
 )
-from layerwise.scenarios.sweep.spec import Settings, Sweep, resolve
+from layerwise.scenarios.sweep.spec import Settings, Sweep
 from layerwise.scenarios.sweep.workers import Workers
 from layerwise.sim.cost.model import Belief
 from layerwise.sim.plan.errors import FileFormatError, LayerwiseError
@@ -106,9 +106,9 @@ def _placed(
 ) -> Placed:
     written = (*sweep.written(settings), belief)
     try:
-        scenario = resolve(sweep.base, settings)
+        scenario = sweep.resolve(settings)
     except LayerwiseError as error:
-        key = content_key(belief, "", {"settings": settings, "base": repr(sweep.base)})
+        key = content_key(belief, "", {"settings": settings, "base": repr(sweep.asked.tables)})
         return Placed(place, key, written, None, str(error))
     key = content_key(belief, digests.get(scenario.cluster.gpu.name, ""), scenario)
     return Placed(place, key, written, Point(key=key, scenario=scenario, belief=belief))

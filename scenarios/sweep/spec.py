@@ -16,12 +16,12 @@ from typing import Any
 from layerwise.scenarios.sweep.points import COLUMNS, DEFAULT_COLUMNS
 from layerwise.scenarios.sweep.ranges import expand, is_range
 from layerwise.sim.cost.model import Belief
-from layerwise.sim.plan.errors import PlacementError, SpecError, UnknownKeyError
-from layerwise.sim.plan.files import load_scenario, validate
+from layerwise.sim.plan.errors import PlacementError, SpecError, UnknownKeyError, nearest
+from layerwise.sim.plan.files import Written, validate
 from layerwise.sim.plan.model import MODELS
-from layerwise.sim.plan.overrides import keys_of, nearest, with_values
 from layerwise.sim.plan.reading import read_toml
 from layerwise.sim.plan.scenario import PlacementSpec, Scenario, Strategy, paper_scenario
+from layerwise.sim.plan.tables import require_known, tables_of
 from layerwise.sim.plan.units import parse_real, parse_whole
 
 MAX_POINTS = 1_000_000
@@ -66,9 +66,13 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What a sweep file asks for. `columns`: the results to write, names of COLUMNS."""
+    """What a sweep file asks for. `columns`: the results to write, names of COLUMNS.
+
+    `asked` is the base as it is written, `base` the scenario that it is by itself.
+    """
 
     name: str
+    asked: Written
     base: Scenario
     axes: tuple[Axis, ...]
     beliefs: tuple[Belief, ...]
@@ -109,6 +113,10 @@ class Sweep:
             for offset, belief in enumerate(self.beliefs):
                 yield place + offset, settings, belief
 
+    def resolve(self, settings: Settings) -> Scenario:
+        """The scenario of one point. Raises what `Written.scenario` raises."""
+        return replace(self.asked.scenario(settings), name=self.base.name)
+
     def written(self, settings: Settings) -> list[object]:
         """The values of `keys` at a point: what it sets, or what the base has."""
         return [settings[key] if key in settings else _at(self.base, key) for key in self.keys]
@@ -128,16 +136,15 @@ def load_sweep(path: Path, changes: Mapping[str, object] | None = None) -> Sweep
         if key not in data:
             raise SpecError(key, None, "is missing", fix, str(path))
     file: SweepFile = validate(SweepFile, data, str(path))
-    base = _base(file.base, path)
-    if changes:
-        base = with_values(base, changes)
+    asked = _base(file.base, path).with_settings(changes or {})
+    asked.scenario()
     try:
-        return _sweep(file, base, file.name or path.stem)
+        return _sweep(file, asked, file.name or path.stem)
     except SpecError as error:
         raise error.in_file(str(path)) from error
 
 
-def _base(table: BaseTable, path: Path) -> Scenario:
+def _base(table: BaseTable, path: Path) -> Written:
     if bool(table.scenario) == (table.paper is not None):
         raise SpecError(
             "base.scenario", table.scenario or None,
@@ -148,23 +155,24 @@ def _base(table: BaseTable, path: Path) -> Scenario:
         if table.model:
             raise SpecError("base.model", table.model, "goes with base.paper alone",
                             "set it in the scenario file", str(path))  # fmt: skip
-        return load_scenario(path.parent / table.scenario)
+        file = path.parent / table.scenario
+        return Written(read_toml(file), str(file))
     model = table.model or "paper-16"
     if model not in MODELS:
         fix = nearest(model, MODELS)
         raise SpecError("base.model", model, "is not known", fix, str(path))
-    return paper_scenario(table.paper, model)
+    return Written(tables_of(paper_scenario(table.paper, model)))
 
 
-def _sweep(file: SweepFile, base: Scenario, name: str) -> Sweep:
+def _sweep(file: SweepFile, asked: Written, name: str) -> Sweep:
     _refuse_unknown_columns(file.columns)
     for key, given in (("beliefs", file.beliefs), ("columns", file.columns)):
         if not given or len(set(given)) < len(given):
             raise SpecError(key, list(given), "is empty or repeats itself", "name each once")
-    axes = {key: _axis(base, key, value) for key, value in _flattened(file.axes)}
+    axes = {key: _axis(asked, key, value) for key, value in _flattened(file.axes)}
     sweep = Sweep(
-        name=name, base=base, axes=_zipped(axes, file.zip), beliefs=file.beliefs,
-        columns=file.columns,
+        name=name, asked=asked, base=asked.scenario(), axes=_zipped(axes, file.zip),
+        beliefs=file.beliefs, columns=file.columns,
     )  # fmt: skip
     _refuse_shared_keys(sweep.axes)
     for axis in sweep.axes:
@@ -227,27 +235,27 @@ def _zipped(axes: dict[str, Axis], groups: tuple[tuple[str, ...], ...]) -> tuple
     return tuple(made.values())
 
 
-def _axis(base: Scenario, key: str, value: Any) -> Axis:
+def _axis(asked: Written, key: str, value: Any) -> Axis:
     if isinstance(value, dict):
-        return Axis((key,), tuple({key: one} for one in _range(base, key, value)))
+        return Axis((key,), tuple({key: one} for one in _range(asked, key, value)))
     if not isinstance(value, list) or not value:
         raise SpecError(f"axes.{key}", value, "is not a list of values",
                         "write [1, 8, 64], or {from = 1, to = 1024, factor = 2}")  # fmt: skip
-    alternatives = [_alternative(base, key, one) for one in value]
+    alternatives = [_alternative(asked, key, one) for one in value]
     keys = dict.fromkeys(name for one in alternatives for name in one)
     if key == "placement":
         keys = {name: None for name in keys if any(_last(name) in one for one in value)}
     return Axis(tuple(keys), tuple(alternatives))
 
 
-def _alternative(base: Scenario, key: str, written: Any) -> Settings:
+def _alternative(asked: Written, key: str, written: Any) -> Settings:
     """One value, or a table of values that go together.
 
     A `placement` is a whole one: what it does not name is as in a file without it.
     """
     if not isinstance(written, dict):
-        return {key: _checked(base, key, written)}
-    found = {name: _checked(base, name, value) for name, value in _flattened(written, f"{key}.")}
+        return {key: _checked(asked, key, written)}
+    found = {name: _checked(asked, name, value) for name, value in _flattened(written, f"{key}.")}
     if not found:
         raise SpecError(f"axes.{key}", written, "is empty", "name what it sets")
     if key == "placement":
@@ -255,14 +263,13 @@ def _alternative(base: Scenario, key: str, written: Any) -> Settings:
     return found
 
 
-def _checked(base: Scenario, key: str, written: Any) -> object:
+def _checked(asked: Written, key: str, written: Any) -> object:
     """The value in SI units. Raises SpecError for one that cannot be meant, whatever the rest is."""
-    if key in keys_of(base):
-        now = _at(base, key)
-        if _is_number(now):
-            return (parse_real if isinstance(now, float) else parse_whole)(key, str(written))
+    kind = require_known(key, written)
+    if kind in (int, float):
+        return (parse_real if kind is float else parse_whole)(key, str(written))
     try:
-        with_values(base, {key: written})
+        asked.scenario({key: written})
     except PlacementError:
         pass  # it may go with what other axes set
     except SpecError as error:
@@ -271,8 +278,8 @@ def _checked(base: Scenario, key: str, written: Any) -> object:
     return written
 
 
-def _range(base: Scenario, key: str, table: dict[str, Any]) -> list[int] | list[float]:
-    start = _checked(base, key, table.get("from", table.get("to")))
+def _range(asked: Written, key: str, table: dict[str, Any]) -> list[int] | list[float]:
+    start = _checked(asked, key, table.get("from", table.get("to")))
     if not _is_number(start):
         raise SpecError(f"axes.{key}", table, "is a range of no numbers", "list the values")
     return expand(key, table, whole=isinstance(start, int))
@@ -287,11 +294,6 @@ def _last(key: str) -> str:
 
 
 def _at(base: Scenario, key: str) -> Any:
-    """What the base has at a key: a table by its name."""
-    found = reduce(getattr, key.split("."), base)
-    return found.name if is_dataclass(found) and hasattr(found, "name") else found
-
-
-def resolve(base: Scenario, settings: Settings) -> Scenario:
-    """The scenario of one point. Raises what `with_values` raises."""
-    return replace(with_values(base, settings), name=base.name)
+    """What the base has at a key: a table by its name; None for what it does not say itself."""
+    found: Any = reduce(lambda spec, name: getattr(spec, name, None), key.split("."), base)
+    return getattr(found, "name", found) if is_dataclass(found) else found

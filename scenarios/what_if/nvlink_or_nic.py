@@ -5,8 +5,7 @@ from layerwise.scenarios.what_if.runner import Asked, Lines, Row, WhatIf
 
 def point(asked: Asked, gpus_per_node: int) -> Row:
     """Sixteen GPUs in nodes of this many; 16: NVLink between all of them."""
-    scenario = {"cluster.gpus_per_node": gpus_per_node, "cluster.num_nodes": 16 // gpus_per_node}
-    pair = asked.pair(scenario)
+    pair = asked.pair({"cluster.gpus_per_node": gpus_per_node, "cluster.num_gpus": 16})
     wires = {
         "baseline_link_share": pair.baseline.share["link"],
         "layer_wise_link_share": pair.layer_wise.share["link"],

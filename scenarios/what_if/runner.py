@@ -14,7 +14,6 @@ from typing import Any
 import layerwise as lw
 from layerwise.calibration.data import profile_path
 from layerwise.sim.cost.model import Belief
-from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.plan.overrides import nearest, with_values
 from layerwise.sim.plan.scenario import Scenario, Strategy, paper_scenario
@@ -171,10 +170,15 @@ class Asked:
         return self.predict(self.scenario("layer-wise", changes))
 
     def baseline(self, changes: Changes | None = None) -> Prediction:
-        """The paper's baseline, by the fastest all-reduce that its profile has a table of."""
+        """The paper's baseline, by the fastest all-reduce that its profile has a table of.
+
+        A user's own all-reduce is the only one.
+        """
         scenario = self.scenario("tensor-pipeline", changes)
         profile = self.profile_of(scenario.cluster.gpu.name)
-        kernels = scenario.kernels or (profile.kernels if profile else KernelChoice())
+        if scenario.given_all_reduce:
+            return self.predict(scenario)
+        kernels = scenario.kernels_on(profile.kernels if profile else None)
         found = [self.predict(replace(scenario, kernels=replace(kernels, all_reduce="nccl")))]
         group = min(scenario.placement.tensor_parallel, scenario.cluster.gpus_per_node)
         if profile and f"{ONE_SHOT}.{group}" in profile.transfers:

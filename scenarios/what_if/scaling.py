@@ -7,7 +7,7 @@ def point(asked: Asked, num_gpus: int) -> Row:
     """The paper's model on so many GPUs; past 16 in replicas, with 8 sequences for each GPU."""
     replicas, per_node = max(1, num_gpus // 16), min(8, num_gpus)
     both = {
-        "cluster.gpus_per_node": per_node, "cluster.num_nodes": num_gpus // per_node,
+        "cluster.gpus_per_node": per_node, "cluster.num_gpus": num_gpus,
         "workload.batch_size": 8 * num_gpus, "placement.data_parallel": replicas,
     }  # fmt: skip
     stages = num_gpus // per_node // replicas

@@ -6,7 +6,7 @@ from layerwise.sim.memory import WorkloadKey, largest_that_fits
 REMEDIES: dict[str, WorkloadKey | dict[str, object]] = {
     "as it is": {}, "less batch": "workload.batch_size", "less context": "workload.context_tokens",
     "GQA": {"model.num_key_value_heads": 8}, "fp8 KV": {"model.kv_dtype": "float8_e4m3fn"},
-    "H200": {"cluster.gpu": "h200"}, "32 GPUs": {"cluster.num_nodes": 4},
+    "H200": {"cluster.gpu": "h200"}, "32 GPUs": {"cluster.num_gpus": 32},
 }  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def asked_of(scenario: Scenario) -> dict[str, Any]:
         "model": _chosen(scenario.model, "name"), "gpu": scenario.cluster.gpu.name,
         "num_gpus": scenario.cluster.num_gpus, "placement": _chosen(scenario.placement),
         "workload": _chosen(scenario.workload), "run": _chosen(scenario.run, "repeats"),
-        "kernels": _chosen(scenario.kernels or KernelChoice()),
+        "kernels": _chosen(scenario.kernels_on()),
     }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.layers import LayerBuilder
@@ -29,6 +29,32 @@ class KernelChoice:
     chunked_prefill_attention: AttentionKernel = "math"
     all_reduce: AllReduceAlgorithm = "nccl"
     small_matmul: MatmulKernel = "cublas"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenKernels:
+    """`[kernels]`: the kernels that a user chose; those that are not given are the profile's.
+
+    The keys are KernelChoice's.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    decode_attention: AttentionKernel | None = None
+    prefill_attention: AttentionKernel | None = None
+    chunked_prefill_attention: AttentionKernel | None = None
+    all_reduce: AllReduceAlgorithm | None = None
+    small_matmul: MatmulKernel | None = None
+
+    @property
+    def are_all(self) -> bool:
+        """Is nothing left to a profile?"""
+        return None not in (getattr(self, f.name) for f in fields(self))
+
+    def over(self, kernels: KernelChoice) -> KernelChoice:
+        """Return these kernels where they are given, and the others' where they are not."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(kernels, **{key: name for key, name in given.items() if name is not None})
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ LayerwiseError
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -57,6 +58,21 @@ def shown(value: Any) -> str:
         # Python writes no number of more than 4,300 digits.
         return f"<{type(value).__name__}>"
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Return a fix that names the known keys most like this one, or all of them."""
+    known = sorted(known)
+    # 'h100' means one of the H100s, though 'h200' has more letters in common.
+    begun = [name for name in known if key and name.startswith(key)]
+    close = begun or difflib.get_close_matches(key, known, n=1)
+    return did_you_mean(close) or f"known keys are {known}"
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """Return the question that names these; "" for none."""
+    text = " or ".join(map(repr, names))
+    return text and f"did you mean {text}?"
 
 
 def visible(text: str, keep: str = "") -> str:

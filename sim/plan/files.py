@@ -7,38 +7,51 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.compile import GivenKernels, KernelChoice
 from layerwise.sim.plan.errors import (
     FileFormatError,
     SpecError,
     UnknownKeyError,
     UnsupportedModelError,
+    nearest,
 )
 from layerwise.sim.plan.hardware import (
     GPUS,
     LINKS,
-    NOTHING_SLOW,
     ClusterSpec,
     GpuSpec,
     LinkSpec,
-    SlowParts,
+    cluster_name,
     dgx_cluster,
+    usual_wires,
 )
 from layerwise.sim.plan.model import MODELS, DType, ModelSpec
-from layerwise.sim.plan.overrides import nearest
 from layerwise.sim.plan.reading import read_json, read_toml
-from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario, place
-from layerwise.sim.plan.workload import Workload
-from layerwise.sim.plan.written import in_si_units, with_written_quantities
+from layerwise.sim.plan.scenario import Scenario, place
+from layerwise.sim.plan.tables import (
+    MADE_UP,
+    ClusterTable,
+    GpuTable,
+    LinkTable,
+    ModelTable,
+    ScenarioFile,
+    require_known,
+    tables_of,
+    with_settings,
+)
+from layerwise.sim.plan.written import in_si_units, types_of, with_written_quantities
 
+TABLES = ("model", "cluster", "placement", "workload", "run", "kernels", "name")
+# Tables that are remembered as they were resolved; a sweep has fewer of each but its last axes.
+MAX_KNOWN = 4096
 MIXTURE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 CONFIG_DTYPES: dict[str, DType] = {
     "bfloat16": "bfloat16", "float16": "bfloat16", "float32": "float32",
@@ -47,66 +60,6 @@ DTYPE_KEYS = ("torch_dtype", "dtype")
 LLAMA_LIKE = ("llama", "mistral")
 # What headers of older traces do not have.
 NEWER_GPU_FIELDS = ("persisting_l2_bytes", "access_window_bytes", "peak_float32_flops_per_s")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelTable:
-    """`[model]`: a preset, a Hugging Face config file, or dimensions; dimensions override.
-
-    Exactly one of `preset` and `config` may be given.
-    """
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    preset: str = ""
-    config: str = ""
-    name: str | None = None
-    num_layers: int | None = None
-    hidden_size: int | None = None
-    intermediate_size: int | None = None
-    num_attention_heads: int | None = None
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    vocab_size: int | None = None
-    rms_norm_eps: float | None = None
-    rope_theta: float | None = None
-    dtype: str | None = None
-    weight_dtype: str | None = None
-    kv_dtype: str | None = None
-    tie_word_embeddings: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterTable:
-    """`[cluster]`: a known GPU or a TOML file of one's own, how many, how many share a node.
-
-    `nvlink` and `nic` name other wires than the GPU's usual ones; a GPU of one's own has a DGX
-    H100's unless they are given. `slow` names the GPUs and ports that are slower than the rest.
-    """
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    gpu: str = "h100-sxm"
-    num_gpus: int = 16
-    gpus_per_node: int = 8
-    nvlink: str = ""
-    nic: str = ""
-    slow: SlowParts = NOTHING_SLOW
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScenarioFile:
-    """A scenario file as a user writes it."""
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    model: ModelTable
-    name: str = ""
-    cluster: ClusterTable = ClusterTable()
-    placement: PlacementSpec = PlacementSpec()
-    workload: Workload = Workload()
-    run: RunSpec = RunSpec()
-    kernels: KernelChoice | None = None
 
 
 @cache
@@ -119,38 +72,120 @@ def scenario_json_schema() -> dict[str, Any]:
     return with_written_quantities(_adapter(ScenarioFile).json_schema())
 
 
-def load_scenario(path: Path) -> Scenario:
-    """Read and resolve a scenario file.
+@dataclass(frozen=True)
+class Written:
+    """A scenario as it is written: tables, and the file they are from ("" for none).
+
+    Paths in them are from that file. What a table says is worked out once for all settings that
+    leave it alone, so that a sweep's point costs what it changes.
+    """
+
+    tables: Mapping[str, Any]
+    source: str = ""
+    _known: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def scenario(self, settings: Mapping[str, object] | None = None) -> Scenario:
+        """Resolve the tables with these keys set (see `tables.with_settings`).
+
+        Raises SpecError, or a kind of it, for a key or a value that is wrong; PlacementError when
+        nothing can be placed so.
+        """
+        by_table = _by_table(settings or {})
+        _refuse_unknown_tables(self.tables, by_table, self.source)
+        model, cluster, placement, workload, run, given, name = (
+            self._resolved(name, by_table.get(name, {})) for name in TABLES
+        )
+        scenario = Scenario(
+            name=name or Path(self.source).stem,
+            model=model,
+            cluster=cluster,
+            placement=placement,
+            workload=workload,
+            run=run,
+            kernels=given.over(KernelChoice()) if given.are_all else None,
+            given_kernels=None if given.are_all or given == GivenKernels() else given,
+        )
+        try:
+            place(scenario)
+        except SpecError as error:
+            raise error.in_file("" if settings else self.source) from error
+        return scenario
+
+    def with_settings(self, settings: Mapping[str, object]) -> Written:
+        """Return the same with these keys set for good."""
+        return Written(with_settings(self.tables, settings), self.source)
+
+    def _resolved(self, name: str, settings: dict[str, object]) -> Any:
+        """What one table says. Errors name the file, unless settings have changed the table."""
+        known = (name, repr(settings))
+        if known not in self._known:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            own = {name: self.tables[name]} if name in self.tables else {}
+            table = with_settings(own, settings).get(name, "" if name == "name" else {})
+            source = "" if settings else self.source
+            self._known[known] = _resolved(name, table, Path(self.source).parent, source)
+        return self._known[known]
+
+
+def load_scenario(path: Path, settings: Mapping[str, object] | None = None) -> Scenario:
+    """Read and resolve a scenario file, with these keys set.
 
     Raises FileFormatError when it is not TOML, SpecError (or a kind of it) when a key or value is
     wrong.
     """
-    return scenario_from_tables(read_toml(path), str(path))
+    return Written(read_toml(path), str(path)).scenario(settings)
 
 
-def scenario_from_tables(data: dict[str, Any], source: str) -> Scenario:
-    """Resolve the tables of a scenario file; `source` names it in errors."""
-    if "model" not in data:
-        raise SpecError(
-            "model", None, "is missing", "add a [model] table with a preset, a config or dimensions",
-            source,
-        )  # fmt: skip
-    file: ScenarioFile = validate(ScenarioFile, in_si_units(ScenarioFile, data, source), source)
-    folder = Path(source).parent
-    scenario = Scenario(
-        name=file.name or Path(source).stem,
-        model=_resolve_model(file.model, folder, source),
-        cluster=_resolve_cluster(file.cluster, folder, source),
-        placement=file.placement,
-        workload=file.workload,
-        run=file.run,
-        kernels=file.kernels,
-    )
-    try:
-        place(scenario)
-    except SpecError as error:
-        raise error.in_file(source) from error
-    return scenario
+def with_values(scenario: Scenario, values: Mapping[str, object]) -> Scenario:
+    """Return the scenario with these keys of a scenario file set; raises as `Written.scenario`."""
+    if not values:
+        return scenario
+    known = {(name, "{}"): getattr(scenario, name) for name in TABLES if name != "kernels"}
+    changed = Written(tables_of(scenario), _known=known).scenario(values)
+    own = scenario.cluster
+    if own.name == cluster_name(own.gpu, own.num_gpus, own.slow):
+        return changed
+    return replace(changed, cluster=replace(changed.cluster, name=own.name))
+
+
+def _by_table(settings: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """The settings of each table. Raises UnknownKeyError."""
+    found: dict[str, dict[str, object]] = {}
+    for key, value in settings.items():
+        require_known(key, value)
+        found.setdefault(key.partition(".")[0], {})[key] = value
+    return found
+
+
+def _refuse_unknown_tables(
+    tables: Mapping[str, Any], settings: Mapping[str, Any], source: str
+) -> None:
+    if "model" not in tables and "model" not in settings:
+        fix = "add a [model] table with a preset, a config or dimensions"
+        raise SpecError("model", None, "is missing", fix, source)
+    for name in tables:
+        if name not in TABLES:
+            fix = nearest(name, TABLES)
+            raise UnknownKeyError(name, tables[name], "is not a known key", fix, source)
+
+
+def _resolved(name: str, data: Any, folder: Path, source: str) -> Any:
+    """What one table of a file says, checked."""
+    kind = types_of(ScenarioFile)[name]
+    if kind is str and isinstance(data, str):
+        return data
+    if kind is str or not isinstance(data, dict):
+        fix = "write text in quotes" if kind is str else f"write its keys under [{name}]"
+        raise SpecError(name, data, "is of another kind", fix, source)
+    table = validate(kind, in_si_units(kind, data, source, f"{name}."), source, name)
+    match table:
+        case ModelTable():
+            return _resolve_model(table, folder, source)
+        case ClusterTable():
+            return _resolve_cluster(table, folder, source)
+        case _:
+            return table
 
 
 def scenario_from_data(data: dict[str, Any], source: str) -> Scenario:
@@ -239,18 +274,22 @@ def _model_from_config(config: dict[str, Any], path: Path) -> ModelSpec:
     return validate(ModelSpec, {"name": name or "model", **values}, str(path))
 
 
-def validate(kind: type, data: Any, source: str) -> Any:
-    """Data as one of our frozen specs; wrong types, unknown keys and bad values are SpecErrors."""
+def validate(kind: type, data: Any, source: str, table: str = "") -> Any:
+    """Data as one of our frozen specs; wrong types, unknown keys and bad values are SpecErrors.
+
+    `table`: what comes before the keys of the data, in a file.
+    """
     try:
         text = json.dumps(data, default=str, allow_nan=False)
         return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
-        raise _spec_error(kind, error, source) from error
+        found = _spec_error(kind, error, source)
+        raise (found.in_file(source, table) if table else found) from error
     except RecursionError as error:
         raise FileFormatError(f"{source}: is nested too deeply; see `layerwise schema`") from error
     except ValueError as error:
         # Infinities, and numbers of thousands of digits.
-        key, value = next(_beyond_json("", data), ("a value", None))
+        key, value = next(_beyond_json(table, data), ("a value", None))
         raise SpecError(key, value, "is no number of a machine", "correct it", source) from error
 
 
@@ -299,10 +338,10 @@ def _resolve_model(table: ModelTable, folder: Path, source: str) -> ModelSpec:
              if f.name not in ("preset", "config") and getattr(table, f.name) is not None}  # fmt: skip
     base: dict[str, Any] = {"name": "model"}
     if table.preset:
-        base = _spec_as_data(_known(MODELS, "model.preset", table.preset, source))
+        base = asdict(_known(MODELS, "model.preset", table.preset, source))
     elif table.config:
         try:
-            base = _spec_as_data(load_model_config(folder / table.config))
+            base = asdict(load_model_config(folder / table.config))
         except FileFormatError as error:
             error.add_note("model.config names a config.json, relative to the scenario file")
             raise
@@ -313,18 +352,45 @@ def _resolve_model(table: ModelTable, folder: Path, source: str) -> ModelSpec:
 
 
 def _resolve_cluster(table: ClusterTable, folder: Path, source: str) -> ClusterSpec:
-    own = table.gpu.endswith(".toml")
-    gpu = load_gpu(folder / table.gpu) if own else _known(GPUS, "cluster.gpu", table.gpu, source)
-    nvlink, nic = (
-        _known(LINKS, f"cluster.{key}", name, source) if name else None
-        for key, name in (("nvlink", table.nvlink), ("nic", table.nic))
-    )
+    name = table.gpu.base
+    own = name.endswith(".toml")
+    base = load_gpu(folder / name) if own else _known(GPUS, "cluster.gpu", name, source)
+    inside, between = usual_wires(base.name)
     try:
         return dgx_cluster(
-            gpu, table.num_gpus, table.gpus_per_node, nvlink=nvlink, nic=nic, slow=table.slow
+            _made_of(base, table.gpu, "gpu"),
+            table.num_gpus,
+            table.gpus_per_node,
+            nvlink=_resolve_link(table.nvlink, inside, "nvlink", source),
+            nic=_resolve_link(table.nic, between, "nic", source),
+            slow=table.slow,
         )
     except SpecError as error:
-        raise error.in_file(source, "cluster") from error
+        raise error.in_file(
+            source, "" if error.key.startswith("cluster.") else "cluster"
+        ) from error
+
+
+def _resolve_link(table: LinkTable, usual: LinkSpec, key: str, source: str) -> LinkSpec:
+    base = _known(LINKS, f"cluster.{key}", table.base, source) if table.base else usual
+    return _made_of(base, table, key)
+
+
+def _made_of(base: Any, table: GpuTable | LinkTable, key: str) -> Any:
+    """The base with the values of its table; its source says which of them are made up."""
+    given = {f.name: getattr(table, f.name) for f in fields(table) if f.name != "base"}
+    new = {
+        name: value
+        for name, value in given.items()
+        if value is not None and value != getattr(base, name)
+    }
+    if new and "source" not in new:
+        made_up = ", ".join(f"{name}={value}" for name, value in new.items())
+        new["source"] = f"{base.source}{MADE_UP}{made_up}"
+    try:
+        return replace(base, **new)
+    except SpecError as error:
+        raise error.in_file("", key) from error
 
 
 def _known(table: dict[str, Any], key: str, name: str, source: str) -> Any:
@@ -332,7 +398,3 @@ def _known(table: dict[str, Any], key: str, name: str, source: str) -> Any:
         own = " (one's own: the path of a .toml file)" if table is GPUS else ""
         raise SpecError(key, name, "is not known", nearest(name, sorted(table)) + own, source)
     return table[name]
-
-
-def _spec_as_data(spec: ModelSpec | LinkSpec) -> dict[str, Any]:
-    return {f.name: getattr(spec, f.name) for f in fields(spec)}

@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from layerwise.sim.plan.compile import KernelChoice, SegmentBook, compile_steps, microbatches_of
+from layerwise.sim.plan.compile import (
+    GivenKernels,
+    KernelChoice,
+    SegmentBook,
+    compile_steps,
+    microbatches_of,
+)
 from layerwise.sim.plan.errors import PlacementError, SpecError
 from layerwise.sim.plan.hardware import GPUS, MAX_GPUS, MAX_QUANTITY, ClusterSpec, dgx_cluster
 from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.ops import AllReduceAlgorithm
 from layerwise.sim.plan.placement import Placement, layer_wise, tensor_pipeline
 from layerwise.sim.plan.program import StepPrograms
 from layerwise.sim.plan.workload import Step, Workload, decode_steps, prefill_steps
@@ -86,7 +93,11 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """Everything that both sides need to know. `kernels` come from a profile unless given."""
+    """Everything that both sides need to know.
+
+    `kernels` come from a profile unless given; `given_kernels` are those that were, where others
+    are still the profile's.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -97,13 +108,20 @@ class Scenario:
     workload: Workload = field(default_factory=Workload)
     run: RunSpec = field(default_factory=RunSpec)
     kernels: KernelChoice | None = None
+    given_kernels: GivenKernels | None = None
+
+    @property
+    def given_all_reduce(self) -> AllReduceAlgorithm | None:
+        """Who reduces, where the scenario says so itself."""
+        own = self.kernels or self.given_kernels
+        return own.all_reduce if own else None
 
     def with_microbatches(self, num_microbatches: int) -> Scenario:
         """The same scenario with a fixed number of microbatches."""
         return replace(self, workload=replace(self.workload, num_microbatches=num_microbatches))
 
     def with_kernels(self, kernels: KernelChoice) -> Scenario:
-        """The same scenario with these kernels, unless it names its own.
+        """The same scenario with these kernels, but for those that it names itself.
 
         A context that grows inside a graph takes the one kernel that reads it on the device.
         """
@@ -111,7 +129,14 @@ class Scenario:
             return self
         if self.run.context_growth_tokens and self.run.launch == "graph":
             kernels = replace(kernels, decode_attention="split_kv")
-        return replace(self, kernels=kernels)
+        return replace(self, kernels=self.kernels_on(kernels), given_kernels=None)
+
+    def kernels_on(self, default: KernelChoice | None = None) -> KernelChoice:
+        """Return its own kernels, and for those it does not name the default's (or plain ones)."""
+        if self.kernels:
+            return self.kernels
+        kernels = default or KernelChoice()
+        return self.given_kernels.over(kernels) if self.given_kernels else kernels
 
 
 def paper_scenario(
@@ -232,5 +257,5 @@ def steps_of(scenario: Scenario) -> list[Step]:
 
 def compile_run(scenario: Scenario, book: SegmentBook | None = None) -> list[StepPrograms]:
     """Compile every step of a scenario for every rank; runs of one `book` share segments."""
-    kernels = scenario.kernels or KernelChoice()
+    kernels = scenario.kernels_on()
     return compile_steps(scenario.model, place(scenario), steps_of(scenario), kernels, book)

@@ -1,6 +1,6 @@
 """Quantities as people write them (`20ms`, `450GB/s`, `11GiB`, `989TFLOP/s`) in SI base units.
 
-A key's ending says what it holds; a unit that means something else is refused. Arithmetic is exact:
+Digits may be grouped: `1_000`, `1,000`. A key's ending says what it holds; a unit that means something else is refused. Arithmetic is exact:
 `0.1ms` is the number nearest to 0.0001, `50 MB` the integer 50,000,000.
 """
 
@@ -38,7 +38,8 @@ _KINDS: dict[str, tuple[str, dict[str, Fraction], str]] = {
     "_bytes": ("bytes", _BYTES, "11GiB"),
     "_s": ("seconds", _SECONDS, "20ms"),
 }  # fmt: skip
-_WRITTEN = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-zµμ/]*)\s*")
+_DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d[\d_]*\.?\d*|\.\d+"
+_WRITTEN = re.compile(rf"\s*([+-]?(?:{_DIGITS})(?:[eE][+-]?\d+)?)\s*([A-Za-zµμ/]*)\s*")
 # Beyond any machine; and the exact value of 1e999999999 would have a billion digits.
 _MAX, _MAX_EXPONENT = 10**30, 40
 
@@ -59,7 +60,11 @@ def parse_quantity(key: str, text: str) -> Fraction:
         holds = f"is in {what}" if what else "has no unit"
         raise SpecError(key, text, f"has the unit {unit!r} and {key} {holds}", fix)
     exponent = int(found[1].lower().partition("e")[2] or 0)
-    value = Fraction(found[1].replace("_", "")) if abs(exponent) <= _MAX_EXPONENT else None
+    value = (
+        Fraction(found[1].replace("_", "").replace(",", ""))
+        if abs(exponent) <= _MAX_EXPONENT
+        else None
+    )
     if value is None or abs(value) > _MAX:
         raise SpecError(key, text, "is beyond any machine", "use one nearer to 1")
     return value * units.get(unit, 1)
@@ -87,4 +92,4 @@ def pattern_of(key: str) -> str:
     """A regular expression for the quantities that go with a key; "" for one without a unit."""
     _, units, _ = _kind_of(key)
     spelled = "|".join(map(re.escape, sorted(units, key=len, reverse=True)))
-    return rf"^\s*[+-]?[0-9][0-9_.eE+-]*\s*({spelled})?\s*$" if units else ""
+    return rf"^\s*[+-]?[0-9][0-9_.,eE+-]*\s*({spelled})?\s*$" if units else ""

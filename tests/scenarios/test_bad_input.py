@@ -64,7 +64,7 @@ def test_profile_for_another_gpu(layerwise: Run, tmp_path: Path) -> None:
 def test_profile_that_is_missing(layerwise: Run, tmp_path: Path) -> None:
     message = refused(layerwise, "paper", "--profile", tmp_path / "nothing.json")
     assert "nothing.json' is no file" in message
-    assert "those of h100-sxm and h200 are taken without it" in message
+    assert "(shipped are h100-sxm, h200)" in message
 
 
 def test_gpu_without_a_profile_where_one_is_needed(layerwise: Run) -> None:

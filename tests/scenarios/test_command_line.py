@@ -63,7 +63,7 @@ def test_every_command_of_the_project_is_there() -> None:
     wanted = {
         "paper", "predict", "measure", "compare", "calibrate", "accuracy", "rank", "sweep",
         "what-if", "report", "explore", "doctor", "schema", "links", "overlap", "counters",
-        "figures", "host", "recover",
+        "figures", "host", "recover", "shipped",
     }  # fmt: skip
     assert wanted <= set(COMMANDS)
 

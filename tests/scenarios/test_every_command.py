@@ -76,6 +76,7 @@ QUESTIONS: dict[str, Callable[[Files], tuple[object, ...]]] = {
     "host": lambda f: ("--gpus", 2, "--device", "cpu", "--predict-only", f.folder / "host.json"),
     "report": lambda f: (f.scenario, "--out", f.folder / "r.html", "--profile", f.profile),
     "explore": lambda f: ("--port", 0),
+    "shipped": lambda f: (),
     "schema": lambda f: (),
 }
 # The others print no table (on stderr, or an address), or another one when asked again (sweep).

@@ -59,7 +59,7 @@ def test_what_was_changed_is_said_beside_the_answer(
         ("cluster.gpu.l2_byte=5", "did you mean 'cluster.gpu.l2_bytes'?"),
         ("cluster.gpu.l2_bytes=5GB/s", "has the unit 'GB/s' and cluster.gpu.l2_bytes is in bytes"),
         ("model.num_key_value_heads=3", "model.num_key_value_heads=3 does not divide"),
-        ("cluster.num_nodes=4", "leave some without a layer; use 1 to 16"),
+        ("cluster.num_gpus=32", "leave some without a layer; use 1 to 16"),
         ("nothing", "is not KEY=VALUE"),
     ],
 )

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -25,7 +26,7 @@ from layerwise.scenarios.rank.flips import (
     find_flip,
     knobs_of,
 )
-from layerwise.scenarios.rank.inputs import RankInputs, cluster_of, model_named, resolve, tpot_s_of
+from layerwise.scenarios.rank.inputs import RankInputs, resolve, tpot_s_of
 from layerwise.scenarios.rank.layouts import Layout, layouts_of, microbatch_grid
 from layerwise.scenarios.rank.leeway import Leeway
 from layerwise.scenarios.rank.ranking import Ranking, is_tied, pareto, rank
@@ -63,6 +64,15 @@ CONFIG = {
     "model_type": "llama", "num_hidden_layers": 8, "hidden_size": 1024, "intermediate_size": 4096,
     "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 1000,
 }  # fmt: skip
+
+
+def cluster_of(gpu: str, num_gpus: int, gpus_per_node: int = 0) -> ClusterSpec:
+    asked = RankInputs(model="paper-16", gpu=gpu, num_gpus=num_gpus, gpus_per_node=gpus_per_node)
+    return resolve(asked).cluster
+
+
+def model_named(text: str) -> ModelSpec:
+    return resolve(RankInputs(model=text)).model
 
 
 @pytest.fixture(scope="module")
@@ -751,3 +761,92 @@ def test_a_picture_in_another_format_is_refused_before_any_work(layerwise: Run) 
 
     assert (2, "") == (ran.code, ran.out)
     assert "end it in .svg, .pdf, .png" in ran.err
+
+
+FILE = """
+[model]
+preset = "paper-16"
+num_layers = 8
+[cluster]
+num_gpus = 8
+gpus_per_node = 4
+[placement]
+strategy = "tensor-pipeline"
+tensor_parallel = 8
+[workload]
+batch_size = 24
+context_tokens = 500
+[run]
+launch = "eager"
+only_rank = 3
+[kernels]
+all_reduce = "one_shot"
+"""
+
+
+@pytest.fixture
+def scenario_path(tmp_path: Path) -> Path:
+    path = tmp_path / "asked.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_a_scenario_file_is_ranked_whatever_it_places(scenario_path: Path) -> None:
+    asked = resolve(RankInputs(scenario=scenario_path))
+
+    assert (8, 8, 4) == (
+        asked.model.num_layers, asked.cluster.num_gpus, asked.cluster.gpus_per_node,
+    )  # fmt: skip
+    assert Workload(batch_size=24, context_tokens=500) == asked.workload
+    assert ("eager", -1, None) == (asked.run.launch, asked.run.only_rank, asked.given_all_reduce)
+
+
+def test_options_replace_what_the_file_says_and_settings_what_either_says(
+    scenario_path: Path,
+) -> None:
+    options = RankInputs(
+        scenario=scenario_path, model="paper-30b", gpu="H200", num_gpus=6, batch_size=12,
+        launch="graph", changes=("workload.batch_size=6", "cluster.gpu.num_sms=99"),
+    )  # fmt: skip
+    asked = resolve(options)
+
+    assert (112, 500, 6) == (
+        asked.model.num_layers, asked.workload.context_tokens, asked.workload.batch_size,
+    )  # fmt: skip
+    assert ("h200", 99, 6) == (
+        asked.cluster.gpu.name, asked.cluster.gpu.num_sms, asked.cluster.gpus_per_node,
+    )  # fmt: skip
+    assert "graph" == asked.run.launch
+
+
+def test_the_command_says_what_of_a_file_is_not_ranked(
+    layerwise: Run, scenario_path: Path, profile_file: Path
+) -> None:
+    options = ("--gpus", 2, "--batch", 4, "--profile", profile_file, "--json")
+    ran = layerwise("rank", scenario_path, *options)
+
+    assert (8, 500) == (
+        json.loads(ran.out)["model"]["num_layers"],
+        json.loads(ran.out)["workload"]["context_tokens"],
+    )
+    assert "left out, as a ranking goes through all: placement, kernels" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": None}, "--model=None is missing; give it, or a scenario file"),
+        ({"changes": ("cluster.num_gpus=0",)}, "--gpus=0 is not positive"),
+        ({"changes": ("workload.batch_size=0",)}, "workload.batch_size=0 is not positive"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        resolve(RankInputs(**{"model": "paper-16", **options}))
+
+
+def test_a_wrong_file_is_refused_by_its_name(scenario_path: Path) -> None:
+    scenario_path.write_text(FILE.replace("[workload]", "[wrokload]"))
+
+    with pytest.raises(SpecError, match="asked.toml: wrokload=.* did you mean 'workload'"):
+        resolve(RankInputs(scenario=scenario_path, num_gpus=4))

@@ -31,7 +31,7 @@ from layerwise.scenarios.sweep.points import (
     predict_points,
 )
 from layerwise.scenarios.sweep.run import place_points, run_sweep
-from layerwise.scenarios.sweep.spec import load_sweep, resolve
+from layerwise.scenarios.sweep.spec import load_sweep
 from layerwise.sim.plan.errors import FileFormatError, SpecError
 from layerwise.sim.plan.scenario import paper_scenario
 from layerwise.sim.plan.workload import Workload
@@ -222,7 +222,7 @@ def test_rows_carry_the_ends_of_their_interval_unasked(
     swept(layerwise, sweep_file, "--out", out, "--profile", profile_file)
     sweep, row = load_sweep(sweep_file), rows_of(out)[0]
     settings, _ = next(iter(sweep.points()))
-    interval = predict(resolve(sweep.base, settings), profile).tokens_per_s_interval
+    interval = predict(sweep.resolve(settings), profile).tokens_per_s_interval
 
     assert interval is not None
     assert (interval.low, interval.high) == (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from layerwise.scenarios.sweep.spec import MAX_POINTS, Sweep, load_sweep, resolve
+from layerwise.scenarios.sweep.command import profiles_for
+from layerwise.scenarios.sweep.spec import MAX_POINTS, Sweep, load_sweep
 from layerwise.sim.plan.errors import LayerwiseError
+from layerwise.sim.profile import Profile
 
 PAPER = '[base]\npaper = "layer-wise"\n'
 BATCHES = PAPER + '[axes]\n"workload.batch_size" = [8, 64]\n'
@@ -77,7 +80,7 @@ def test_a_placement_is_a_whole_one(tmp_path: Path) -> None:
         '[base]\npaper = "tensor-pipeline"\n[axes]\nplacement = [{strategy = "layer-wise"}, '
         '{strategy = "tensor-pipeline", tensor_parallel = 4}]\n',
     )  # fmt: skip
-    first, second = (resolve(sweep.base, settings).placement for settings, _ in sweep.points())
+    first, second = (sweep.resolve(settings).placement for settings, _ in sweep.points())
 
     assert ("layer-wise", 1, 1) == (first.strategy, first.tensor_parallel, first.pipeline_parallel)
     assert (4, 1) == (second.tensor_parallel, second.pipeline_parallel)
@@ -86,7 +89,7 @@ def test_a_placement_is_a_whole_one(tmp_path: Path) -> None:
 
 def test_a_named_table_is_a_value(tmp_path: Path) -> None:
     sweep = loaded(tmp_path, PAPER + '[axes]\n"cluster.gpu" = ["h100-sxm", "h200"]\n')
-    gpus = [resolve(sweep.base, settings).cluster.gpu.name for settings, _ in sweep.points()]
+    gpus = [sweep.resolve(settings).cluster.gpu.name for settings, _ in sweep.points()]
 
     assert ["h100-sxm", "h200"] == gpus
 
@@ -164,3 +167,42 @@ def test_points_that_differ_in_context_alone_run_in_a_row(tmp_path: Path) -> Non
 
     assert [(0, [1, 8]), (2, [2, 8]), (1, [1, 64]), (3, [2, 64])] == running
     assert values(sweep) == [written for _, written in sorted(running)]
+
+
+def test_the_keys_of_a_file_are_axes(tmp_path: Path) -> None:
+    sweep = loaded(tmp_path, PAPER + '[axes]\n"cluster.num_gpus" = [8, 16]\n')
+
+    assert [[8], [16]] == values(sweep)
+    assert [8, 16] == [sweep.resolve(settings).cluster.num_gpus for settings, _ in sweep.points()]
+
+
+def test_a_gpu_with_other_values_is_an_alternative(tmp_path: Path) -> None:
+    axis = '"cluster.gpu" = [{base = "h100-sxm"}, {base = "h200", hbm_bytes = "200GB"}]\n'
+    sweep = loaded(tmp_path, f"{PAPER}[axes]\n{axis}")
+    gpus = [sweep.resolve(settings).cluster.gpu for settings, _ in sweep.points()]
+
+    assert [("h100-sxm", 80 * 10**9), ("h200", 200 * 10**9)] == [
+        (gpu.name, gpu.hbm_bytes) for gpu in gpus
+    ]
+    assert {"h100-sxm", "h200"} == set(profiles_for(sweep, None))
+
+
+def test_a_kernel_is_an_axis_where_the_base_names_none(tmp_path: Path, profile: Profile) -> None:
+    axis = '"kernels.all_reduce" = ["nccl", "one_shot"]\n'
+    sweep = loaded(tmp_path, f"{PAPER}[axes]\n{axis}")
+    kernels = [
+        sweep.resolve(settings).with_kernels(profile.kernels).kernels
+        for settings, _ in sweep.points()
+    ]
+
+    assert [["nccl"], ["one_shot"]] == values(sweep)
+    assert [replace(profile.kernels, all_reduce=name) for name in ("nccl", "one_shot")] == kernels
+
+
+def test_what_is_set_beside_a_sweep_changes_its_base(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.toml"
+    path.write_text(BATCHES)
+    sweep = load_sweep(path, {"cluster.num_gpus": "8", "kernels.all_reduce": "one_shot"})
+    points = [sweep.resolve(settings) for settings, _ in sweep.points()]
+
+    assert [(8, "one_shot")] * 2 == [(p.cluster.num_gpus, p.given_all_reduce) for p in points]

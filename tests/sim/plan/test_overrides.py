@@ -7,14 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerwise.sim.plan.compile import KernelChoice
+from layerwise.sim.plan.compile import GivenKernels, KernelChoice
 from layerwise.sim.plan.errors import PlacementError, SpecError, UnknownKeyError
 from layerwise.sim.plan.hardware import GPUS, HDR200, NVLINK3, PCIE5, SlowParts
-from layerwise.sim.plan.overrides import keys_of, parse_settings, with_values
-from layerwise.sim.plan.scenario import Scenario, paper_scenario
+from layerwise.sim.plan.overrides import parse_settings, with_values
+from layerwise.sim.plan.scenario import paper_scenario
+from layerwise.sim.plan.tables import SHORT, keys
 
 PAPER = replace(paper_scenario("layer-wise"), kernels=KernelChoice())
-TABLES = ("model", "cluster.gpu", "cluster.nvlink", "cluster.nic")
+# What names a whole table is no field of a scenario.
+NAMES = {*SHORT, "model.preset", "model.config", *(f"{key}.base" for key in SHORT)}
 
 
 def value_at(spec: Any, key: str) -> Any:
@@ -23,8 +25,8 @@ def value_at(spec: Any, key: str) -> Any:
     return spec
 
 
-def leaves(scenario: Scenario) -> list[str]:
-    return [key for key in keys_of(scenario) if key not in TABLES]
+def leaves() -> list[str]:
+    return sorted(set(keys()) - NAMES)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,7 @@ def leaves(scenario: Scenario) -> list[str]:
         ("model.num_key_value_heads", "8", 8),
         ("cluster.nvlink.bytes_per_s", "225GB/s", 225e9),
         ("cluster.gpu.peak_flops_per_s", "2PFLOP/s", 2e15),
-        ("cluster.num_nodes", 1, 1),
+        ("cluster.num_gpus", 8, 8),
         ("model.tie_word_embeddings", "true", True),
         ("model.tie_word_embeddings", False, False),
         ("run.launch", "eager", "eager"),
@@ -55,7 +57,7 @@ def test_a_field_is_changed_by_its_key(key: str, value: object, expected: object
     assert (expected, type(expected)) == (found, type(found))
 
 
-@given(st.sampled_from(leaves(PAPER)))
+@given(st.sampled_from(leaves()))
 def test_the_value_that_is_there_changes_nothing(key: str) -> None:
     assert with_values(PAPER, {key: str(value_at(PAPER, key))}) == PAPER
 
@@ -136,13 +138,13 @@ def test_a_name_comes_before_the_fields_below_it() -> None:
 
 
 def test_a_cluster_is_called_after_what_it_is_now() -> None:
-    assert "8x h100-sxm" == with_values(PAPER, {"cluster.num_nodes": 1}).cluster.name
+    assert "8x h100-sxm" == with_values(PAPER, {"cluster.num_gpus": 8}).cluster.name
 
 
 def test_a_cluster_that_somebody_named_keeps_its_name() -> None:
     mine = replace(PAPER, cluster=replace(PAPER.cluster, name="mine"))
 
-    assert "mine" == with_values(mine, {"cluster.num_nodes": 1}).cluster.name
+    assert "mine" == with_values(mine, {"cluster.num_gpus": 8}).cluster.name
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,8 @@ def test_a_cluster_that_somebody_named_keeps_its_name() -> None:
         ("cluster.gpu.l2_byte", 5, "did you mean 'cluster.gpu.l2_bytes'?"),
         ("l2_bytes", 5, "did you mean 'cluster.gpu.l2_bytes'?"),
         ("workload.batch_sise", 5, "did you mean 'workload.batch_size'?"),
-        ("cluster.num_gpus", 8, "set cluster.num_nodes and cluster.gpus_per_node"),
+        ("cluster.num_nodes", 8, "set cluster.num_gpus, which counts those of all nodes"),
+        ("cluster.name", 8, "a cluster is called after its GPUs; set cluster.gpu.name, or name"),
         ("nothing", 8, ("a key is a field of cluster, kernels, model, placement, run, workload, as "
                         "in workload.batch_size")),
     ],
@@ -163,9 +166,13 @@ def test_an_unknown_key_is_refused_naming_the_nearest(key: str, value: int, mess
     assert f"{key}={value} is not a known key; {message}" == str(error.value)
 
 
-def test_a_kernel_cannot_be_changed_where_none_is_named() -> None:
-    with pytest.raises(UnknownKeyError, match="the kernels are the profile's"):
-        with_values(paper_scenario("layer-wise"), {"kernels.all_reduce": "nccl"})
+def test_a_kernel_that_is_set_alone_leaves_the_others_to_the_profile() -> None:
+    asked = with_values(paper_scenario("layer-wise"), {"kernels.all_reduce": "one_shot"})
+    profiles = KernelChoice(decode_attention="cudnn", small_matmul="skinny")
+
+    assert (None, GivenKernels(all_reduce="one_shot")) == (asked.kernels, asked.given_kernels)
+    assert replace(profiles, all_reduce="one_shot") == asked.with_kernels(profiles).kernels
+    assert KernelChoice(all_reduce="one_shot") == asked.kernels_on()
 
 
 @pytest.mark.parametrize(
@@ -178,7 +185,8 @@ def test_a_kernel_cannot_be_changed_where_none_is_named() -> None:
         ({"model.tie_word_embeddings": 2},
          "model.tie_word_embeddings=2 is neither true nor false; use true or false"),
         ({"cluster.gpu": "h100"},
-         "cluster.gpu='h100' is not known; did you mean 'h100-pcie' or 'h100-sxm'?"),
+         ("cluster.gpu='h100' is not known; did you mean 'h100-pcie' or 'h100-sxm'? (one's own: the path "
+          "of a .toml file)")),
         ({"model.num_key_value_heads": 3},
          ("model.num_key_value_heads=3 does not divide num_attention_heads=32; use one of "
           "[1, 2, 4, 8, 16, 32]")),
@@ -202,7 +210,7 @@ def test_a_value_that_does_not_go_is_refused_by_its_whole_key(
 
 def test_what_cannot_be_placed_is_refused() -> None:
     with pytest.raises(PlacementError, match="model.num_layers=16"):
-        with_values(PAPER, {"cluster.num_nodes": 4})
+        with_values(PAPER, {"cluster.num_gpus": 32})
 
 
 def test_settings_are_keys_and_values() -> None:

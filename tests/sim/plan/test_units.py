@@ -32,6 +32,8 @@ KEY_AND_UNIT = st.sampled_from([(key, unit) for key, units in SCALES.items() for
         ("x_bytes", "1e9", 1e9),
         ("num_sms", "132", 132.0),
         ("x_bytes", "32_768_000", 32_768_000.0),
+        ("x_bytes", "32,768,000", 32_768_000.0),
+        ("x_bytes", "1,500.5 MB", 1_500_500_000.0),
         ("x_s", "-.5", -0.5),
     ],
 )
