@@ -20,6 +20,7 @@ from layerwise.answers import (
     SweepAnswer,
 )
 from layerwise.calibration.data import profile_path
+from layerwise.scenarios.shipped import find
 from layerwise.sim.cost.model import Belief
 from layerwise.sim.plan.errors import FileFormatError
 from layerwise.sim.plan.scenario import Launch, Scenario
@@ -33,13 +34,11 @@ Changes = Mapping[str, object]
 def load_scenario(scenario: str | Path, changes: Changes | None = None) -> Scenario:
     """Read a scenario file, or one that is shipped (`"validation/stage-8"`).
 
-    `changes` are made to it, by key. Raises FileFormatError or SpecError.
+    `changes` are set in it before it is checked, by key. Raises FileFormatError or SpecError.
     """
     from layerwise.sim.plan import files
-    from layerwise.sim.plan.overrides import with_values
 
-    found = files.load_scenario(Path(scenario))
-    return with_values(found, changes) if changes else found
+    return files.load_scenario(find(scenario, "scenario", "scenario"), changes)
 
 
 def shipped_profile(gpu: str) -> Profile:
@@ -105,14 +104,14 @@ def rank(
     scenario: Scenario | str | Path | None = None,
     *,
     model: str | Path = "",
-    gpus: int = 16,
-    gpu: str = "h100-sxm",
+    gpus: int | None = None,
+    gpu: str | None = None,
     gpus_per_node: int = 0,
-    batch: int = 128,
-    context: int = 10_000,
+    batch: int | None = None,
+    context: int | None = None,
     tpot_below_s: float | None = None,
     fits_only: bool = False,
-    launch: Launch = "graph",
+    launch: Launch | None = None,
     profile: Profile | str | Path | None = None,
     changes: Changes | None = None,
     workers: int = 1,
@@ -120,20 +119,21 @@ def rank(
     """Predict every placement of a model on a cluster, and put them in order.
 
     `model` is a preset ("paper-16"), a shipped name ("llama-3-8b") or a Hugging Face config.json;
-    in its stead a `scenario` gives model, cluster and workload, and its placement is left aside.
-    `batch` sequences decode at `context` tokens; `tpot_below_s` is the longest time between two
-    tokens of one sequence. `workers` above 1 are processes: a script that asks for them must be
+    in its stead a `scenario` gives model, cluster, workload and run, and its placement is left
+    aside. `batch` sequences decode at `context` tokens (128 and 10,000 on 16 H100s where nothing
+    says otherwise); `tpot_below_s` is the longest time between two tokens of one sequence. `workers` above 1 are processes: a script that asks for them must be
     importable.
     """
     from layerwise.scenarios.rank.inputs import RankInputs, resolve
     from layerwise.scenarios.rank.ranking import rank as rank_placements
 
-    if scenario is not None:
+    if isinstance(scenario, Scenario):
         asked = _scenario(scenario, changes)
     else:
         asked = resolve(
             RankInputs(
-                model=str(model),
+                scenario=find(scenario, "scenario", "scenario") if scenario else None,
+                model=str(model) or None,
                 num_gpus=gpus,
                 gpu=gpu,
                 gpus_per_node=gpus_per_node,
@@ -175,7 +175,7 @@ def sweep(
     from layerwise.scenarios.sweep.spec import load_sweep
     from layerwise.scenarios.sweep.workers import local_workers
 
-    asked = load_sweep(Path(file), changes)
+    asked = load_sweep(find(file, "file", "sweep"), changes)
     given = _profile(profile, "") if profile is not None else None
     with tempfile.TemporaryDirectory() as folder, local_workers(workers) as pool:
         path = Path(out) if out else Path(folder) / "rows.csv"
@@ -193,7 +193,8 @@ def compare(measured: str | Path, *, profile: Profile | str | Path | None = None
     def profiles(gpu: str) -> Profile:
         return _profile(profile, gpu) or shipped_profile(gpu)
 
-    (compared,) = compare_all(choose_traces(None, Path(measured), False, profiles), profiles)
+    trace = find(measured, "measured", "trace")
+    (compared,) = compare_all(choose_traces(None, trace, False, profiles), profiles)
     return CompareAnswer(compared=compared)
 
 
@@ -208,7 +209,11 @@ def _scenario(scenario: Scenario | str | Path, changes: Changes | None) -> Scena
 def _profile(profile: Profile | str | Path | None, gpu: str) -> Profile | None:
     if profile is None:
         return _shipped(gpu)
-    return profile if isinstance(profile, Profile) else load_profile(Path(profile))
+    return (
+        profile
+        if isinstance(profile, Profile)
+        else load_profile(find(profile, "profile", "profile"))
+    )
 
 
 @cache

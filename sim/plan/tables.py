@@ -70,6 +70,7 @@ class GpuTable:
     name: str | None = None
     num_sms: int | None = None
     peak_flops_per_s: float | None = None
+    peak_float32_flops_per_s: float | None = None
     hbm_bytes: int | None = None
     hbm_bytes_per_s: float | None = None
     l2_bytes: int | None = None

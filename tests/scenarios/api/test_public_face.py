@@ -34,7 +34,9 @@ SURFACE = {
         "step_factor", "data_hashes",
     ],
     "RankAnswer": ["ranking"],
-    "Scenario": ["name", "model", "cluster", "placement", "workload", "run", "kernels"],
+    "Scenario": [
+        "name", "model", "cluster", "placement", "workload", "run", "kernels", "given_kernels",
+    ],
     "SimulateAnswer": ["scenario", "belief", "run"],
     "SweepAnswer": ["sweep", "outcome", "rows"],
     "compare": ["measured", "profile"],

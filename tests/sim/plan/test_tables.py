@@ -13,10 +13,10 @@ from layerwise.sim.plan.compile import GivenKernels, KernelChoice
 from layerwise.sim.plan.errors import SpecError, UnknownKeyError
 from layerwise.sim.plan.files import Written, load_scenario, scenario_json_schema
 from layerwise.sim.plan.hardware import GPUS, HDR200, NDR400, NVLINK3, NVLINK4, GpuSpec, LinkSpec
-from layerwise.sim.plan.model import MODELS
+from layerwise.sim.plan.model import MODELS, ModelSpec
 from layerwise.sim.plan.overrides import parse_settings, with_values
 from layerwise.sim.plan.scenario import Scenario, paper_scenario
-from layerwise.sim.plan.tables import SHORT, GpuTable, LinkTable, keys, tables_of
+from layerwise.sim.plan.tables import SHORT, GpuTable, LinkTable, ModelTable, keys, tables_of
 from layerwise.sim.predict import predict
 from tests.synthetic import synthetic_profile
 
@@ -298,3 +298,17 @@ def test_all_kernels_of_a_file_are_its_choice(tmp_path: Path) -> None:
 def test_a_key_that_is_gone_names_its_replacement() -> None:
     with pytest.raises(UnknownKeyError, match=r"set cluster\.num_gpus, which counts those of all"):
         with_values(paper_scenario("layer-wise"), {"cluster.num_nodes": 2})
+
+
+@pytest.mark.parametrize(
+    ("table", "spec", "more"),
+    [
+        (GpuTable, GpuSpec, {"base"}),
+        (LinkTable, LinkSpec, {"base"}),
+        (ModelTable, ModelSpec, {"preset", "config"}),
+    ],
+)
+def test_a_table_takes_every_field_of_what_it_describes(
+    table: type, spec: type, more: set[str]
+) -> None:
+    assert {each.name for each in fields(spec)} | more == {each.name for each in fields(table)}
