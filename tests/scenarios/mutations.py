@@ -29,7 +29,7 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 DEEP = 100_000
 # 128 MiB each: of zeros, and of blank lines.
-BOMB, BLANK_BOMB = (gzip.compress(sign * 2**27) for sign in (b"\0", b"\n"))
+BOMB, BLANK_BOMB = (gzip.compress(sign * 2**27, mtime=0) for sign in (b"\0", b"\n"))
 
 Mutation = Callable[[random.Random, bytes], bytes]
 
@@ -65,7 +65,7 @@ def mutated_whole(rng: random.Random, data: bytes) -> bytes:
         lambda: b"\xff" + data,
         lambda: data + data,
         lambda: b"",
-        lambda: gzip.compress(data),
+        lambda: gzip.compress(data, mtime=0),
         lambda: b"a." * rng.choice((900, 20_000)) + b"b = 1\n" + data,
         lambda: b"[" * DEEP,
         lambda: b'{"a":' * DEEP,
@@ -139,13 +139,13 @@ def mutated_gzip(rng: random.Random, data: bytes) -> bytes:
     """A compressed file whose content is mutated, that is cut short, damaged, or unpacks to GBs."""
     match rng.randrange(20):
         case 0:
-            return mutated_bytes(rng, gzip.compress(data))
+            return mutated_bytes(rng, gzip.compress(data, mtime=0))
         case 1:
-            return gzip.compress(data)[: rng.randrange(len(data))]
+            return gzip.compress(data, mtime=0)[: rng.randrange(len(data))]
         case 2:
-            return rng.choice((BOMB, BLANK_BOMB, gzip.compress(data) + BOMB))
+            return rng.choice((BOMB, BLANK_BOMB, gzip.compress(data, mtime=0) + BOMB))
         case _:
-            return gzip.compress(mutated_lines(rng, data), 1)
+            return gzip.compress(mutated_lines(rng, data), 1, mtime=0)
 
 
 def _places(document: Any) -> list[tuple[Any, Any]]:

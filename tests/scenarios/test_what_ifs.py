@@ -60,13 +60,6 @@ def test_every_question_has_a_picture_and_a_golden_file_and_nothing_else_has() -
     assert NAMES == sorted(path.stem for path in golden_path("").parent.iterdir())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_script_fits_a_screen(name: str) -> None:
-    lines = (FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()
-
-    assert 40 >= len(lines)
-
-
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"paper_claims"}))
 def test_a_script_imports_sim_and_its_runner_only(name: str) -> None:
     tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
