@@ -38,8 +38,12 @@ MIN_POINTS = 30
 HBM_RATES = ("hbm_bytes_per_s",)
 # Constants that drift with driver and clock, and are taken as they are measured here.
 REFITTED = (
-    "hbm_bytes_per_s", "read_hbm_bytes_per_s", "graph_launch_s", "graph_gap_s", "eager_issue_s",
-)  # fmt: skip
+    "hbm_bytes_per_s",
+    "read_hbm_bytes_per_s",
+    "graph_launch_s",
+    "graph_gap_s",
+    "eager_issue_s",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +95,13 @@ class Anchored:
 
 
 def anchored(
-    profile: Profile, by_kind: Mapping[str, Table], machine: Mapping[str, Constant], gpu: GpuSpec,
-    provenance: Mapping[str, str], hashes: Mapping[str, str],
-) -> Anchored:  # fmt: skip
+    profile: Profile,
+    by_kind: Mapping[str, Table],
+    machine: Mapping[str, Constant],
+    gpu: GpuSpec,
+    provenance: Mapping[str, str],
+    hashes: Mapping[str, str],
+) -> Anchored:
     """The profile for the machine where the tables and the constants were measured.
 
     `machine`: those of REFITTED that were measured; the others stay. `provenance` tells this
@@ -101,8 +109,11 @@ def anchored(
     """
     hbm = hbm_shift(profile, machine)
     moved = {kind: _with_hbm(kind, fit, hbm.applied) for kind, fit in profile.fits.items()}
-    errors = {kind: log_errors(moved[kind], table, gpu)
-              for kind, table in by_kind.items() if kind in moved}  # fmt: skip
+    errors = {
+        kind: log_errors(moved[kind], table, gpu)
+        for kind, table in by_kind.items()
+        if kind in moved
+    }
     kinds = tuple(shift_of(kind, errors.get(kind, np.zeros(0))) for kind in sorted(moved))
     fits = {
         one.name: _widened(
@@ -112,15 +123,23 @@ def anchored(
     }
     changed = {name: machine[name] for name in REFITTED if name in machine}
     made = replace(
-        profile, name=f"{profile.name}, anchored", fits=fits, machine=profile.machine | changed,
+        profile,
+        name=f"{profile.name}, anchored",
+        fits=fits,
+        machine=profile.machine | changed,
         provenance=_provenance(profile, provenance, kinds),
         data_hashes=profile.data_hashes | {f"anchor/{name}": h for name, h in hashes.items()},
-    )  # fmt: skip
+    )
     return Anchored(
-        profile=made, hbm=hbm, kinds=kinds,
-        machine=tuple(MachineShift(name=n, old=profile.machine[n], new=c)
-                      for n, c in changed.items() if n in profile.machine),
-    )  # fmt: skip
+        profile=made,
+        hbm=hbm,
+        kinds=kinds,
+        machine=tuple(
+            MachineShift(name=n, old=profile.machine[n], new=c)
+            for n, c in changed.items()
+            if n in profile.machine
+        ),
+    )
 
 
 def hbm_shift(profile: Profile, machine: Mapping[str, Constant]) -> Shift:
@@ -130,12 +149,13 @@ def hbm_shift(profile: Profile, machine: Mapping[str, Constant]) -> Shift:
         return Shift(name="HBM", log_shift=0.0, standard_error=PRIOR, num_points=0, applied=0.0)
     old, new = profile.machine[name], machine[name]
     found = Shift(
-        name="HBM", log_shift=math.log(old.value / new.value),
-        standard_error=math.hypot(
-            old.standard_error / old.value, new.standard_error / new.value
-        ) or RUN_TO_RUN,
-        num_points=1, applied=0.0,
-    )  # fmt: skip
+        name="HBM",
+        log_shift=math.log(old.value / new.value),
+        standard_error=math.hypot(old.standard_error / old.value, new.standard_error / new.value)
+        or RUN_TO_RUN,
+        num_points=1,
+        applied=0.0,
+    )
     return replace(found, applied=found.log_shift if found.is_significant else 0.0)
 
 
@@ -148,8 +168,9 @@ def log_errors(
     found: list[float] = []
     for place, seconds, form in zip(places_of(table), table.seconds, formed, strict=True):
         known = own.get(tuple(round(c, 3) for c in place))
-        found.append(math.log(seconds / form) - (fit.nearby(place).log_ratio
-                                                 if known is None else known))  # fmt: skip
+        found.append(
+            math.log(seconds / form) - (fit.nearby(place).log_ratio if known is None else known)
+        )
     return np.array(found)
 
 
@@ -164,29 +185,34 @@ def shift_of(kind: str, errors: np.ndarray[tuple[int], np.dtype[np.float64]]) ->
     deviation = math.hypot(deviation, PRIOR / num) if num < MIN_SCORES else deviation
     error = MEDIAN_OVER_MEAN * max(deviation, RUN_TO_RUN) / math.sqrt(num)
     shrunk = middle * PRIOR**2 / (PRIOR**2 + error**2)
-    return Shift(
-        name=kind, log_shift=middle, standard_error=error, num_points=num, applied=shrunk
-    )  # fmt: skip
+    return Shift(name=kind, log_shift=middle, standard_error=error, num_points=num, applied=shrunk)
 
 
 def _with_hbm(kind: str, fit: OpFit, log_shift: float) -> OpFit:
     """The kind with slower HBM; residuals stay what they are around the form."""
     del kind
     factor = math.exp(-log_shift)
-    return replace(fit, constants={
-        name: _times(constant, factor) if name in HBM_RATES else constant
-        for name, constant in fit.constants.items()
-    })  # fmt: skip
+    return replace(
+        fit,
+        constants={
+            name: _times(constant, factor) if name in HBM_RATES else constant
+            for name, constant in fit.constants.items()
+        },
+    )
 
 
 def _scaled(kind: str, fit: OpFit, log_shift: float) -> OpFit:
     """All times of a kind by one factor: its form is as much slower everywhere."""
     factor, parameters = math.exp(log_shift), parameters_of(kind)
-    return replace(fit, constants={
-        name: _times(constant, factor ** power_of(parameters[name]))
-        if name in parameters else constant
-        for name, constant in fit.constants.items()
-    })  # fmt: skip
+    return replace(
+        fit,
+        constants={
+            name: _times(constant, factor ** power_of(parameters[name]))
+            if name in parameters
+            else constant
+            for name, constant in fit.constants.items()
+        },
+    )
 
 
 def power_of(parameter: Parameter) -> int:
@@ -200,10 +226,11 @@ def _times(constant: Constant, factor: float) -> Constant:
     if factor == 1.0:
         return constant
     return replace(
-        constant, value=significant(constant.value * factor, 6),
+        constant,
+        value=significant(constant.value * factor, 6),
         standard_error=significant(constant.standard_error * factor),
         source=f"{constant.source}; anchored x {factor:.4g}",
-    )  # fmt: skip
+    )
 
 
 def _widened(
@@ -216,15 +243,18 @@ def _widened(
     scale = fit.error_scale
     if scale is None:
         return fit
-    left = PRIOR if not shift.num_points else (
-        PRIOR * shift.standard_error / math.hypot(PRIOR, shift.standard_error)
-    )  # fmt: skip
+    left = (
+        PRIOR
+        if not shift.num_points
+        else (PRIOR * shift.standard_error / math.hypot(PRIOR, shift.standard_error))
+    )
     extra = NORMAL_95 * left
     if len(errors) >= MIN_SCORES:
         # What scatters here around the shift, beyond what the profile already grants.
         seen = conformal_quantile(np.abs(errors - shift.applied))
-        usual = scale.quantile * (float(np.median([p.held_out_error for p in fit.residuals] or [0]))
-                                  + scale.floor)  # fmt: skip
+        usual = scale.quantile * (
+            float(np.median([p.held_out_error for p in fit.residuals] or [0])) + scale.floor
+        )
         extra = max(extra, seen - usual)
     return replace(
         fit, error_scale=replace(scale, floor=round(scale.floor + extra / scale.quantile, 5))

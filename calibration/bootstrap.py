@@ -45,8 +45,11 @@ def resampled_constant(
     return Constant(
         value=significant(statistic(readings)),
         standard_error=significant(bootstrap_error(runs, statistic)),
-        unit=unit, source=source, num_points=len(readings), valid=valid,
-    )  # fmt: skip
+        unit=unit,
+        source=source,
+        num_points=len(readings),
+        valid=valid,
+    )
 
 
 def intercept_error(repeats: Sequence[float], seconds: Sequence[float]) -> float:

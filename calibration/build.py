@@ -44,8 +44,9 @@ RESERVED_BYTES = 2 * 10**9
 # Files of points that are fitted, and which; one of them at least must be there. `designed` holds
 # points of all, in the order in which a budget buys most.
 FITTED: dict[str, Callable[[KernelChoice], Sequence[SweepPoint]]] = {
-    **{f"{task}.jsonl": made for task, made in FIT_POINTS.items()}, "designed.jsonl": every_point,
-}  # fmt: skip
+    **{f"{task}.jsonl": made for task, made in FIT_POINTS.items()},
+    "designed.jsonl": every_point,
+}
 # Every other .jsonl is a trace.
 POINTS = (*FITTED, "repeats.jsonl", "unseen.jsonl", "anchor.jsonl", "failed.jsonl")
 Progress = Callable[[str, OpFit | FitError], None]
@@ -97,22 +98,34 @@ def build_profile(
     if "matmul.skinny" not in fits:
         kernels = replace(kernels, small_matmul="cublas")
     alone = Profile(
-        name=name, gpu=gpu, kernels=kernels, fits=fits, transfers=transfers,
-        machine=machine | no_interleaving(machine), provenance={},
-    )  # fmt: skip
+        name=name,
+        gpu=gpu,
+        kernels=kernels,
+        fits=fits,
+        transfers=transfers,
+        machine=machine | no_interleaving(machine),
+        provenance={},
+    )
     machine |= fit_interleaving(alone, traces, f"{source}: decode steps kept for fitting")
     factor = fit_step_factor(replace(alone, machine=machine), traces)
     return Profile(
-        name=name, gpu=gpu, kernels=kernels, fits=fits, transfers=transfers, machine=machine,
+        name=name,
+        gpu=gpu,
+        kernels=kernels,
+        fits=fits,
+        transfers=transfers,
+        machine=machine,
         provenance={k: str(environment[k]) for k in PROVENANCE_KEYS if k in environment}
-        | _clocks(traces) | _partial(points, measured)
+        | _clocks(traces)
+        | _partial(points, measured)
         | ({"quarantined": "; ".join(aside)} if aside else {}),
-        reserved_bytes=RESERVED_BYTES, step_factor=factor,
+        reserved_bytes=RESERVED_BYTES,
+        step_factor=factor,
         data_hashes={
             str(path.relative_to(folder)): file_hash(path)
             for path in sorted((*folder.glob("*.json*"), *folder.glob("layers/*.jsonl*")))
         },
-    )  # fmt: skip
+    )
 
 
 def read_points(
@@ -170,9 +183,12 @@ def read_environment(path: Path, spec: GpuSpec) -> dict[str, str]:
 
 
 def fit_traces(
-    folder: Path, kernels: KernelChoice, gpu: str, environment: Mapping[str, str],
+    folder: Path,
+    kernels: KernelChoice,
+    gpu: str,
+    environment: Mapping[str, str],
     quarantine: Quarantine = lambda _where, _why: None,
-) -> list[tuple[Path, Trace]]:  # fmt: skip
+) -> list[tuple[Path, Trace]]:
     """Whole stages and layers to fit. Raises FitError for one that no fit may see."""
     stages = [path for path in sorted(folder.glob("*.jsonl")) if path.name not in POINTS]
     paths = (*stages, *sorted(folder.glob("layers/*.jsonl*")))
@@ -184,9 +200,10 @@ def fit_traces(
     # fitted, each by its own points: either tells what a kernel pays among others.
     default, either = as_data(KernelChoice()), {"small_matmul": kernels.small_matmul}
     other = [
-        trace.name for _, trace in found
+        trace.name
+        for _, trace in found
         if not (ran := trace.scenario.get("kernels")) or default | ran | either != as_data(kernels)
-    ]  # fmt: skip
+    ]
     if other:
         raise FitError(f"{other}: measured with other kernels than {kernels}; measure again")
     for path, trace in found:
@@ -229,8 +246,11 @@ def machine_of(
 
 def stage_constants(traces: Sequence[Trace], where: str) -> dict[str, Constant]:
     """HBM's best read, the gap between kernels of a graph, the host's time to issue an op."""
-    rates = [[t.measured["read_bandwidth_bytes_per_s"]] for t in traces
-             if "read_bandwidth_bytes_per_s" in t.measured]  # fmt: skip
+    rates = [
+        [t.measured["read_bandwidth_bytes_per_s"]]
+        for t in traces
+        if "read_bandwidth_bytes_per_s" in t.measured
+    ]
     if not rates:
         raise FitError("no stage trace carries a read bandwidth; measure with it")
     gaps = [_gaps(t) for t in traces if t.scenario["run"]["launch"] == "graph"]
@@ -241,18 +261,27 @@ def stage_constants(traces: Sequence[Trace], where: str) -> dict[str, Constant]:
         raise FitError("no stage was run eagerly; the host's issue time is needed")
     return {
         "hbm_bytes_per_s": resampled_constant(
-            rates, max, "bytes/s", f"{where}: read_curve.json: best read over rotating 2 GiB",
+            rates,
+            max,
+            "bytes/s",
+            f"{where}: read_curve.json: best read over rotating 2 GiB",
             "reads of GiB",
         ),
         "graph_gap_s": resampled_constant(
-            gaps, _positive_median, "s",
-            f"{where}: median time between kernels of consecutive ops in a graph", "graphs",
+            gaps,
+            _positive_median,
+            "s",
+            f"{where}: median time between kernels of consecutive ops in a graph",
+            "graphs",
         ),
         "eager_issue_s": resampled_constant(
-            eager, median, "s", f"{where}: eager step time over its ops, where the host is the limit",
+            eager,
+            median,
+            "s",
+            f"{where}: eager step time over its ops, where the host is the limit",
             "eager steps that the host paces",
         ),
-    }  # fmt: skip
+    }
 
 
 def graph_launch(
@@ -262,9 +291,12 @@ def graph_launch(
     repeats, seconds = graph_launch_steps(points, measured)
     return Constant(
         value=significant(graph_launch_seconds(points, measured)),
-        standard_error=significant(intercept_error(repeats, seconds)), unit="s", source=source,
-        num_points=len(repeats), valid=f"graphs of {min(repeats)} to {max(repeats)} ops",
-    )  # fmt: skip
+        standard_error=significant(intercept_error(repeats, seconds)),
+        unit="s",
+        source=source,
+        num_points=len(repeats),
+        valid=f"graphs of {min(repeats)} to {max(repeats)} ops",
+    )
 
 
 def _positive_median(gaps: Sequence[float]) -> float:
@@ -276,9 +308,10 @@ def _gaps(trace: Trace) -> list[float]:
         (r for r in trace.rows if not r.replaced), key=lambda r: (r.repeat, r.step, r.start_s)
     )
     return [
-        after.start_s - before.end_s for before, after in zip(rows, rows[1:], strict=False)
+        after.start_s - before.end_s
+        for before, after in zip(rows, rows[1:], strict=False)
         if (before.repeat, before.step) == (after.repeat, after.step)
-    ]  # fmt: skip
+    ]
 
 
 def _issues(trace: Trace) -> list[float]:

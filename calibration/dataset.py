@@ -78,11 +78,16 @@ class Table:
         """The rows of an index or a mask."""
         rows = np.arange(len(self))[index]
         return Table(
-            kind=self.kind, names=tuple(self.names[row] for row in rows),
-            features=self.features[rows], seconds=self.seconds[rows],
-            hbm_bytes=self.hbm_bytes[rows], l2_bytes=self.l2_bytes[rows], flops=self.flops[rows],
-            head_dim=self.head_dim[rows], is_cold=self.is_cold[rows],
-        )  # fmt: skip
+            kind=self.kind,
+            names=tuple(self.names[row] for row in rows),
+            features=self.features[rows],
+            seconds=self.seconds[rows],
+            hbm_bytes=self.hbm_bytes[rows],
+            l2_bytes=self.l2_bytes[rows],
+            flops=self.flops[rows],
+            head_dim=self.head_dim[rows],
+            is_cold=self.is_cold[rows],
+        )
 
 
 def read_sweep(
@@ -152,9 +157,11 @@ def graph_launch_steps(
     Short graphs are left out: there the host, not the GPU, sets the pace of replays. Raises
     FileFormatError with fewer than three.
     """
-    found = [(p.num_repeats, measured[p.name].step_s) for p in points
-             if p.kind == "graph_launch" and p.name in measured
-             and p.num_repeats >= GPU_BOUND_REPEATS]  # fmt: skip
+    found = [
+        (p.num_repeats, measured[p.name].step_s)
+        for p in points
+        if p.kind == "graph_launch" and p.name in measured and p.num_repeats >= GPU_BOUND_REPEATS
+    ]
     if len(found) < 3:
         raise FileFormatError("the sweep has fewer than three graph_launch points; measure again")
     return [repeats for repeats, _ in found], [seconds for _, seconds in found]
@@ -189,9 +196,11 @@ def steady_traffic(point: SweepPoint, l2: RampedL2) -> Traffic:
             traffic = state.traffic_of(placed.op, placed.layer, placed.microbatch)
             if is_counted:
                 total += (
-                    traffic.hbm_read_bytes, traffic.l2_read_bytes, traffic.written_bytes,
+                    traffic.hbm_read_bytes,
+                    traffic.l2_read_bytes,
+                    traffic.written_bytes,
                     traffic.written_back_bytes,
-                )  # fmt: skip
+                )
     read, hit, written, back = (round(float(value) / point.num_repeats) for value in total)
     return Traffic(read, hit, written, back)
 

@@ -48,9 +48,12 @@ ANCHOR_POINTS = dict.fromkeys(FEATURES, 7) | {"matmul": 32, "decode_attention": 
 
 # What a fit may see, a list a task.
 FIT_POINTS: dict[str, Callable[[KernelChoice], list[SweepPoint]]] = {
-    "sweep": sweep, "supplement": supplement, "denser": denser, "split-kv": split_decodes,
+    "sweep": sweep,
+    "supplement": supplement,
+    "denser": denser,
+    "split-kv": split_decodes,
     "skinny": skinny_matmuls,
-}  # fmt: skip
+}
 
 
 def every_point(kernels: KernelChoice) -> list[SweepPoint]:
@@ -79,8 +82,12 @@ def designed(
     rng.shuffle(first)
     # Without a graph's launch no other point can be read.
     first.sort(key=lambda p: p.kind in FEATURES)
-    return [*first, *second, *(p for p in rest if p.name in uncertain),
-            *(p for p in rest if p.name not in uncertain)]  # fmt: skip
+    return [
+        *first,
+        *second,
+        *(p for p in rest if p.name in uncertain),
+        *(p for p in rest if p.name not in uncertain),
+    ]
 
 
 def needed_points(kind: str) -> int:
@@ -119,9 +126,13 @@ def _waves(op: LocalOp, gpu: GpuSpec) -> float:
         case ops.Attention():
             return op.sequences * op.num_heads * math.ceil(op.query_tokens / TILE) / gpu.num_sms
         case (
-            ops.Norm() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            ops.Norm()
+            | ops.RotaryWrite()
+            | ops.GatedActivation()
+            | ops.ResidualAdd()
+            | ops.Embed()
             | ops.Sample()
-        ):  # fmt: skip
+        ):
             return 0.0
         case _:
             assert_never(op)
@@ -189,6 +200,8 @@ def run_to_run(first: Mapping[str, Measurement], again: Mapping[str, Measurement
         return None
     sizes = sorted(abs(one) for one in logs)
     return Spread(
-        num=len(logs), median=median(sizes), p90=sizes[round(0.9 * (len(sizes) - 1))],
+        num=len(logs),
+        median=median(sizes),
+        p90=sizes[round(0.9 * (len(sizes) - 1))],
         drift=median(logs),
-    )  # fmt: skip
+    )

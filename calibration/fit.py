@@ -32,19 +32,29 @@ PREFILL = LAUNCH | {
     "block_s": Parameter(start=2e-6, low=0.01e-6, high=50e-6, unit="s"),
     "tail": Parameter(start=0.8, low=0.01, high=10.0, unit="tiles"),
 }
-MATMUL = LAUNCH | MISS | MEMORY | {
-    "efficiency": Parameter(start=0.85, low=0.3, high=1.1, unit="of peak"),
-    "sm_bytes_per_s": Parameter(start=100e9, low=5e9, high=400e9, unit="bytes/s per SM"),
-    "prologue_s": Parameter(start=0.3e-6, low=0.01e-6, high=5e-6, unit="s"),
-    "epilogue_bytes_per_s": Parameter(start=50e9, low=1e9, high=5e12, unit="bytes/s per SM"),
-    "split_s": Parameter(start=2e-6, low=0.05e-6, high=10e-6, unit="s"),
-    "reduction_bytes_per_s": Parameter(start=2e12, low=0.2e12, high=2e13, unit="bytes/s"),
-    "power": Parameter(start=3.0, low=1.0, high=20.0, unit="1"),
-}  # fmt: skip
-DECODE = LAUNCH | MISS | MEMORY | {
-    "tile_s": Parameter(start=0.6e-6, low=0.01e-6, high=5e-6, unit="s"),
-    "split_s": Parameter(start=2e-6, low=0.05e-6, high=20e-6, unit="s"),
-}  # fmt: skip
+MATMUL = (
+    LAUNCH
+    | MISS
+    | MEMORY
+    | {
+        "efficiency": Parameter(start=0.85, low=0.3, high=1.1, unit="of peak"),
+        "sm_bytes_per_s": Parameter(start=100e9, low=5e9, high=400e9, unit="bytes/s per SM"),
+        "prologue_s": Parameter(start=0.3e-6, low=0.01e-6, high=5e-6, unit="s"),
+        "epilogue_bytes_per_s": Parameter(start=50e9, low=1e9, high=5e12, unit="bytes/s per SM"),
+        "split_s": Parameter(start=2e-6, low=0.05e-6, high=10e-6, unit="s"),
+        "reduction_bytes_per_s": Parameter(start=2e12, low=0.2e12, high=2e13, unit="bytes/s"),
+        "power": Parameter(start=3.0, low=1.0, high=20.0, unit="1"),
+    }
+)
+DECODE = (
+    LAUNCH
+    | MISS
+    | MEMORY
+    | {
+        "tile_s": Parameter(start=0.6e-6, low=0.01e-6, high=5e-6, unit="s"),
+        "split_s": Parameter(start=2e-6, low=0.05e-6, high=20e-6, unit="s"),
+    }
+)
 POINTWISE = LAUNCH | MEMORY
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     "norm": POINTWISE,
@@ -55,21 +65,26 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
     "matmul": MATMUL,
     "decode_attention": DECODE,
     "decode_attention.split_kv": DECODE,
-    "matmul.skinny": LAUNCH | MISS | MEMORY | {
+    "matmul.skinny": LAUNCH
+    | MISS
+    | MEMORY
+    | {
         "step_s": Parameter(start=0.1e-6, low=0.001e-6, high=2e-6, unit="s"),
         "split_s": Parameter(start=1e-6, low=0.01e-6, high=10e-6, unit="s"),
         "power": Parameter(start=3.0, low=1.0, high=20.0, unit="1"),
     },
-    "sample": LAUNCH | {
+    "sample": LAUNCH
+    | {
         "seconds_per_logit": Parameter(start=2e-10, low=1e-12, high=1e-8, unit="s"),
     },
     "prefill_attention": PREFILL,
-    "chunked_prefill_attention": PREFILL | {
+    "chunked_prefill_attention": PREFILL
+    | {
         "solo": Parameter(start=0.6, low=0.3, high=1.0, unit="1"),
         "split_efficiency": Parameter(start=1.0, low=0.3, high=2.0, unit="1"),
         "split_s": Parameter(start=5e-6, low=0.05e-6, high=100e-6, unit="s"),
     },
-}  # fmt: skip
+}
 
 
 def parameters_of(kind: str) -> dict[str, Parameter]:
@@ -80,9 +95,10 @@ def parameters_of(kind: str) -> dict[str, Parameter]:
 def parameters_at_bound(kind: str, fit: OpFit) -> tuple[str, ...]:
     """Constants that a bound stopped: the data do not tell them, or the form is wrong there."""
     return tuple(
-        name for name, parameter in parameters_of(kind).items()
+        name
+        for name, parameter in parameters_of(kind).items()
         if parameter.is_bound(fit.values[name])
-    )  # fmt: skip
+    )
 
 
 def form_for(kind: str, gpu: GpuSpec) -> Form:
@@ -91,9 +107,15 @@ def form_for(kind: str, gpu: GpuSpec) -> Form:
     def matmul(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
         rows, columns, inner = table.features.T
         return forms.matmul_seconds(
-            constants, rows, columns, inner, table.hbm_bytes, table.l2_bytes,
-            num_sms=gpu.num_sms, peak_flops_per_s=gpu.peak_flops_per_s,
-        )[0]  # fmt: skip
+            constants,
+            rows,
+            columns,
+            inner,
+            table.hbm_bytes,
+            table.l2_bytes,
+            num_sms=gpu.num_sms,
+            peak_flops_per_s=gpu.peak_flops_per_s,
+        )[0]
 
     def skinny(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
         _, columns, inner = table.features.T
@@ -110,16 +132,26 @@ def form_for(kind: str, gpu: GpuSpec) -> Form:
     def prefill(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
         heads, query, context = table.features.T
         return forms.prefill_attention_seconds(
-            constants, heads, query, context, table.head_dim,
-            num_sms=gpu.num_sms, peak_flops_per_s=gpu.peak_flops_per_s,
-        )  # fmt: skip
+            constants,
+            heads,
+            query,
+            context,
+            table.head_dim,
+            num_sms=gpu.num_sms,
+            peak_flops_per_s=gpu.peak_flops_per_s,
+        )
 
     def chunk(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
         heads, query, context = table.features.T
         return forms.chunk_attention_seconds(
-            constants, heads, query, context, table.head_dim,
-            num_sms=gpu.num_sms, peak_flops_per_s=gpu.peak_flops_per_s,
-        )  # fmt: skip
+            constants,
+            heads,
+            query,
+            context,
+            table.head_dim,
+            num_sms=gpu.num_sms,
+            peak_flops_per_s=gpu.peak_flops_per_s,
+        )
 
     def pointwise(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
         memory_s = forms.memory_seconds(constants, table.hbm_bytes, table.l2_bytes)
@@ -129,12 +161,19 @@ def form_for(kind: str, gpu: GpuSpec) -> Form:
         return np.asarray(forms.sample_seconds(constants, table.features[:, 1]))
 
     named: dict[str, Form] = {
-        "sample": sample, "matmul": matmul, "decode_attention": decode,
-        "decode_attention.split_kv": decode, "matmul.skinny": skinny,
-        "prefill_attention": prefill, "chunked_prefill_attention": chunk, "norm": pointwise,
-        "rotary_write": pointwise, "gated_activation": pointwise, "residual_add": pointwise,
+        "sample": sample,
+        "matmul": matmul,
+        "decode_attention": decode,
+        "decode_attention.split_kv": decode,
+        "matmul.skinny": skinny,
+        "prefill_attention": prefill,
+        "chunked_prefill_attention": chunk,
+        "norm": pointwise,
+        "rotary_write": pointwise,
+        "gated_activation": pointwise,
+        "residual_add": pointwise,
         "embed": pointwise,
-    }  # fmt: skip
+    }
     return require_listed(named, kind, "fit.form_for")
 
 

@@ -51,10 +51,14 @@ class HeldOut:
         num = len(group)
         far = (len(RADII), num)
         return cls(
-            group=group, places=places, log_errors=np.zeros(num), distances=np.zeros(num),
-            far_errors=np.full(far, np.nan), far_distances=np.full(far, np.nan),
+            group=group,
+            places=places,
+            log_errors=np.zeros(num),
+            distances=np.zeros(num),
+            far_errors=np.full(far, np.nan),
+            far_distances=np.full(far, np.nan),
             fold_errors=np.zeros(num),
-        )  # fmt: skip
+        )
 
     def with_errors(self, fold_errors: Column) -> HeldOut:
         """With the errors that are printed."""
@@ -91,9 +95,13 @@ def error_scale(held: HeldOut, is_drawn: npt.NDArray[np.bool_]) -> ErrorScale:
     reach = float(np.median(held.distances[scored]))
     slope = max(MIN_SLOPE, _slope(held, quantile * (errors + FLOOR), reach))
     return ErrorScale(
-        quantile=round(quantile, 4), floor=FLOOR, slope=round(slope, 4), reach=round(reach, 4),
-        farthest=round(float(held.distances[scored].max()), 4), num_scores=int(scored.sum()),
-    )  # fmt: skip
+        quantile=round(quantile, 4),
+        floor=FLOOR,
+        slope=round(slope, 4),
+        reach=round(reach, 4),
+        farthest=round(float(held.distances[scored].max()), 4),
+        num_scores=int(scored.sum()),
+    )
 
 
 def conformal_quantile(scores: Column) -> float:
@@ -105,9 +113,11 @@ def conformal_quantile(scores: Column) -> float:
 def local_errors(held: HeldOut, sizes: Column) -> Column:
     """The mean held-out error around each point, of other groups than its own."""
     table = ResidualTable(
-        [ResidualPoint(place=place, log_ratio=0.0, held_out_error=float(size))
-         for place, size in zip(held.places, sizes, strict=True)]
-    )  # fmt: skip
+        [
+            ResidualPoint(place=place, log_ratio=0.0, held_out_error=float(size))
+            for place, size in zip(held.places, sizes, strict=True)
+        ]
+    )
     rows = range(len(held.places))
     return np.array([table.local_error(held.squares_of_others(table, row)) for row in rows])
 

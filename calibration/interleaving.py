@@ -44,7 +44,7 @@ SOFT = 0.01
 # Shares of the L2 between which hits end: first these pairs, then the neighbours of the best one.
 RAMPS = tuple(
     (full, no) for full in (0.4, 0.5, 0.6, 0.7, 0.8) for no in (0.7, 0.8, 0.9, 1.0) if full < no
-)  # fmt: skip
+)
 FINER = 0.05
 MIN_STEPS = 2
 # Two of the ramp, three times, and the scatter.
@@ -95,7 +95,7 @@ def fit_interleaving(profile: Profile, traces: Sequence[Trace], source: str) -> 
     } | {
         name: Estimate(end, FINER).constant("of L2 size", source)
         for name, end in zip(INTERLEAVED_RAMP, ramp, strict=True)
-    }  # fmt: skip
+    }
 
 
 def held_out_step_errors(profile: Profile, traces: Sequence[Trace]) -> dict[str, float]:
@@ -152,9 +152,10 @@ def steps_of(profile: Profile, chosen: Sequence[tuple[Scenario, Trace]]) -> Step
 def _decode_steps(traces: Sequence[Trace]) -> list[tuple[Scenario, Trace]]:
     read = [(scenario_from_data(trace.scenario, trace.name), trace) for trace in traces]
     found = [
-        (scenario, trace) for scenario, trace in read
+        (scenario, trace)
+        for scenario, trace in read
         if scenario.run.launch == "graph" and scenario.workload.phase == "decode"
-    ]  # fmt: skip
+    ]
     if len(found) < MIN_STEPS:
         raise FitError(
             f"{len(found)} decode steps kept for fitting were measured in a graph; measure "

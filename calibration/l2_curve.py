@@ -36,9 +36,12 @@ def fit_l2_curve(
     """
     sizes, seconds = np.array(curve, dtype=np.float64).reshape(-1, 2).T
     fitted = fit_positive(
-        "l2 curve", PARAMETERS,
-        lambda values: pass_seconds(_with_edge(values), sizes, l2_bytes), seconds, soft=0.05,
-    )  # fmt: skip
+        "l2 curve",
+        PARAMETERS,
+        lambda values: pass_seconds(_with_edge(values), sizes, l2_bytes),
+        seconds,
+        soft=0.05,
+    )
     full, width = fitted["l2_full_hit"], fitted.pop("ramp_width")
     edge = Estimate(full.value + width.value, math.hypot(full.standard_error, width.standard_error))
     return {

@@ -54,9 +54,11 @@ class Estimate:
     def constant(self, unit: str, source: str) -> Constant:
         """As a profile keeps it: four significant digits, because people read profiles."""
         return Constant(
-            value=significant(self.value), standard_error=significant(self.standard_error),
-            unit=unit, source=source,
-        )  # fmt: skip
+            value=significant(self.value),
+            standard_error=significant(self.standard_error),
+            unit=unit,
+            source=source,
+        )
 
 
 def fit_positive(
@@ -86,9 +88,15 @@ def fit_positive(
 
     starts, lows, highs = np.log([(p.start, p.low, p.high) for p in parameters.values()]).T
     found = least_squares(
-        residuals, starts, bounds=(lows, highs), loss="soft_l1", f_scale=soft, x_scale="jac",
-        max_nfev=MAX_EVALUATIONS, diff_step=1e-3,
-    )  # fmt: skip
+        residuals,
+        starts,
+        bounds=(lows, highs),
+        loss="soft_l1",
+        f_scale=soft,
+        x_scale="jac",
+        max_nfev=MAX_EVALUATIONS,
+        diff_step=1e-3,
+    )
     if not found.success:
         raise FitError(f"{what}: the fit did not converge: {found.message}")
     values, errors = np.exp(found.x), standard_errors(found.jac, found.fun, highs - lows)
@@ -106,9 +114,15 @@ def fit_linear(design: Column, target: Column, *, soft: float) -> tuple[Column, 
     from scipy.optimize import least_squares
 
     found = least_squares(
-        lambda x: design @ x - target, np.ones(design.shape[1]), bounds=(0, np.inf),
-        loss="soft_l1", f_scale=soft, xtol=1e-10, ftol=1e-12, gtol=1e-12,
-    )  # fmt: skip
+        lambda x: design @ x - target,
+        np.ones(design.shape[1]),
+        bounds=(0, np.inf),
+        loss="soft_l1",
+        f_scale=soft,
+        xtol=1e-10,
+        ftol=1e-12,
+        gtol=1e-12,
+    )
     return found.x, found.fun
 
 

@@ -34,9 +34,12 @@ class LinkTimings:
 
 
 def read_links(
-    path: Path, link: str = "nvlink4", mode: Literal["graph", "eager"] = "graph", *,
+    path: Path,
+    link: str = "nvlink4",
+    mode: Literal["graph", "eager"] = "graph",
+    *,
     everything: bool = False,
-) -> dict[str, LinkTimings]:  # fmt: skip
+) -> dict[str, LinkTimings]:
     """The timings of `layerwise links` by the names that a profile's transfers have.
 
     `link` names what joins the first two ranks. Payloads up to ONE_SHOT_MAX_BYTES of a one-shot
@@ -113,11 +116,16 @@ def _timings(data: Mapping[str, Any], mode: str) -> list[dict[str, Any]]:
 def _first_version(data: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     first, second = data
     return [
-        {"op": op, "ranks": [0, 1], "payload_bytes": size, "use": "fit",
-         "median_s": min(seconds, other)}
+        {
+            "op": op,
+            "ranks": [0, 1],
+            "payload_bytes": size,
+            "use": "fit",
+            "median_s": min(seconds, other),
+        }
         for op in first
         for (size, seconds), (_, other) in zip(first[op], second[op], strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _rising(timings: Mapping[int, float]) -> Timings:

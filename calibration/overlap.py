@@ -37,10 +37,12 @@ def fit_overlap(path: Path, source: str) -> dict[str, Constant]:
         "op_speed_beside_message": _constant(median(op_speeds), op_speeds, source),
         "message_speed_beside_hbm": _constant(median(message_speeds), message_speeds, source),
         "message_num_sms": Constant(
-            value=float(num_sms), standard_error=0.0, unit="SMs",
+            value=float(num_sms),
+            standard_error=0.0,
+            unit="SMs",
             source=f"{source}: grid of ncclDevKernel_SendRecv from 256 KiB on",
         ),
-    }  # fmt: skip
+    }
 
 
 def _message_speed(pair: dict[str, float]) -> float:
@@ -52,9 +54,11 @@ def _message_speed(pair: dict[str, float]) -> float:
 def _constant(value: float, spread: list[float], source: str) -> Constant:
     """A median and half the range it was taken from."""
     return Constant(
-        value=round(value, 4), standard_error=round((max(spread) - min(spread)) / 2, 4),
-        unit="of its speed alone", source=f"{source}: median of {', '.join(HBM_BOUND)}",
-    )  # fmt: skip
+        value=round(value, 4),
+        standard_error=round((max(spread) - min(spread)) / 2, 4),
+        unit="of its speed alone",
+        source=f"{source}: median of {', '.join(HBM_BOUND)}",
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

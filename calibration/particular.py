@@ -99,9 +99,14 @@ def point_of(op: LocalOp, *, warm: bool) -> SweepPoint:
             return matmul_point(op.rows, op.columns, op.inner, warm=warm, kernel=op.kernel)
         case ops.Attention():
             return attention_point(
-                op.sequences, op.num_heads, op.num_key_value_heads, op.query_tokens,
-                op.context_tokens, op.kernel, warm=warm,
-            )  # fmt: skip
+                op.sequences,
+                op.num_heads,
+                op.num_key_value_heads,
+                op.query_tokens,
+                op.context_tokens,
+                op.kernel,
+                warm=warm,
+            )
         case ops.Norm():
             tokens = int(features_of(op)[0])
             return norm_point(tokens, op.hidden_size, fused=op.delta is not None)
@@ -128,18 +133,25 @@ def _own_bytes(op: LocalOp) -> int:
         case ops.Attention():
             return op.kv.num_bytes
         case (
-            ops.Norm() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            ops.Norm()
+            | ops.RotaryWrite()
+            | ops.GatedActivation()
+            | ops.ResidualAdd()
+            | ops.Embed()
             | ops.Sample()
-        ):  # fmt: skip
+        ):
             return 0
         case _:
             assert_never(op)
 
 
 def with_points(
-    profile: Profile, by_kind: Mapping[str, Table], gpu: GpuSpec, provenance: Mapping[str, str],
+    profile: Profile,
+    by_kind: Mapping[str, Table],
+    gpu: GpuSpec,
+    provenance: Mapping[str, str],
     hashes: Mapping[str, str],
-) -> Profile:  # fmt: skip
+) -> Profile:
     """The profile with what was measured at these shapes as points of its own.
 
     The form stays; each place says what was measured there, and ranges reach as far as the shapes.
@@ -150,9 +162,11 @@ def with_points(
         for kind, fit in profile.fits.items()
     }
     return replace(
-        profile, fits=fits, provenance={**profile.provenance, **provenance},
+        profile,
+        fits=fits,
+        provenance={**profile.provenance, **provenance},
         data_hashes={**profile.data_hashes, **hashes},
-    )  # fmt: skip
+    )
 
 
 def _with_table(fit: OpFit, table: Table, gpu: GpuSpec) -> OpFit:
@@ -172,9 +186,11 @@ def _with_table(fit: OpFit, table: Table, gpu: GpuSpec) -> OpFit:
     reach = zip(fit.valid, features.min(axis=0), features.max(axis=0), strict=True)
     valid = tuple((min(low, float(a)), max(high, float(b))) for (low, high), a, b in reach)
     return replace(
-        fit, residuals=(*old, *_believed(old, new)), valid=valid,
+        fit,
+        residuals=(*old, *_believed(old, new)),
+        valid=valid,
         num_points=fit.num_points + len(table),
-    )  # fmt: skip
+    )
 
 
 def _believed(old: Sequence[ResidualPoint], new: Sequence[ResidualPoint]) -> list[ResidualPoint]:
@@ -187,8 +203,11 @@ def _believed(old: Sequence[ResidualPoint], new: Sequence[ResidualPoint]) -> lis
     for _ in range(int(math.log2(NEIGHBOURS))):
         made = [point for row, point in enumerate(new) for _ in range(copies[row])]
         table = OpFit(constants={}, residuals=(*old, *made))
-        wrong = [row for row, point in enumerate(new)
-                 if abs(table.nearby(point.place).log_ratio - point.log_ratio) > BELIEVED]  # fmt: skip
+        wrong = [
+            row
+            for row, point in enumerate(new)
+            if abs(table.nearby(point.place).log_ratio - point.log_ratio) > BELIEVED
+        ]
         if not wrong:
             break
         for row in wrong:

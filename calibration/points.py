@@ -48,9 +48,15 @@ def matmul(rows: int, columns: int, inner: int, dtype: DType = "bfloat16") -> op
 
 
 def attention_point(
-    sequences: int, heads: int, kv_heads: int, query: int, context: int, kernel: AttentionKernel,
-    *, warm: bool = False,
-) -> SweepPoint:  # fmt: skip
+    sequences: int,
+    heads: int,
+    kv_heads: int,
+    query: int,
+    context: int,
+    kernel: AttentionKernel,
+    *,
+    warm: bool = False,
+) -> SweepPoint:
     """Attention over rotating KV caches, or one cache where `warm`; its kind follows its shape."""
     op = attention(sequences, heads, kv_heads, query, context, kernel)
     asked = f".q{query}" if query > 1 else ""
@@ -130,32 +136,42 @@ def matmul_point(
 def norm_point(tokens: int, hidden: int, fused: bool) -> SweepPoint:
     """A norm of one residual stream over and over; `fused` with the add before it."""
     op = ops.Norm(
-        name="norm", source=activation("source", tokens, hidden),
+        name="norm",
+        source=activation("source", tokens, hidden),
         delta=activation("delta", tokens, hidden) if fused else None,
         weight=Buffer("norm.weight", "weight", (hidden,), "bfloat16"),
-        output=activation("output", tokens, hidden), sequences=tokens, query_tokens=1,
-        hidden_size=hidden, epsilon=1e-5,
-    )  # fmt: skip
+        output=activation("output", tokens, hidden),
+        sequences=tokens,
+        query_tokens=1,
+        hidden_size=hidden,
+        epsilon=1e-5,
+    )
     return point("norm", f"t{tokens}.h{hidden}.{'fused' if fused else 'plain'}", op, 0)
 
 
 def residual_point(tokens: int, hidden: int) -> SweepPoint:
     """A residual add of one stream over and over."""
     op = ops.ResidualAdd(
-        name="residual", source=activation("source", tokens, hidden),
-        delta=activation("delta", tokens, hidden), output=activation("output", tokens, hidden),
-        sequences=tokens, query_tokens=1, hidden_size=hidden,
-    )  # fmt: skip
+        name="residual",
+        source=activation("source", tokens, hidden),
+        delta=activation("delta", tokens, hidden),
+        output=activation("output", tokens, hidden),
+        sequences=tokens,
+        query_tokens=1,
+        hidden_size=hidden,
+    )
     return point("residual_add", f"t{tokens}.h{hidden}", op, 0)
 
 
 def activation_point(tokens: int, intermediate: int) -> SweepPoint:
     """A gated activation of one input, `2 * intermediate` wide, over and over."""
     op = ops.GatedActivation(
-        name="act", source=activation("source", tokens, 2 * intermediate),
-        output=activation("output", tokens, intermediate), tokens=tokens,
+        name="act",
+        source=activation("source", tokens, 2 * intermediate),
+        output=activation("output", tokens, intermediate),
+        tokens=tokens,
         intermediate_size=intermediate,
-    )  # fmt: skip
+    )
     return point("gated_activation", f"t{tokens}.i{intermediate}", op, 0)
 
 
@@ -164,11 +180,17 @@ def rotary_point(tokens: int, heads: int, kv_heads: int) -> SweepPoint:
     sequences, query = (tokens, 1) if tokens <= 128 else (1, tokens)
     capacity = 1024 if query == 1 else query
     op = ops.RotaryWrite(
-        name="rope", qkv=activation("qkv", tokens, (heads + 2 * kv_heads) * 128),
+        name="rope",
+        qkv=activation("qkv", tokens, (heads + 2 * kv_heads) * 128),
         kv=Buffer("kv", "kv", (2, sequences, kv_heads, capacity, 128), "bfloat16"),
-        sequences=sequences, query_tokens=query, start_tokens=capacity - query, num_heads=heads,
-        num_key_value_heads=kv_heads, head_dim=128, rope_theta=10_000.0,
-    )  # fmt: skip
+        sequences=sequences,
+        query_tokens=query,
+        start_tokens=capacity - query,
+        num_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=128,
+        rope_theta=10_000.0,
+    )
     return point("rotary_write", f"t{tokens}.h{heads}.kv{kv_heads}", op, 0)
 
 

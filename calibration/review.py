@@ -69,9 +69,11 @@ class Box:
 def review(fits: Mapping[str, OpFit], by_kind: Mapping[str, Table], gpu: GpuSpec) -> list[Reviewed]:
     """Every point of every fitted kind."""
     return [
-        one for kind, table in by_kind.items() if kind in fits
+        one
+        for kind, table in by_kind.items()
+        if kind in fits
         for one in _review_kind(fits[kind], table, gpu)
-    ]  # fmt: skip
+    ]
 
 
 def _review_kind(fit: OpFit, table: Table, gpu: GpuSpec) -> list[Reviewed]:
@@ -88,15 +90,21 @@ def _review_kind(fit: OpFit, table: Table, gpu: GpuSpec) -> list[Reviewed]:
         known = bool(np.isfinite(squares).any())
         correction = residuals.middle(squares) if known else 0.0
         ratios = residuals.log_ratios[inside]
-        found.append(Reviewed(
-            kind=table.kind, name=name, features=tuple(table.features[row].tolist()),
-            is_cold=bool(table.is_cold[row]), measured_s=float(table.seconds[row]),
-            predicted_s=float(formed[row]) * math.exp(correction),
-            distance=math.sqrt(float(squares.min())), near=int(inside.sum()),
-            spread=float(np.std(ratios)) if len(ratios) > 1 else 0.0,
-            miss_share=float(table.hbm_bytes[row] / total[row]) if total[row] else 0.0,
-            compute_share=_flops(table, row) / gpu.peak_flops_per_s / float(table.seconds[row]),
-        ))  # fmt: skip
+        found.append(
+            Reviewed(
+                kind=table.kind,
+                name=name,
+                features=tuple(table.features[row].tolist()),
+                is_cold=bool(table.is_cold[row]),
+                measured_s=float(table.seconds[row]),
+                predicted_s=float(formed[row]) * math.exp(correction),
+                distance=math.sqrt(float(squares.min())),
+                near=int(inside.sum()),
+                spread=float(np.std(ratios)) if len(ratios) > 1 else 0.0,
+                miss_share=float(table.hbm_bytes[row] / total[row]) if total[row] else 0.0,
+                compute_share=_flops(table, row) / gpu.peak_flops_per_s / float(table.seconds[row]),
+            )
+        )
     return found
 
 
@@ -133,19 +141,32 @@ def boxes(
     fits: Mapping[str, OpFit], failures: Sequence[str], coverage: tuple[int, float] | None
 ) -> list[Box]:
     """The four questions. `coverage`: of points kept apart, how many and the share inside."""
-    bound = [f"{kind}.{name}" for kind, fit in fits.items()
-             for name in parameters_at_bound(kind, fit)]  # fmt: skip
-    bad = [f"{kind} {fit.held_out_median_error:.1%}" for kind, fit in fits.items()
-           if fit.held_out_median_error >= HELD_OUT_BAR]  # fmt: skip
+    bound = [
+        f"{kind}.{name}" for kind, fit in fits.items() for name in parameters_at_bound(kind, fit)
+    ]
+    bad = [
+        f"{kind} {fit.held_out_median_error:.1%}"
+        for kind, fit in fits.items()
+        if fit.held_out_median_error >= HELD_OUT_BAR
+    ]
     return [
-        Box(question="converged", answer="no" if failures else "yes",
-            detail=", ".join(failures) or f"{len(fits)} kinds of op"),
-        Box(question="no parameter at its bound", answer="no" if bound else "yes",
-            detail=", ".join(bound) or "all inside"),
-        Box(question=f"held-out error under {HELD_OUT_BAR:.0%}", answer="no" if bad else "yes",
-            detail=", ".join(bad) or _worst_median(fits)),
+        Box(
+            question="converged",
+            answer="no" if failures else "yes",
+            detail=", ".join(failures) or f"{len(fits)} kinds of op",
+        ),
+        Box(
+            question="no parameter at its bound",
+            answer="no" if bound else "yes",
+            detail=", ".join(bound) or "all inside",
+        ),
+        Box(
+            question=f"held-out error under {HELD_OUT_BAR:.0%}",
+            answer="no" if bad else "yes",
+            detail=", ".join(bad) or _worst_median(fits),
+        ),
         _coverage_box(coverage),
-    ]  # fmt: skip
+    ]
 
 
 def _worst_median(fits: Mapping[str, OpFit]) -> str:
@@ -162,6 +183,7 @@ def _coverage_box(coverage: tuple[int, float] | None) -> Box:
         return Box(question=question, answer="not measured", detail="no points were kept apart")
     num, share = coverage
     return Box(
-        question=question, answer="yes" if low <= share <= high else "no",
+        question=question,
+        answer="yes" if low <= share <= high else "no",
         detail=f"{share:.1%} of {num} points kept apart",
-    )  # fmt: skip
+    )

@@ -41,9 +41,16 @@ from layerwise.sim.plan.ops import AttentionKernel, Buffer, suits_skinny
 from layerwise.sim.plan.program import buffers_of
 
 HELD_OUT_MATMULS = frozenset(
-    {(12288, 4096), (4096, 4096), (32768, 4096), (4096, 16384), (1536, 4096), (4096, 512),
-     (4096, 2048)}
-)  # fmt: skip
+    {
+        (12288, 4096),
+        (4096, 4096),
+        (32768, 4096),
+        (4096, 16384),
+        (1536, 4096),
+        (4096, 512),
+        (4096, 2048),
+    }
+)
 HELD_OUT_CONTEXT = 10_000
 # What certainly stays in the L2 between two uses.
 WARM_BYTES = 40 * 2**20
@@ -53,11 +60,14 @@ WARM_KV_BYTES = 32 * 2**20
 def sweep(kernels: KernelChoice, seed: int = 1) -> list[SweepPoint]:
     """All points, the order shuffled so that drift of clocks does not look like physics."""
     points = [
-        *_matmul_points(), *_decode_points(kernels.decode_attention),
+        *_matmul_points(),
+        *_decode_points(kernels.decode_attention),
         *_prefill_points(kernels.prefill_attention),
         *_chunk_points(kernels.chunked_prefill_attention),
-        *_pointwise_points(), *_edge_points(), *_launch_points(),
-    ]  # fmt: skip
+        *_pointwise_points(),
+        *_edge_points(),
+        *_launch_points(),
+    ]
     return shuffled(points, seed)
 
 
@@ -68,11 +78,12 @@ def supplement(kernels: KernelChoice, seed: int = 2) -> list[SweepPoint]:
     chunks of several sequences, and pointwise ops of narrow models. `seed` shuffles.
     """
     points = [
-        *_warm_matmuls(), *_middling_matmuls(),
+        *_warm_matmuls(),
+        *_middling_matmuls(),
         *_short_decodes(kernels.decode_attention),
         *_random_chunks(kernels.chunked_prefill_attention, 60),
         *_narrow_pointwise(),
-    ]  # fmt: skip
+    ]
     have = {point.name for point in sweep(kernels)}
     return shuffled((point for point in points if point.name not in have), seed)
 
@@ -201,8 +212,24 @@ def _decode_points(kernel: AttentionKernel) -> Iterator[SweepPoint]:
 
 
 def _prefill_points(kernel: AttentionKernel) -> Iterator[SweepPoint]:
-    lengths = (128, 256, 512, 1024, 1536, 2048, 3072, 4096, 5120, 6144, 7168, 8192, 9216, 11_264,
-               12_288, 16_384)  # fmt: skip
+    lengths = (
+        128,
+        256,
+        512,
+        1024,
+        1536,
+        2048,
+        3072,
+        4096,
+        5120,
+        6144,
+        7168,
+        8192,
+        9216,
+        11_264,
+        12_288,
+        16_384,
+    )
     heads = ((40, 40), (32, 32), (24, 24), (16, 16), (8, 8), (4, 4), (32, 8))
     for (h, kv), sequences, length in itertools.product(heads, (1, 2, 4, 8), lengths):
         is_small = sequences * h * length**2 <= 32 * 12_288**2
@@ -238,16 +265,22 @@ def _pointwise_points() -> Iterator[SweepPoint]:
 def _edge_points() -> Iterator[SweepPoint]:
     for rows, vocab in itertools.product((1, 8, 32, 64, 128), (32_000, 64_000, 128_256)):
         sample = ops.Sample(
-            name="sample", logits=activation("logits", rows, vocab),
-            token_ids=Buffer("ids", "tokens", (rows,), "int64"), sequences=rows, vocab_size=vocab,
-        )  # fmt: skip
+            name="sample",
+            logits=activation("logits", rows, vocab),
+            token_ids=Buffer("ids", "tokens", (rows,), "int64"),
+            sequences=rows,
+            vocab_size=vocab,
+        )
         yield point("sample", f"s{rows}.v{vocab}", sample, 0)
     for tokens, hidden in itertools.product((1, 8, 64, 128, 1024, 8192), (1024, 2048, 5120)):
         embed = ops.Embed(
-            name="embed", token_ids=Buffer("ids", "tokens", (tokens,), "int64"),
+            name="embed",
+            token_ids=Buffer("ids", "tokens", (tokens,), "int64"),
             weight=Buffer("embed.weight", "weight", (32_000, hidden), "bfloat16"),
-            output=activation("output", tokens, hidden), tokens=tokens, hidden_size=hidden,
-        )  # fmt: skip
+            output=activation("output", tokens, hidden),
+            tokens=tokens,
+            hidden_size=hidden,
+        )
         yield point("embed", f"t{tokens}.h{hidden}", embed, 0)
 
 
@@ -313,17 +346,20 @@ def _narrow_pointwise() -> Iterator[SweepPoint]:
 
 def _wide_points(tokens: int, hidden: int) -> tuple[SweepPoint, ...]:
     return (
-        norm_point(tokens, hidden, fused=True), norm_point(tokens, hidden, fused=False),
-        residual_point(tokens, hidden), activation_point(tokens, 4 * hidden),
-    )  # fmt: skip
+        norm_point(tokens, hidden, fused=True),
+        norm_point(tokens, hidden, fused=False),
+        residual_point(tokens, hidden),
+        activation_point(tokens, 4 * hidden),
+    )
 
 
 def _rotating(made: SweepPoint) -> SweepPoint:
     """The same op with activations of its own in each repeat, so that none is still in the L2."""
-    own = {name: replace(buffer, per_layer=True)
-           for name in type(made.op).__dataclass_fields__
-           if isinstance(buffer := getattr(made.op, name), Buffer)
-           and buffer.kind == "activation"}  # fmt: skip
+    own = {
+        name: replace(buffer, per_layer=True)
+        for name in type(made.op).__dataclass_fields__
+        if isinstance(buffer := getattr(made.op, name), Buffer) and buffer.kind == "activation"
+    }
     op = replace(made.op, **own)
     rotating_bytes = sum(buffer.num_bytes for buffer in buffers_of(op) if buffer.per_layer)
     assert MAX_REPEATS * rotating_bytes >= COLD_BYTES, "the L2 must be left behind"

@@ -143,25 +143,31 @@ def without_in_switch_reduction(
         for num_gpus, (latency_s, rate) in WITHOUT_SWITCH.items():
             table = public[f"{stem}.{num_gpus}"]
             regimes = [
-                Regime(from_bytes=one.from_bytes, bytes_per_s=one.bytes_per_s,
-                       latency_s=significant(one.latency_s + max(more_s, 0.0)))
+                Regime(
+                    from_bytes=one.from_bytes,
+                    bytes_per_s=one.bytes_per_s,
+                    latency_s=significant(one.latency_s + max(more_s, 0.0)),
+                )
                 for one in table.regimes
-            ]  # fmt: skip
+            ]
             if stem == "all_reduce.nccl":
                 regimes = [one for one in regimes if one.from_bytes < SIMPLE_BYTES]
                 simple = Regime(from_bytes=SIMPLE_BYTES, latency_s=latency_s, bytes_per_s=rate)
                 regimes.append(simple)
             found[f"{stem}.{num_gpus}"] = TransferFit(
-                regimes=tuple(regimes), median_error=max(table.median_error, GUESSED_ERROR),
+                regimes=tuple(regimes),
+                median_error=max(table.median_error, GUESSED_ERROR),
                 source=f"{table.source}; moved by {1e6 * more_s:+.1f} us, large ones without switch",
-            )  # fmt: skip
+            )
     return found
 
 
 def write_transfers(transfers: Mapping[str, TransferFit], path: Path) -> None:
     """Write fitted transfers, one a line."""
-    lines = [f"  {json.dumps(name)}: {json.dumps(asdict(fit))}"
-             for name, fit in sorted(transfers.items())]  # fmt: skip
+    lines = [
+        f"  {json.dumps(name)}: {json.dumps(asdict(fit))}"
+        for name, fit in sorted(transfers.items())
+    ]
     head = f'{{\n "format": "{FORMAT}",\n "version": {VERSION},\n "transfers": {{\n'
     write_atomically(path, head + ",\n".join(lines) + "\n }\n}\n")
 

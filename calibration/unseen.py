@@ -26,8 +26,20 @@ from layerwise.sim.plan.ops import AttentionKernel
 
 # Up to here weights hit in part: past the 40 MiB of the warm points that are fitted.
 WARM_BYTES = 44 * 2**20
-HEADS = ((32, 32), (16, 16), (8, 8), (32, 8), (40, 40), (64, 8), (12, 12), (20, 20), (24, 24),
-         (28, 4), (48, 8), (12, 3))  # fmt: skip
+HEADS = (
+    (32, 32),
+    (16, 16),
+    (8, 8),
+    (32, 8),
+    (40, 40),
+    (64, 8),
+    (12, 12),
+    (20, 20),
+    (24, 24),
+    (28, 4),
+    (48, 8),
+    (12, 3),
+)
 MAX_KV_BYTES = 10 * 10**9
 # Of one prompt: 32 heads, 12,288 tokens long.
 MAX_SCORES = 32 * 12_288**2
@@ -38,11 +50,12 @@ def unseen(kernels: KernelChoice, seed: int = 3) -> list[SweepPoint]:
     """All points to score, in a random order that the seed decides."""
     seen = shapes_of((*sweep(kernels), *supplement(kernels)))
     points = [
-        *_matmuls(seen), *_paper_matmuls(),
+        *_matmuls(seen),
+        *_paper_matmuls(),
         *_decodes(kernels.decode_attention, seen, 88),
         *_prefills(kernels.prefill_attention, seen, 40),
         *_chunks(kernels.chunked_prefill_attention, seen, 40),
-    ]  # fmt: skip
+    ]
     assert not seen & shapes_of(points), "a point to score was fitted"
     return shuffled(points, seed)
 
@@ -57,12 +70,21 @@ def _shape(point: SweepPoint) -> Shape:
         case ops.Matmul() as op:
             return (op.columns, op.inner)
         case ops.Attention() as op:
-            return (op.num_heads, op.num_key_value_heads, op.sequences, op.query_tokens,
-                    op.context_tokens)  # fmt: skip
+            return (
+                op.num_heads,
+                op.num_key_value_heads,
+                op.sequences,
+                op.query_tokens,
+                op.context_tokens,
+            )
         case (
-            ops.Norm() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            ops.Norm()
+            | ops.RotaryWrite()
+            | ops.GatedActivation()
+            | ops.ResidualAdd()
+            | ops.Embed()
             | ops.Sample()
-        ):  # fmt: skip
+        ):
             return ()
         case _:
             assert_never(point.op)

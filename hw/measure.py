@@ -104,17 +104,25 @@ def measure(
         return None
     power_measured, power_notes = combined(powers, tokens_per_step(plan, session))
     return Trace(
-        source="measured", name=scenario.name, scenario=as_data(scenario),
+        source="measured",
+        name=scenario.name,
+        scenario=as_data(scenario),
         kernel_set=kernel_set_of(plan, session),
         rows=tuple(chain.from_iterable(part[2] for part in gathered)),
         untraced_step_s=slowest(plan, session, [part[0] for part in gathered]),
         traced_step_s=slowest(plan, session, [part[1] for part in gathered]),
-        timing=rank.timing, measured=measured | power_measured,
+        timing=rank.timing,
+        measured=measured | power_measured,
         environment=(
-            environment_of(session.device) | places_as_text(bindings) | before | after | reported
-            | power_notes | rank.timing_notes
+            environment_of(session.device)
+            | places_as_text(bindings)
+            | before
+            | after
+            | reported
+            | power_notes
+            | rank.timing_notes
         ),
-    )  # fmt: skip
+    )
 
 
 def check_request(scenario: Scenario, timing: Timing | None, device: torch.device) -> None:
@@ -127,15 +135,18 @@ def check_request(scenario: Scenario, timing: Timing | None, device: torch.devic
         stored = getattr(scenario.model, key)
         if stored not in ("", scenario.model.dtype):
             raise SpecError(
-                f"model.{key}", stored, "is predicted only: no kernel here computes with it",
+                f"model.{key}",
+                stored,
+                "is predicted only: no kernel here computes with it",
                 "leave it out",
-            )  # fmt: skip
+            )
     if device.type == "cuda" and scenario.model.dtype != "bfloat16":
         raise SpecError(
-            "model.dtype", scenario.model.dtype,
+            "model.dtype",
+            scenario.model.dtype,
             "is not what the GPU's fused kernels take: a plain one would be timed in their place",
             "use 'bfloat16', or measure with --device cpu",
-        )  # fmt: skip
+        )
     allowed = ("clock", "none") if device.type == "cpu" else ("cupti", "events", "none")
     if timing and timing not in allowed:
         raise NotAvailableError(

@@ -49,10 +49,16 @@ class RankRun:
     """One rank of a measurement: its engine, and the body it repeats."""
 
     def __init__(
-        self, scenario: Scenario, session: Session, run: Sequence[StepPrograms],
-        plan: StreamPlan, weights: WeightSource | None, free_bytes: int | None, meter: PowerMeter,
+        self,
+        scenario: Scenario,
+        session: Session,
+        run: Sequence[StepPrograms],
+        plan: StreamPlan,
+        weights: WeightSource | None,
+        free_bytes: int | None,
+        meter: PowerMeter,
         journal: Journal,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.session, self.plan, self.meter = session, plan, meter
         self.progress, self.journal, self._rounds_kept = session.progress, journal, 0
         self._kept_in = Journal()
@@ -69,9 +75,12 @@ class RankRun:
         slots = slots_of([*self.programs, *every])
         self.progress.budget = budget_of(slots)
         memory = allocate(
-            slots, session.device, noting(self.progress, _slot_name, fill),
-            subject=f"rank {session.rank}", free_bytes=free_bytes,
-        )  # fmt: skip
+            slots,
+            session.device,
+            noting(self.progress, _slot_name, fill),
+            subject=f"rank {session.rank}",
+            free_bytes=free_bytes,
+        )
         self._counts: DeviceContexts | None = None
         if plan.grows:
             check_growth(self.programs, self.run.launch, self.run.steps_per_graph)
@@ -81,9 +90,12 @@ class RankRun:
             self._counts = DeviceContexts(self.programs[0], first, growth_tokens, session.device)
         self.progress.enter("connecting to the other ranks", "setup", waits=True)
         self.engine = Engine(
-            session.rank, memory, make_peers(session, run), contexts=self._counts,
+            session.rank,
+            memory,
+            make_peers(session, run),
+            contexts=self._counts,
             progress=self.progress,
-        )  # fmt: skip
+        )
         self.steps_per_graph = scenario.run.steps_per_graph if self.in_graph else 1
         self.rounds = [
             [actions_of(self.programs[place]) for place in places] * self.steps_per_graph
@@ -112,10 +124,13 @@ class RankRun:
         if self.journal.path is None:
             return
         header = Trace(
-            source="measured", name=scenario.name, scenario=as_data(scenario),
-            kernel_set=kernel_set_of(self.plan, self.session), timing=timing or self.timing,
+            source="measured",
+            name=scenario.name,
+            scenario=as_data(scenario),
+            kernel_set=kernel_set_of(self.plan, self.session),
+            timing=timing or self.timing,
             environment=environment_of(self.session.device) | environment,
-        )  # fmt: skip
+        )
         num_ranks = self.plan.body[0][1].placement.num_ranks
         timed = timed_ranks(self.plan, self.session)
         self.journal.begin(header, num_ranks=num_ranks, timed_ranks=timed)
@@ -242,9 +257,12 @@ class RankRun:
         # not needed would be time on the device between two steps.
         end_to_end = self.plan.is_stream and tracer is None
         times = StepTimes(
-            self._kept_in, "traced_step_s" if tracer else "untraced_step_s", self.stopwatch,
-            end_to_end, self.steps_per_graph,
-        )  # fmt: skip
+            self._kept_in,
+            "traced_step_s" if tracer else "untraced_step_s",
+            self.stopwatch,
+            end_to_end,
+            self.steps_per_graph,
+        )
         self.stopwatch.mark()
         with times.kept():
             for number, index in enumerate(list(range(len(self.rounds))) * repeats):

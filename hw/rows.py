@@ -42,11 +42,18 @@ def rows_of(program: Program, spans: Spans, *, repeat: int, step: int, replaced:
         start, end = (due, due) if is_replaced else _span(placed, spans, origin, program.rank)
         rows.append(
             Row(
-                repeat=repeat, step=step, rank=program.rank, op=placed.name,
-                kind=placed.op.kind, stream=stream,
-                ready_s=min(due, start), start_s=start, end_s=end, replaced=is_replaced,
+                repeat=repeat,
+                step=step,
+                rank=program.rank,
+                op=placed.name,
+                kind=placed.op.kind,
+                stream=stream,
+                ready_s=min(due, start),
+                start_s=start,
+                end_s=end,
+                replaced=is_replaced,
             )
-        )  # fmt: skip
+        )
         stream_free[stream] = end
         last_write |= dict.fromkeys(written, end)
         last_use |= dict.fromkeys((*read, *written), end)

@@ -166,9 +166,11 @@ def _measure_point(name: str, program: Program, pool: RandomPool) -> dict[str, o
         out_of_memory = isinstance(error.__cause__, torch.OutOfMemoryError)
         return {"does_not_fit" if out_of_memory else "failed": str(error)}
     return {
-        "step_s": statistics.median(seconds), "best_s": min(seconds),
-        "num_replays": len(seconds), "num_ops": len(program),
-    }  # fmt: skip
+        "step_s": statistics.median(seconds),
+        "best_s": min(seconds),
+        "num_replays": len(seconds),
+        "num_ops": len(program),
+    }
 
 
 def _time_steps(engine: Engine, actions: tuple[Action, ...]) -> list[float]:

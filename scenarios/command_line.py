@@ -19,13 +19,16 @@ from layerwise.scenarios.commands import asking, calibrating, machines, measurin
 from layerwise.scenarios.commands.shared import note
 
 app = typer.Typer(
-    name="layerwise", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    name="layerwise",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Where to place a model: predicted by simulation, measured on GPUs, side by side.",
     epilog="Exit codes: 0 an answer (also: it does not fit), 1 a gate failed, 2 bad input, "
     "130 interrupted. Quantities are in SI units, or as people write them: 20ms, 450GB/s, 11GiB. "
     "Begin with: layerwise paper",
-)  # fmt: skip
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -42,10 +45,12 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def layerwise(
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True,
-                           help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Options of the command itself."""
 
 

@@ -66,15 +66,23 @@ def table(title: str, *columns: str, wide: str | None = None, gap: int = 2) -> T
     `gap`: blanks between columns.
     """
     made = Table(
-        title=escape(title) or None, title_justify="left", title_style="bold", box=None, pad_edge=False,
-        padding=(0, gap, 0, 0), header_style="dim",
-    )  # fmt: skip
+        title=escape(title) or None,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, gap, 0, 0),
+        header_style="dim",
+    )
     for index, column in enumerate(columns):
         prose = index == 0 or column == wide
         made.add_column(
-            column, justify="left" if prose else "right",
-            no_wrap=not prose, overflow="fold", ratio=1 if column == wide else None,
-        )  # fmt: skip
+            column,
+            justify="left" if prose else "right",
+            no_wrap=not prose,
+            overflow="fold",
+            ratio=1 if column == wide else None,
+        )
     return made
 
 

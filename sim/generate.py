@@ -70,11 +70,14 @@ def generate_exactly(scenario: Scenario, cost: CostModel, num_tokens: int) -> Ge
     steps = [ends[0], *(after - before for before, after in zip(ends, ends[1:], strict=False))]
     contexts = [compiled.step.context_tokens for compiled in run]
     return Generation(
-        num_tokens=num_tokens, batch_size=scenario.workload.batch_size, total_s=ends[-1],
-        first_step_s=ends[0], error_bound_s=0.0,
+        num_tokens=num_tokens,
+        batch_size=scenario.workload.batch_size,
+        total_s=ends[-1],
+        first_step_s=ends[0],
+        error_bound_s=0.0,
         # The first interval holds the pipeline's fill: the second one stands for its context.
         sampled=tuple(zip(contexts, [steps[1], *steps[1:]], strict=True)),
-    )  # fmt: skip
+    )
 
 
 def generate(
@@ -104,10 +107,13 @@ def generate(
             [s.middle for s in stretches if s.high - s.low > 1 and s.bound_s >= worst / 4]
         )
     return Generation(
-        num_tokens=num_tokens, batch_size=scenario.workload.batch_size, total_s=total_s,
-        first_step_s=sampler.first_step_s, error_bound_s=bound_s,
+        num_tokens=num_tokens,
+        batch_size=scenario.workload.batch_size,
+        total_s=total_s,
+        first_step_s=sampler.first_step_s,
+        error_bound_s=bound_s,
         sampled=tuple(sorted(sampler.steps.items())),
-    )  # fmt: skip
+    )
 
 
 def _spread(first: int, last: int) -> list[int]:
@@ -166,12 +172,16 @@ class _Sampler:
         all_contexts.append(contexts[-1])
         steps = [
             Step(
-                phase="decode", microbatch_sizes=sizes, query_tokens=1, context_tokens=context,
-                kv_capacity_tokens=self.capacity, takes_feedback=index > 0,
+                phase="decode",
+                microbatch_sizes=sizes,
+                query_tokens=1,
+                context_tokens=context,
+                kv_capacity_tokens=self.capacity,
+                takes_feedback=index > 0,
                 gives_feedback=index < len(all_contexts) - 1,
             )
             for index, context in enumerate(all_contexts)
-        ]  # fmt: skip
+        ]
         return compile_steps(
             self.scenario.model, place(self.scenario), steps, self.kernels, self.book
         )

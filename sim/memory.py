@@ -65,9 +65,13 @@ class MemoryBudget:
     def total_bytes(self) -> int:
         """Everything."""
         return (
-            self.weight_bytes + self.kv_bytes + self.activation_bytes
-            + self.communication_bytes + self.slack_bytes + self.reserved_bytes
-        )  # fmt: skip
+            self.weight_bytes
+            + self.kv_bytes
+            + self.activation_bytes
+            + self.communication_bytes
+            + self.slack_bytes
+            + self.reserved_bytes
+        )
 
     @property
     def fits(self) -> bool:
@@ -226,8 +230,11 @@ def remedies(scenario: Scenario, budget: MemoryBudget) -> tuple[Remedy, ...]:
     share = max(0.0, left / budget.kv_bytes) if budget.kv_bytes else 1.0
     model = scenario.model
     shards = scenario.placement.tensor_parallel
-    heads = [h for h in range(shards, model.num_key_value_heads + 1, shards)
-             if model.num_attention_heads % h == 0 and h <= model.num_key_value_heads * share]  # fmt: skip
+    heads = [
+        h
+        for h in range(shards, model.num_key_value_heads + 1, shards)
+        if model.num_attention_heads % h == 0 and h <= model.num_key_value_heads * share
+    ]
     stored = 8 * DTYPE_BYTES[model.stored_kv_dtype]
     bits = [b for b in (8, 4) if b < stored and b <= stored * share]
     batch, context = (
@@ -256,10 +263,13 @@ def _times_as_many(scenario: Scenario, budget: MemoryBudget) -> int:
     least = max(2, -(-spread // left))
     most = min(NUM_MULTIPLES * least, MAX_GPUS // scenario.cluster.num_gpus)
     return next(
-        (times for times in range(least, most + 1)
-         if any(_fits(wider, budget.reserved_bytes) for wider in _spread_over(scenario, times))),
+        (
+            times
+            for times in range(least, most + 1)
+            if any(_fits(wider, budget.reserved_bytes) for wider in _spread_over(scenario, times))
+        ),
         0,
-    )  # fmt: skip
+    )
 
 
 def _spread_over(scenario: Scenario, times: int) -> Iterator[Scenario]:
@@ -267,8 +277,10 @@ def _spread_over(scenario: Scenario, times: int) -> Iterator[Scenario]:
     spec, cluster = scenario.placement, scenario.cluster
     number = spec.num_gpus and times * spec.num_gpus
     larger = replace(cluster, num_nodes=times * cluster.num_nodes)
-    degrees = {key: times * getattr(spec, key) for key in
-               ("pipeline_parallel", "tensor_parallel", "data_parallel")}  # fmt: skip
+    degrees = {
+        key: times * getattr(spec, key)
+        for key in ("pipeline_parallel", "tensor_parallel", "data_parallel")
+    }
     # A layer-wise placement's stages are its GPUs.
     changes = [{key: value} for key, value in degrees.items()]
     if spec.strategy == "layer-wise":

@@ -208,9 +208,12 @@ def no_interleaving(machine: Mapping[str, Constant]) -> dict[str, Constant]:
     """Ops cost what the sweep says, in an L2 that keeps what the read curve says."""
     zero = Constant(value=0.0, standard_error=0.0, unit="", source="none")
     return {
-        "interleaved_s": zero, "interleaved_code_s": zero, "interleaved_hbm_s": zero,
-        "interleaved_full_hit": machine["l2_full_hit"], "interleaved_no_hit": machine["l2_no_hit"],
-    }  # fmt: skip
+        "interleaved_s": zero,
+        "interleaved_code_s": zero,
+        "interleaved_hbm_s": zero,
+        "interleaved_full_hit": machine["l2_full_hit"],
+        "interleaved_no_hit": machine["l2_no_hit"],
+    }
 
 
 def load_profile(path: Path) -> Profile:
@@ -239,24 +242,35 @@ def _checked(profile: Profile, source: str) -> Profile:
     """Raise SpecError for what no fit writes: rates that are not positive, ranges of no feature."""
     for kind, fit in profile.fits.items():
         if len(fit.valid) != len(fit.features):
-            raise SpecError(f"fits.{kind}.valid", fit.valid, f"is not of features={fit.features}",
-                            "give (lowest, highest) of each", source)  # fmt: skip
+            raise SpecError(
+                f"fits.{kind}.valid",
+                fit.valid,
+                f"is not of features={fit.features}",
+                "give (lowest, highest) of each",
+                source,
+            )
         for name, constant in fit.constants.items():
             _require_usable(f"fits.{kind}.constants.{name}", constant, source)
     for name, constant in profile.machine.items():
         _require_usable(f"machine.{name}", constant, source)
     for name, fit in profile.transfers.items():
         if not fit.regimes or not all(r.bytes_per_s > 0 <= r.latency_s for r in fit.regimes):
-            raise SpecError(f"transfers.{name}.regimes", fit.regimes, "are no regimes",
-                            "give latencies from 0 and rates above 0", source)  # fmt: skip
+            raise SpecError(
+                f"transfers.{name}.regimes",
+                fit.regimes,
+                "are no regimes",
+                "give latencies from 0 and rates above 0",
+                source,
+            )
     return profile
 
 
 def _require_usable(key: str, constant: Constant, source: str) -> None:
     is_rate = key.endswith(("_per_s", ".efficiency"))
     if abs(constant.value) > MAX_QUANTITY or (is_rate and not constant.value >= 1e-6):
-        raise SpecError(f"{key}.value", constant.value, "is no constant of a machine",
-                        "calibrate again", source)  # fmt: skip
+        raise SpecError(
+            f"{key}.value", constant.value, "is no constant of a machine", "calibrate again", source
+        )
 
 
 def _with_intervals(profile: Profile) -> Profile:

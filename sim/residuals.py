@@ -79,9 +79,13 @@ class ErrorScale:
     def constant(cls, half_width: float) -> ErrorScale:
         """The same everywhere, of a profile that kept no error of any point."""
         return cls(
-            quantile=1.0, floor=half_width, slope=MIN_SLOPE, reach=0.0, farthest=UNBOUNDED,
+            quantile=1.0,
+            floor=half_width,
+            slope=MIN_SLOPE,
+            reach=0.0,
+            farthest=UNBOUNDED,
             num_scores=0,
-        )  # fmt: skip
+        )
 
     def half_width(self, nearby: Nearby) -> float:
         """Of ln(measured / predicted)."""

@@ -122,10 +122,16 @@ def simulate(
     share segments. Deterministic.
     """
     machine = SimulatedCluster(
-        run, cost, cluster, launch=launch, alone=alone, folded=folded,
-        steps_per_graph=steps_per_graph, persisting_weights=persisting_weights,
+        run,
+        cost,
+        cluster,
+        launch=launch,
+        alone=alone,
+        folded=folded,
+        steps_per_graph=steps_per_graph,
+        persisting_weights=persisting_weights,
         blocks=blocks or BlockCache(cost),
-    )  # fmt: skip
+    )
     machine.execute()
     return Simulation(machine)
 
@@ -141,10 +147,16 @@ def simulate_scenario(
     """Simulate a scenario's compiled run the way its `run` table says."""
     spec = scenario.run
     return simulate(
-        run, cost, scenario.cluster, launch=spec.launch, alone=spec.only_rank, folded=folded,
-        steps_per_graph=spec.steps_per_graph, persisting_weights=spec.persisting_weights,
+        run,
+        cost,
+        scenario.cluster,
+        launch=spec.launch,
+        alone=spec.only_rank,
+        folded=folded,
+        steps_per_graph=spec.steps_per_graph,
+        persisting_weights=spec.persisting_weights,
         blocks=blocks,
-    )  # fmt: skip
+    )
 
 
 def _rows_of(machine: SimulatedCluster, log: RankLog) -> Iterator[Row]:
@@ -173,11 +185,17 @@ def _block_rows(rank: int, step: int, spell: Spell, *, is_eager: bool) -> Iterat
                 start = min(ready + seconds_to_ps(timed.cost.launch_s), end)
         part = spell.work.parts[timed.part_index]
         yield Row(
-            repeat=0, step=step, rank=rank, op=part.name_of(timed.op),
-            kind=timed.op.kind, stream="compute", ready_s=ready * PS,
-            start_s=start * PS, end_s=end * PS,
+            repeat=0,
+            step=step,
+            rank=rank,
+            op=part.name_of(timed.op),
+            kind=timed.op.kind,
+            stream="compute",
+            ready_s=ready * PS,
+            start_s=start * PS,
+            end_s=end * PS,
             bound=timed.cost.bound + (" extrapolated" if timed.cost.extrapolated else ""),
-        )  # fmt: skip
+        )
         ready = end
 
 
@@ -185,8 +203,15 @@ def _meeting_row(rank: int, step: int, spell: Spell, alone: bool) -> Row:
     """A receive or a collective waits from when it was due; a send until it has arrived."""
     op = spell.work.op
     return Row(
-        repeat=0, step=step, rank=rank, op=spell.work.parts[0].name_of(op),
-        kind=op.kind, stream=STREAMS.get(type(op), "compute"),
-        ready_s=spell.ready_ps * PS, start_s=spell.start_ps * PS, end_s=spell.end_ps * PS,
-        bound="" if alone else "link", replaced=alone,
-    )  # fmt: skip
+        repeat=0,
+        step=step,
+        rank=rank,
+        op=spell.work.parts[0].name_of(op),
+        kind=op.kind,
+        stream=STREAMS.get(type(op), "compute"),
+        ready_s=spell.ready_ps * PS,
+        start_s=spell.start_ps * PS,
+        end_s=spell.end_ps * PS,
+        bound="" if alone else "link",
+        replaced=alone,
+    )

@@ -44,9 +44,13 @@ def walk_steady(scenario: Scenario, cost: CostModel) -> dict[str, Traffic]:
     """`traffic_of` under a cost model at hand; the scenario's kernels are the caller's to give."""
     run, rank = compile_run(scenario), max(scenario.run.only_rank, 0)
     machine = SimulatedCluster(
-        run, cost, scenario.cluster, blocks=BlockCache(cost), alone=rank,
+        run,
+        cost,
+        scenario.cluster,
+        blocks=BlockCache(cost),
+        alone=rank,
         persisting_weights=scenario.run.persisting_weights,
-    )  # fmt: skip
+    )
     steps = [machine.work_of(run[index].programs[rank]) for index in repeated_steps(run)]
     state = machine.l2_of(rank)
     found: dict[str, Traffic] = {}

@@ -172,14 +172,20 @@ def uncertainty_of(
     if any(change.half_width is None for change in unfitted_of(simulation)):
         return None
     spent = {rank: _spent(simulation, rank, steps) for rank in simulation.ranks}
-    compute = {rank: sum(f.time_ps for s, f in found.items() if s[0] != "send")
-               for rank, found in spent.items()}  # fmt: skip
+    compute = {
+        rank: sum(f.time_ps for s, f in found.items() if s[0] != "send")
+        for rank, found in spent.items()
+    }
     pacing = max(compute, key=lambda rank: compute[rank])
     idle = max(0.0, 1 - compute[pacing] * PS / step_s)
-    total_ps = sum(
-        found.time_ps * simulation.num_alike(rank)
-        for rank, each in spent.items() for found in each.values()
-    ) or 1  # fmt: skip
+    total_ps = (
+        sum(
+            found.time_ps * simulation.num_alike(rank)
+            for rank, each in spent.items()
+            for found in each.values()
+        )
+        or 1
+    )
     shares: dict[Source, float] = defaultdict(float)
     widest: dict[Source, _Found] = {}
     for rank, each in spent.items():
@@ -191,13 +197,17 @@ def uncertainty_of(
                 widest[source] = found
     contributions = [
         Contribution(
-            name=widest[source].name, kind=source[0], dimensions=source[1], share=share,
-            half_width=widest[source].half_width, distance=widest[source].distance,
+            name=widest[source].name,
+            kind=source[0],
+            dimensions=source[1],
+            share=share,
+            half_width=widest[source].half_width,
+            distance=widest[source].distance,
             is_beyond=any(source in each and each[source].is_beyond for each in spent.values()),
             unfitted_half_width=widest[source].unfitted_half_width,
         )
         for source, share in shares.items()
-    ]  # fmt: skip
+    ]
     contributions.sort(key=lambda one: -one.carried)
     return Uncertainty(contributions=tuple(contributions), step_factor=cost.profile.step_factor)
 
@@ -207,15 +217,18 @@ def unfitted_of(simulation: Simulation) -> tuple[Change, ...]:
     templates = {id(step.template): step.template for step in simulation.machine.run}
     segments = {
         part.segment: None
-        for template in templates.values() for rank in simulation.ranks
+        for template in templates.values()
+        for rank in simulation.ranks
         for part in template[rank].parts
-    }  # fmt: skip
+    }
     changes = simulation.machine.cost.changes
     found = (
         change
-        for segment in segments for op in segment.ops if not isinstance(op, MEETINGS)
+        for segment in segments
+        for op in segment.ops
+        if not isinstance(op, MEETINGS)
         for change in changes(op)
-    )  # fmt: skip
+    )
     return tuple(dict.fromkeys(found))
 
 
@@ -228,11 +241,17 @@ def half_widths_of(simulation: Simulation, steps: Iterable[int]) -> dict[str, fl
             for spell in spells_of(log, step):
                 if spell.timed is None:
                     op = spell.work.op
-                    named = [(spell.work.parts[0].name_of(op),
-                              _meeting_cost(op, log.rank, machine.cost, machine.cluster).half_width)]  # fmt: skip
+                    named = [
+                        (
+                            spell.work.parts[0].name_of(op),
+                            _meeting_cost(op, log.rank, machine.cost, machine.cluster).half_width,
+                        )
+                    ]
                 else:
-                    named = [(spell.work.parts[one.part_index].name_of(one.op), one.cost.half_width)
-                             for one in spell.timed.ops]  # fmt: skip
+                    named = [
+                        (spell.work.parts[one.part_index].name_of(one.op), one.cost.half_width)
+                        for one in spell.timed.ops
+                    ]
                 for name, half_width in named:
                     label = name.partition("@")[0]
                     found[label] = max(found[label], half_width)
@@ -293,9 +312,15 @@ def _source(op: Op) -> Source:
         case ops.AllGather():
             return "all_gather", (len(op.group), op.payload_bytes)
         case (
-            ops.Norm() | ops.Matmul() | ops.RotaryWrite() | ops.Attention() | ops.GatedActivation()
-            | ops.ResidualAdd() | ops.Embed() | ops.Sample()
-        ):  # fmt: skip
+            ops.Norm()
+            | ops.Matmul()
+            | ops.RotaryWrite()
+            | ops.Attention()
+            | ops.GatedActivation()
+            | ops.ResidualAdd()
+            | ops.Embed()
+            | ops.Sample()
+        ):
             return kind_of(op), features_of(op)
         case _:
             assert_never(op)

@@ -10,26 +10,49 @@ ANY = (0.0, 1e12)
 MEMORY = {"hbm_bytes_per_s": 3.0e12, "l2_bytes_per_s": 5.5e12}
 FORMS: dict[str, dict[str, float]] = {
     "matmul": {
-        "launch_s": 2.2e-6, "efficiency": 0.8, "sm_bytes_per_s": 90e9, "prologue_s": 0.6e-6,
-        "epilogue_bytes_per_s": 60e9, "miss_s": 0.7e-6, "split_s": 1.0e-6,
-        "reduction_bytes_per_s": 2e12, "power": 3.5, **MEMORY,
+        "launch_s": 2.2e-6,
+        "efficiency": 0.8,
+        "sm_bytes_per_s": 90e9,
+        "prologue_s": 0.6e-6,
+        "epilogue_bytes_per_s": 60e9,
+        "miss_s": 0.7e-6,
+        "split_s": 1.0e-6,
+        "reduction_bytes_per_s": 2e12,
+        "power": 3.5,
+        **MEMORY,
     },
     "decode_attention": {
-        "launch_s": 3.0e-6, "tile_s": 0.6e-6, "miss_s": 0.7e-6, "split_s": 2.0e-6, **MEMORY,
+        "launch_s": 3.0e-6,
+        "tile_s": 0.6e-6,
+        "miss_s": 0.7e-6,
+        "split_s": 2.0e-6,
+        **MEMORY,
     },
     "sample": {"launch_s": 2.0e-6, "seconds_per_logit": 2.0e-10},
     "prefill_attention": {
-        "launch_s": 5.0e-6, "efficiency": 0.62, "block_s": 2.0e-6, "tail": 1.0,
+        "launch_s": 5.0e-6,
+        "efficiency": 0.62,
+        "block_s": 2.0e-6,
+        "tail": 1.0,
     },
     "chunked_prefill_attention": {
-        "launch_s": 5.0e-6, "efficiency": 0.33, "block_s": 3.0e-6, "tail": 1.0, "solo": 0.6,
-        "split_efficiency": 0.9, "split_s": 5.0e-6,
+        "launch_s": 5.0e-6,
+        "efficiency": 0.33,
+        "block_s": 3.0e-6,
+        "tail": 1.0,
+        "solo": 0.6,
+        "split_efficiency": 0.9,
+        "split_s": 5.0e-6,
     },
-}  # fmt: skip
+}
 FORMS["matmul.skinny"] = {
-    "launch_s": 2.0e-6, "miss_s": 0.7e-6, "step_s": 0.1e-6, "split_s": 1e-6,
-    "power": 3.0, **MEMORY,
-}  # fmt: skip
+    "launch_s": 2.0e-6,
+    "miss_s": 0.7e-6,
+    "step_s": 0.1e-6,
+    "split_s": 1e-6,
+    "power": 3.0,
+    **MEMORY,
+}
 FORMS["decode_attention.split_kv"] = FORMS["decode_attention"]
 POINTWISE = {"launch_s": 1.5e-6, "hbm_bytes_per_s": 2.4e12, "l2_bytes_per_s": 5.0e12}
 
@@ -50,21 +73,31 @@ def synthetic_profile(gpu: str = "h100-sxm") -> Profile:
         for kind, features in FEATURES.items()
     }
     machine = {
-        "hbm_bytes_per_s": 3.1e12, "eager_issue_s": 8e-6, "graph_gap_s": 1.0e-6, "graph_launch_s": 3.0e-6,
-        "interleaved_s": 0.0, "interleaved_code_s": 0.0, "interleaved_hbm_s": 0.0,
+        "hbm_bytes_per_s": 3.1e12,
+        "eager_issue_s": 8e-6,
+        "graph_gap_s": 1.0e-6,
+        "graph_launch_s": 3.0e-6,
+        "interleaved_s": 0.0,
+        "interleaved_code_s": 0.0,
+        "interleaved_hbm_s": 0.0,
         "set_aside_hbm_slowdown": 0.06,
-        "op_speed_beside_message": 0.8, "message_speed_beside_hbm": 0.5, "message_num_sms": 16.0,
-        "interleaved_full_hit": 0.75, "interleaved_no_hit": 0.95,
-        "l2_full_hit": 0.75, "l2_no_hit": 0.95,
-    }  # fmt: skip
+        "op_speed_beside_message": 0.8,
+        "message_speed_beside_hbm": 0.5,
+        "message_num_sms": 16.0,
+        "interleaved_full_hit": 0.75,
+        "interleaved_no_hit": 0.95,
+        "l2_full_hit": 0.75,
+        "l2_no_hit": 0.95,
+    }
     transfers = {
         f"{kind}.{n}": _transfer(latency * n**0.5, rate)
         for kind, latency, rate in (
-            ("all_reduce.nccl", 5e-6, 150e9), ("all_reduce.one_shot", 2e-6, 100e9),
+            ("all_reduce.nccl", 5e-6, 150e9),
+            ("all_reduce.one_shot", 2e-6, 100e9),
             ("all_gather.nccl", 4e-6, 200e9),
         )
         for n in (2, 4, 8)
-    }  # fmt: skip
+    }
     transfers["send.nvlink4"] = _transfer(9e-6, 360e9)
     transfers["send.ndr400"] = _transfer(18e-6, 36e9)
     return Profile(

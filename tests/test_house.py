@@ -25,10 +25,11 @@ def block_after(heading: str) -> str:
 def top_level() -> set[str]:
     ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()]
     return {
-        path.name for path in ROOT.iterdir()
+        path.name
+        for path in ROOT.iterdir()
         if path.name not in (".git", ".gitignore", ".gitattributes")
         and not any(fnmatch.fnmatch(path.name, pattern) for pattern in ignored)
-    }  # fmt: skip
+    }
 
 
 def test_map_of_the_readme_equals_the_tree() -> None:
@@ -61,9 +62,10 @@ def test_no_module_of_sim_imports_torch(path: Path) -> None:
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for name in (
             [alias.name for alias in node.names]
-            if isinstance(node, ast.Import) else [node.module or ""]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
         )
-    }  # fmt: skip
+    }
 
     assert not {name for name in names if name.partition(".")[0] == "torch"}
 

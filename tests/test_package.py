@@ -90,14 +90,30 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (*COMMAND, "schema"),
         (*COMMAND, "what-if"),
         (*COMMAND, "predict", str(ROOT / "scenarios" / "validation" / "stage-8.toml"), "--json"),
-        (*COMMAND, "sweep", str(ROOT / "scenarios" / "sweeps" / "batch-and-context.toml"),
-         "--out", "rows.csv", "--workers", "2", "--set", "model.num_layers=16"),
-        (*COMMAND, "measure", str(ROOT / "scenarios" / "examples" / "on-a-laptop.toml"),
-         "--device", "cpu", "--out", "laptop.jsonl"),
+        (
+            *COMMAND,
+            "sweep",
+            str(ROOT / "scenarios" / "sweeps" / "batch-and-context.toml"),
+            "--out",
+            "rows.csv",
+            "--workers",
+            "2",
+            "--set",
+            "model.num_layers=16",
+        ),
+        (
+            *COMMAND,
+            "measure",
+            str(ROOT / "scenarios" / "examples" / "on-a-laptop.toml"),
+            "--device",
+            "cpu",
+            "--out",
+            "laptop.jsonl",
+        ),
         (sys.executable, "-m", "layerwise.hw", "--help"),
     ],
     ids=lambda command: command[3] if len(command) > 3 else "hw",
-)  # fmt: skip
+)
 @pytest.mark.parametrize("on_path", [False, True], ids=["inside", "on PYTHONPATH"])
 def test_a_command_works_beside_folders_of_these_names(
     command: tuple[str, ...], on_path: bool, own_folders: Path, tmp_path: Path
@@ -106,9 +122,13 @@ def test_a_command_works_beside_folders_of_these_names(
     if on_path:
         environment["PYTHONPATH"] = str(own_folders)
     ran = subprocess.run(
-        command, cwd=tmp_path if on_path else own_folders, env=environment, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+        command,
+        cwd=tmp_path if on_path else own_folders,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert 0 == ran.returncode, ran.stderr
     assert "somebody else" not in ran.stderr

@@ -43,9 +43,14 @@ def test_worked_example_runs(heading: str, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for command in commands_under(heading):
         ran = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True,
+            command,
+            shell=True,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
             check=False,
-        )  # fmt: skip
+        )
         assert ran.returncode in FINE, f"{command}\n{ran.stderr}"
         assert "Traceback" not in ran.stderr, f"{command}\n{ran.stderr}"
 

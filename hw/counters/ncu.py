@@ -32,10 +32,17 @@ _PREFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _UNITS = {
     **{f"{prefix}byte": scale for prefix, scale in _PREFIXES.items()},
     **{f"{prefix}sector": scale for prefix, scale in _PREFIXES.items()},
-    "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9,
-    "second": 1.0, "msecond": 1e-3, "usecond": 1e-6, "nsecond": 1e-9,
-    "%": 0.01, "": 1.0,
-}  # fmt: skip
+    "s": 1.0,
+    "ms": 1e-3,
+    "us": 1e-6,
+    "ns": 1e-9,
+    "second": 1.0,
+    "msecond": 1e-3,
+    "usecond": 1e-6,
+    "nsecond": 1e-9,
+    "%": 0.01,
+    "": 1.0,
+}
 # What ncu or the driver says, and what that means to whoever asked.
 _KNOWN_PROBLEMS = {
     "ERR_NVGPUCTRPERM": (
@@ -91,11 +98,29 @@ def find_ncu(name: str = "ncu") -> str:
 def ncu_command(ncu: str, metrics: Sequence[str], log: Path, target: Sequence[str]) -> list[str]:
     """The command line that profiles what `target` runs between profiler start and stop."""
     return [
-        ncu, "--target-processes", "all", "--profile-from-start", "off",
-        "--cache-control", "none", "--clock-control", "none", "--replay-mode", "application",
-        "--nvtx", "--metrics", ",".join(metrics),
-        "--csv", "--page", "raw", "--print-units", "base", "--log-file", str(log), *target,
-    ]  # fmt: skip
+        ncu,
+        "--target-processes",
+        "all",
+        "--profile-from-start",
+        "off",
+        "--cache-control",
+        "none",
+        "--clock-control",
+        "none",
+        "--replay-mode",
+        "application",
+        "--nvtx",
+        "--metrics",
+        ",".join(metrics),
+        "--csv",
+        "--page",
+        "raw",
+        "--print-units",
+        "base",
+        "--log-file",
+        str(log),
+        *target,
+    ]
 
 
 def profile(
@@ -146,9 +171,10 @@ def parse_kernels(log: str, metrics: Iterable[str]) -> Iterator[Kernel]:
     for row in rows:
         name = row["Kernel Name"]
         yield Kernel(
-            name, _op_of(row[column] for column in ranges),
+            name,
+            _op_of(row[column] for column in ranges),
             {each: _value(row[each], units.get(each, ""), each, name) for each in wanted},
-        )  # fmt: skip
+        )
 
 
 def _table(log: str) -> tuple[list[str], dict[str, str], list[dict[str, str]]]:
@@ -183,9 +209,13 @@ def _value(text: str, unit: str, metric: str, kernel: str) -> float:
 def _run_bounded(command: Sequence[str], timeout_s: float) -> tuple[int, str]:
     """(exit code, what it printed). Raises CountersError when it took too long; nothing is left."""
     with subprocess.Popen(  # noqa: S603 - ncu as it was found, and this program
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
         start_new_session=True,
-    ) as process:  # fmt: skip
+    ) as process:
         try:
             said, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired as error:

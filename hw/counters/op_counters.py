@@ -12,8 +12,11 @@ FORMAT, VERSION = "layerwise-counters", 1
 # Each group is one run of the program. The first is needed; the second tells the L2's halves apart.
 GROUPS: dict[str, tuple[str, ...]] = {
     "memory": (
-        "lts__t_sectors_op_read.sum", "lts__t_sectors_op_read_lookup_hit.sum",
-        "lts__t_sectors_op_write.sum", "dram__bytes_read.sum", "dram__bytes_write.sum",
+        "lts__t_sectors_op_read.sum",
+        "lts__t_sectors_op_read_lookup_hit.sum",
+        "lts__t_sectors_op_write.sum",
+        "dram__bytes_read.sum",
+        "dram__bytes_write.sum",
         "gpu__time_duration.sum",
     ),
     "partitions": (
@@ -21,7 +24,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "lts__t_sectors_srcunit_tex_op_read_lookup_hit.sum",
         "lts__t_sectors_srcunit_ltcfabric_op_read_lookup_hit.sum",
     ),
-}  # fmt: skip
+}
 OPTIONAL_GROUPS = ("partitions",)
 SECTOR_BYTES = 32  # Source: Nsight Compute, Kernel Profiling Guide, "Memory Tables".
 
@@ -107,6 +110,7 @@ def add_counters(op: str, each: Sequence[OpCounters]) -> OpCounters:
     """Several ops as one; a metric that one of them lacks is left out."""
     names = [name for name in each[0].metrics if all(name in one.metrics for one in each)]
     return OpCounters(
-        op=op, kernels=tuple(kernel for one in each for kernel in one.kernels),
+        op=op,
+        kernels=tuple(kernel for one in each for kernel in one.kernels),
         metrics={name: sum(one.metrics[name] for one in each) for name in names},
-    )  # fmt: skip
+    )

@@ -57,9 +57,11 @@ def run_scenario(
     chosen = choose_ops(names, only)
     weights = RandomWeights(scenario.model, device)
     memory = allocate(
-        slots_of(programs), device, model_fill(scenario.model, weights, programs[0], device, rank),
+        slots_of(programs),
+        device,
+        model_fill(scenario.model, weights, programs[0], device, rank),
         subject=f"rank {rank}",
-    )  # fmt: skip
+    )
     engine = Engine(rank, memory, ReplacedPeers())
     steps = [actions_of(program) for program in programs]
     for actions in steps * warm_ups:
@@ -97,9 +99,11 @@ def check_scenario(scenario: Scenario) -> None:
     run, num_ranks = scenario.run, place(scenario).num_ranks
     if run.only_rank < 0 and num_ranks > 1:
         raise SpecError(
-            "run.only_rank", run.only_rank, f"runs {num_ranks} ranks and ncu profiles one",
+            "run.only_rank",
+            run.only_rank,
+            f"runs {num_ranks} ranks and ncu profiles one",
             f"use 0 to {num_ranks - 1}",
-        )  # fmt: skip
+        )
     for key, allowed, why in (
         ("launch", "eager", "launches a step as one graph: its kernels have no ranges"),
         ("context_growth_tokens", 0, "makes each step another measurement"),

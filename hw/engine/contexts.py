@@ -81,9 +81,11 @@ def check_growth(programs: Sequence[Program], launch: str, steps_per_graph: int)
         return
     if steps_per_graph > 1:
         raise SpecError(
-            "run.steps_per_graph", steps_per_graph, "cannot hold a context that grows",
+            "run.steps_per_graph",
+            steps_per_graph,
+            "cannot hold a context that grows",
             "use 1, or run.context_growth_tokens=0",
-        )  # fmt: skip
+        )
     kernels = {
         op.kernel
         for program in programs
@@ -93,7 +95,8 @@ def check_growth(programs: Sequence[Program], launch: str, steps_per_graph: int)
     }
     for kernel in sorted(kernels - {"split_kv"}):
         raise SpecError(
-            "kernels.decode_attention", kernel,
+            "kernels.decode_attention",
+            kernel,
             "takes the context as a shape, so a graph of it serves one context only",
             "use 'split_kv', which reads it on the device, or run.launch='eager'",
-        )  # fmt: skip
+        )

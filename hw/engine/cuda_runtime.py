@@ -27,10 +27,12 @@ class AccessPolicyWindow(ctypes.Structure):
     """cudaAccessPolicyWindow: 28 bytes, padded to 32."""
 
     _fields_ = (
-        ("base_ptr", ctypes.c_void_p), ("num_bytes", ctypes.c_size_t),
-        ("hit_ratio", ctypes.c_float), ("hit_property", ctypes.c_int),
+        ("base_ptr", ctypes.c_void_p),
+        ("num_bytes", ctypes.c_size_t),
+        ("hit_ratio", ctypes.c_float),
+        ("hit_property", ctypes.c_int),
         ("miss_property", ctypes.c_int),
-    )  # fmt: skip
+    )
 
 
 class LaunchAttributeValue(ctypes.Union):
@@ -47,9 +49,10 @@ class CudaRuntime:
         self._library.cudaGetErrorString.restype = ctypes.c_char_p
         # CUDA 12 versions the symbol and has no edge data; one more null argument is not read.
         self._capture_info_name = next(
-            name for name in ("cudaStreamGetCaptureInfo_v2", "cudaStreamGetCaptureInfo")
+            name
+            for name in ("cudaStreamGetCaptureInfo_v2", "cudaStreamGetCaptureInfo")
             if hasattr(self._library, name)
-        )  # fmt: skip
+        )
 
     def set_limit(self, limit: int, value: int) -> None:
         """Ask for a device limit; the device may grant less or more."""
@@ -65,9 +68,11 @@ class CudaRuntime:
         """A device attribute."""
         found = ctypes.c_int()
         self._call(
-            "cudaDeviceGetAttribute", ctypes.byref(found), ctypes.c_int(attribute),
+            "cudaDeviceGetAttribute",
+            ctypes.byref(found),
+            ctypes.c_int(attribute),
             ctypes.c_int(device),
-        )  # fmt: skip
+        )
         return found.value
 
     def reset_persisting_l2(self) -> None:
@@ -78,9 +83,15 @@ class CudaRuntime:
         """The graph that a stream is being captured into, or 0."""
         status, graph = ctypes.c_int(), ctypes.c_void_p()
         self._call(
-            self._capture_info_name, ctypes.c_void_p(stream), ctypes.byref(status), None,
-            ctypes.byref(graph), None, None, None,
-        )  # fmt: skip
+            self._capture_info_name,
+            ctypes.c_void_p(stream),
+            ctypes.byref(status),
+            None,
+            ctypes.byref(graph),
+            None,
+            None,
+            None,
+        )
         return graph.value or 0 if status.value == CAPTURE_ACTIVE else 0
 
     def nodes(self, graph: int) -> list[int]:
@@ -102,17 +113,21 @@ class CudaRuntime:
         """Give a kernel node an access-policy window."""
         value = LaunchAttributeValue(access_policy_window=window)
         self._call(
-            "cudaGraphKernelNodeSetAttribute", ctypes.c_void_p(node),
-            ctypes.c_int(LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW), ctypes.byref(value),
-        )  # fmt: skip
+            "cudaGraphKernelNodeSetAttribute",
+            ctypes.c_void_p(node),
+            ctypes.c_int(LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW),
+            ctypes.byref(value),
+        )
 
     def window(self, node: int) -> AccessPolicyWindow:
         """The window that a kernel node carries; of 0 bytes when it has none."""
         value = LaunchAttributeValue()
         self._call(
-            "cudaGraphKernelNodeGetAttribute", ctypes.c_void_p(node),
-            ctypes.c_int(LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW), ctypes.byref(value),
-        )  # fmt: skip
+            "cudaGraphKernelNodeGetAttribute",
+            ctypes.c_void_p(node),
+            ctypes.c_int(LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW),
+            ctypes.byref(value),
+        )
         # A copy: the member is a view into the union.
         return AccessPolicyWindow.from_buffer_copy(value.access_policy_window)
 

@@ -125,9 +125,14 @@ class Engine:
         cos, sin = self.memory.rotary_tables(op.rope_theta, op.head_dim, op.kv.shape[3])
         context = self.contexts.of(placed, op.start_tokens + op.query_tokens)
         kernels.rotary_write(
-            self._tensor(placed, op.qkv), self._tensor(placed, op.kv), cos, sin, context,
-            op.num_heads, op.num_key_value_heads,
-        )  # fmt: skip
+            self._tensor(placed, op.qkv),
+            self._tensor(placed, op.kv),
+            cos,
+            sin,
+            context,
+            op.num_heads,
+            op.num_key_value_heads,
+        )
 
     def _tensor(self, placed: PlacedOp, buffer: Buffer) -> Tensor:
         return self.memory.tensor(buffer, placed.layer, placed.microbatch)
@@ -151,9 +156,14 @@ def run_local(op: ops.Op, tensor: Callable[[Buffer], Tensor]) -> None:
         case ops.Sample():
             torch.argmax(tensor(op.logits), dim=-1, out=tensor(op.token_ids))
         case (
-            ops.Attention() | ops.RotaryWrite() | ops.GatedActivation()
-            | ops.AllReduce() | ops.AllGather() | ops.Send() | ops.Recv()
-        ):  # fmt: skip
+            ops.Attention()
+            | ops.RotaryWrite()
+            | ops.GatedActivation()
+            | ops.AllReduce()
+            | ops.AllGather()
+            | ops.Send()
+            | ops.Recv()
+        ):
             raise TypeError(f"{op.name} is not run here")
         case _:
             assert_never(op)

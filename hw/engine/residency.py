@@ -79,10 +79,12 @@ class WeightWindows(Observer):
             return None
         tensor = self._memory.tensor(weight, placed.layer, placed.microbatch)
         return AccessPolicyWindow(
-            base_ptr=tensor.data_ptr(), num_bytes=window_bytes(weight, self._gpu),
-            hit_ratio=self.hit_ratio, hit_property=ACCESS_PERSISTING,
+            base_ptr=tensor.data_ptr(),
+            num_bytes=window_bytes(weight, self._gpu),
+            hit_ratio=self.hit_ratio,
+            hit_property=ACCESS_PERSISTING,
             miss_property=ACCESS_STREAMING,
-        )  # fmt: skip
+        )
 
     def report(self) -> dict[str, str]:
         """What was asked and what was granted, for a trace's environment."""
@@ -133,11 +135,15 @@ def check_windows(scenario: Scenario, device: torch.device) -> None:
         )
     if scenario.run.launch != "graph":
         raise SpecError(
-            "run.persisting_weights", True, f"has no effect with run.launch={scenario.run.launch!r}",
+            "run.persisting_weights",
+            True,
+            f"has no effect with run.launch={scenario.run.launch!r}",
             "use run.launch='graph', whose kernel nodes carry the windows",
-        )  # fmt: skip
+        )
     if not (gpu.persisting_l2_bytes and gpu.access_window_bytes):
         raise SpecError(
-            "run.persisting_weights", True, f"needs the L2 set-aside of {gpu.name}",
+            "run.persisting_weights",
+            True,
+            f"needs the L2 set-aside of {gpu.name}",
             "give cluster.gpu.persisting_l2_bytes and cluster.gpu.access_window_bytes",
-        )  # fmt: skip
+        )

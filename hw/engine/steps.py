@@ -99,9 +99,11 @@ def _run_rank(
     programs = [compiled.programs[session.rank] for compiled in run]
     first = programs[0]
     memory = allocate(
-        slots_of(programs), session.device,
-        model_fill(model, weights, first, session.device), subject=f"rank {session.rank}",
-    )  # fmt: skip
+        slots_of(programs),
+        session.device,
+        model_fill(model, weights, first, session.device),
+        subject=f"rank {session.rank}",
+    )
     peers = make_peers(session, run)
     is_last = first.stage == run[0].placement.num_stages - 1 and first.tensor_rank == 0
     collector = _Collector(memory, first)

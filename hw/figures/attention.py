@@ -32,14 +32,32 @@ KERNELS: tuple[AttentionKernel, ...] = ("cudnn", "flash", "split_kv")
 # (sequences, query heads, key-value heads, context): one sequence to many, one head to many, whole
 # and split over ranks, groups of 1 to 16, short contexts to long ones; up to 17 GB of KV.
 SHAPES = (
-    (1, 32, 32, 128), (1, 32, 32, 1024), (1, 32, 32, 10_000), (1, 32, 32, 32_768),
-    (1, 8, 8, 128), (1, 8, 8, 2500), (1, 8, 1, 4096), (1, 32, 8, 32_768),
-    (8, 8, 8, 128), (8, 8, 8, 1024), (8, 32, 32, 128), (8, 32, 32, 1024),
-    (8, 32, 32, 10_000), (8, 32, 8, 10_000), (8, 64, 8, 4096), (8, 16, 1, 8192),
-    (32, 8, 8, 128), (32, 32, 32, 2048), (32, 32, 8, 8192), (64, 4, 4, 10_000),
-    (128, 32, 32, 128), (128, 32, 32, 5000), (128, 32, 8, 1024), (128, 32, 8, 20_000),
+    (1, 32, 32, 128),
+    (1, 32, 32, 1024),
+    (1, 32, 32, 10_000),
+    (1, 32, 32, 32_768),
+    (1, 8, 8, 128),
+    (1, 8, 8, 2500),
+    (1, 8, 1, 4096),
+    (1, 32, 8, 32_768),
+    (8, 8, 8, 128),
+    (8, 8, 8, 1024),
+    (8, 32, 32, 128),
+    (8, 32, 32, 1024),
+    (8, 32, 32, 10_000),
+    (8, 32, 8, 10_000),
+    (8, 64, 8, 4096),
+    (8, 16, 1, 8192),
+    (32, 8, 8, 128),
+    (32, 32, 32, 2048),
+    (32, 32, 8, 8192),
+    (64, 4, 4, 10_000),
+    (128, 32, 32, 128),
+    (128, 32, 32, 5000),
+    (128, 32, 8, 1024),
+    (128, 32, 8, 20_000),
     (128, 4, 4, 10_000),
-)  # fmt: skip
+)
 WORTH = 0.03
 BUDGET_S = 40.0
 ALIGNMENT_BYTES = 256
@@ -114,9 +132,11 @@ def attention(bench: Bench) -> DecodeAttention:
 
 
 def attention_points(
-    bench: Bench, shapes: Sequence[tuple[int, int, int, int]],
-    kernels: Sequence[AttentionKernel], budget_s: float,
-) -> DecodeAttention:  # fmt: skip
+    bench: Bench,
+    shapes: Sequence[tuple[int, int, int, int]],
+    kernels: Sequence[AttentionKernel],
+    budget_s: float,
+) -> DecodeAttention:
     """(sequences, heads, kv heads, context) by kernel: a sweep of the engine's own."""
     decodes = {shape: _op(bench, *shape) for shape in shapes}
     programs = {
@@ -149,9 +169,13 @@ def _sweep(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "attention.jsonl"
         measure_programs(
-            programs.items(), device=str(bench.device), out=out, budget_s=budget_s,
-            pool_bytes=largest, progress=bench.progress,
-        )  # fmt: skip
+            programs.items(),
+            device=str(bench.device),
+            out=out,
+            budget_s=budget_s,
+            pool_bytes=largest,
+            progress=bench.progress,
+        )
         lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     return {line["name"]: line for line in lines}
 
@@ -162,9 +186,11 @@ def _pooled_bytes(program: Program) -> int:
 
 
 def _point(
-    shape: tuple[int, int, int, int], op: ops.Attention, kernels: Sequence[AttentionKernel],
+    shape: tuple[int, int, int, int],
+    op: ops.Attention,
+    kernels: Sequence[AttentionKernel],
     found: Mapping[str, Mapping[str, object]],
-) -> AttentionPoint:  # fmt: skip
+) -> AttentionPoint:
     seconds: dict[str, float] = {}
     problems: dict[str, str] = {}
     for kernel in kernels:
@@ -176,9 +202,14 @@ def _point(
     read = {buffer.kind: size for buffer, size in demand_of(op).reads}
     sequences, heads, kv_heads, context = shape
     return AttentionPoint(
-        sequences=sequences, num_heads=heads, num_key_value_heads=kv_heads,
-        context_tokens=context, kv_bytes=read["kv"], seconds=seconds, problems=problems,
-    )  # fmt: skip
+        sequences=sequences,
+        num_heads=heads,
+        num_key_value_heads=kv_heads,
+        context_tokens=context,
+        kv_bytes=read["kv"],
+        seconds=seconds,
+        problems=problems,
+    )
 
 
 def _name(shape: tuple[int, int, int, int], kernel: str) -> str:

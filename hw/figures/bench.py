@@ -123,26 +123,38 @@ def paper_stage(bench: Bench, name: str, workload: Workload, repeats: int = 30) 
 
 
 def one_layer(
-    bench: Bench, model: ModelSpec, workload: Workload, *, steps_per_graph: int = 1,
+    bench: Bench,
+    model: ModelSpec,
+    workload: Workload,
+    *,
+    steps_per_graph: int = 1,
     repeats: int = 30,
-) -> Scenario:  # fmt: skip
+) -> Scenario:
     """One layer by itself on one GPU; its output is its next input."""
     steps = steps_per_graph if bench.launch == "graph" else 1
     return Scenario(
-        name=f"h{model.hidden_size}", model=replace(model, num_layers=1),
-        cluster=dgx_cluster(GPUS["h100-sxm"], 1), workload=workload, kernels=bench.kernels,
+        name=f"h{model.hidden_size}",
+        model=replace(model, num_layers=1),
+        cluster=dgx_cluster(GPUS["h100-sxm"], 1),
+        workload=workload,
+        kernels=bench.kernels,
         placement=PlacementSpec(strategy="layer-wise", num_gpus=1),
         run=RunSpec(launch=bench.launch, steps_per_graph=steps, repeats=repeats),
-    )  # fmt: skip
+    )
 
 
 def decoder(hidden: int, *, heads: int = 0, kv_heads: int = 0) -> ModelSpec:
     """A layer of the paper's proportions: heads of 128 dimensions, an MLP four times as wide."""
     heads = heads or hidden // 128
     return ModelSpec(
-        name=f"h{hidden}", num_layers=1, hidden_size=hidden, intermediate_size=4 * hidden,
-        num_attention_heads=heads, num_key_value_heads=kv_heads or heads, head_dim=128,
-    )  # fmt: skip
+        name=f"h{hidden}",
+        num_layers=1,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads or heads,
+        head_dim=128,
+    )
 
 
 def lone(scenario: Scenario, device: torch.device) -> Lone:

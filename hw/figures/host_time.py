@@ -94,9 +94,12 @@ def _host_case(bench: Bench, model: ModelSpec, context_tokens: int, samples: int
         plain()
     return HostCase(
         what=f"hidden {model.hidden_size}, {SEQUENCES} sequences, context {context_tokens}",
-        engine_s=spread_of(engine_s), engine_ops=len(engine.program), plain_s=spread_of(plain_s),
-        plain_ops=counter.num_ops, plain_views=counter.num_views,
-    )  # fmt: skip
+        engine_s=spread_of(engine_s),
+        engine_ops=len(engine.program),
+        plain_s=spread_of(plain_s),
+        plain_ops=counter.num_ops,
+        plain_views=counter.num_views,
+    )
 
 
 class _Counter(TorchDispatchMode):

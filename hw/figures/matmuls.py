@@ -51,10 +51,13 @@ def _linear(source: Tensor, weight: Tensor, out: Tensor) -> object:
 # Name -> (library asked for, "" the one that torch takes by itself; the call). `mm` is what the
 # engine does; "mm again" is the same, and shows how far two readings of one thing lie apart.
 VARIANTS: dict[str, tuple[str, Multiply]] = {
-    ENGINE: ("", _mm), "mm again": ("", _mm),
-    "mm cublas": ("cublas", _mm), "mm cublaslt": ("cublaslt", _mm),
-    "linear cublas": ("cublas", _linear), "linear cublaslt": ("cublaslt", _linear),
-}  # fmt: skip
+    ENGINE: ("", _mm),
+    "mm again": ("", _mm),
+    "mm cublas": ("cublas", _mm),
+    "mm cublaslt": ("cublaslt", _mm),
+    "linear cublas": ("cublas", _linear),
+    "linear cublaslt": ("cublaslt", _linear),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,16 +125,19 @@ def matmuls(bench: Bench) -> Matmuls:
     paper, small = decoder(4096), decoder(1024)
     return matmul_points(
         bench,
-        [*((paper, rows, False) for rows in (*ROWS, PROMPT_ROWS)),
-         *((small, rows, warm) for warm in (True, False) for rows in ROWS)],
+        [
+            *((paper, rows, False) for rows in (*ROWS, PROMPT_ROWS)),
+            *((small, rows, warm) for warm in (True, False) for rows in ROWS),
+        ],
         VARIANTS,
-    )  # fmt: skip
+    )
 
 
 def matmul_points(
-    bench: Bench, layers: Sequence[tuple[ModelSpec, int, bool]],
+    bench: Bench,
+    layers: Sequence[tuple[ModelSpec, int, bool]],
     variants: Mapping[str, tuple[str, Multiply]],
-) -> Matmuls:  # fmt: skip
+) -> Matmuls:
     """(model, rows, warm) -> each of its layer's matmuls by every variant, in turns."""
     points: list[MatmulPoint] = []
     for model, rows, warm in layers:
@@ -145,9 +151,12 @@ def matmul_points(
 
 
 def _point(
-    bench: Bench, what: str, op: ops.Matmul, warm: bool,
+    bench: Bench,
+    what: str,
+    op: ops.Matmul,
+    warm: bool,
     variants: Mapping[str, tuple[str, Multiply]],
-) -> MatmulPoint:  # fmt: skip
+) -> MatmulPoint:
     copies = 1 if warm else copies_for(op, bench.l2_bytes)
     part = rotating(op, copies, bench.device)
     sets: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -163,9 +172,13 @@ def _point(
     }
     seconds = in_turns(replays, bench.timer, rounds=ROUNDS, round_s=ROUND_S)
     return MatmulPoint(
-        what=what, rows=op.rows, columns=op.columns, inner=op.inner, warm=warm,
+        what=what,
+        rows=op.rows,
+        columns=op.columns,
+        inner=op.inner,
+        warm=warm,
         seconds={name: spread_of(each, len(calls)).median for name, each in seconds.items()},
-    )  # fmt: skip
+    )
 
 
 def _replay(

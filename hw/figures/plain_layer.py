@@ -28,8 +28,9 @@ class PlainLayer(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.num_key_value_heads = (
-            model.num_attention_heads, model.num_key_value_heads,
-        )  # fmt: skip
+            model.num_attention_heads,
+            model.num_key_value_heads,
+        )
         self.head_dim, self.epsilon = model.head_dim, model.rms_norm_eps
         self.attention_norm, self.mlp_norm = weights["attn.norm.weight"], weights["mlp.norm.weight"]
         self.qkv, self.attention_out = weights["attn.qkv.weight"], weights["attn.out.weight"]
@@ -72,9 +73,11 @@ class PlainLayer(torch.nn.Module):
 
     def _attend(self, query: Tensor, kv: Tensor, position: int) -> Tensor:
         return functional.scaled_dot_product_attention(
-            query.unsqueeze(2), kv[0, :, :, : position + 1], kv[1, :, :, : position + 1],
+            query.unsqueeze(2),
+            kv[0, :, :, : position + 1],
+            kv[1, :, :, : position + 1],
             enable_gqa=self.num_heads != self.num_key_value_heads,
-        )  # fmt: skip
+        )
 
     def _rotate(self, heads: Tensor, position: int) -> Tensor:
         low, high = heads.chunk(2, dim=-1)

@@ -36,9 +36,11 @@ from layerwise.sim.plan.scenario import Scenario
 from layerwise.sim.plan.workload import Workload
 
 KERNELS = {
-    "norm + residual": "mlp.norm", "rope + KV write": "attn.rope", "gated activation": "mlp.act",
+    "norm + residual": "mlp.norm",
+    "rope + KV write": "attn.rope",
+    "gated activation": "mlp.act",
     "residual add": "out.residual",
-}  # fmt: skip
+}
 TOKENS = (1, 8, 128, 1024, 10_000)
 HIDDEN_SIZES = (4096, 1024, 8192)
 # From here on the tokens are one prompt's, below they are one of each sequence.
@@ -51,8 +53,9 @@ ROUNDS, ROUND_S = 3, 0.003
 BUDGET_S = 40.0
 # (name of the mode, what torch.compile is told)
 MODES: dict[str, dict[str, Any]] = {
-    "compile": {}, "compile max-autotune": {"mode": "max-autotune-no-cudagraphs"}
-}  # fmt: skip
+    "compile": {},
+    "compile max-autotune": {"mode": "max-autotune-no-cudagraphs"},
+}
 
 Plain = Callable[..., Tensor | None]
 """An op's arithmetic in torch: writes where it is told to, or returns the op's last output."""
@@ -116,9 +119,11 @@ def pointwise(bench: Bench) -> Pointwise:
 
 
 def pointwise_points(
-    bench: Bench, shapes: Sequence[tuple[int, int]], modes: Mapping[str, Mapping[str, Any]],
+    bench: Bench,
+    shapes: Sequence[tuple[int, int]],
+    modes: Mapping[str, Mapping[str, Any]],
     budget_s: float,
-) -> Pointwise:  # fmt: skip
+) -> Pointwise:
     """(tokens, hidden) -> ours against the compiler's, until the time is used up.
 
     All modes at the first hidden size, the first one at the others.
@@ -148,9 +153,13 @@ def layer_of(bench: Bench, tokens: int, hidden: int) -> Scenario:
 
 
 def _point(
-    bench: Bench, kernel: str, op: Op, tokens: int, hidden: int,
+    bench: Bench,
+    kernel: str,
+    op: Op,
+    tokens: int,
+    hidden: int,
     modes: Mapping[str, Mapping[str, Any]],
-) -> PointwisePoint:  # fmt: skip
+) -> PointwisePoint:
     copies = copies_for(op, bench.l2_bytes)
     ours = rotating(op, copies, bench.device)
     repeats = max(1, MIN_COPIES // copies)
@@ -170,9 +179,14 @@ def _point(
     seconds = in_turns(replays, bench.timer, rounds=ROUNDS, round_s=ROUND_S)
     taken_s = {name: spread_of(s, copies * repeats).median for name, s in seconds.items()}
     return PointwisePoint(
-        kernel=kernel, tokens=tokens, hidden_size=hidden, ours_s=taken_s.pop("ours"),
-        compiled_s=taken_s, error=error, problem="; ".join(problems),
-    )  # fmt: skip
+        kernel=kernel,
+        tokens=tokens,
+        hidden_size=hidden,
+        ours_s=taken_s.pop("ours"),
+        compiled_s=taken_s,
+        error=error,
+        problem="; ".join(problems),
+    )
 
 
 def _all_sets(ours: Lone, compiled: Plain, repeats: int) -> Callable[[], None]:
@@ -234,9 +248,14 @@ def _norm(source: Tensor, delta: Tensor, weight: Tensor, epsilon: float) -> Tens
 
 
 def _rotary_write(
-    qkv: Tensor, kv: Tensor, cos: Tensor, sin: Tensor, start: int, num_heads: int,
+    qkv: Tensor,
+    kv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    start: int,
+    num_heads: int,
     num_key_value_heads: int,
-) -> None:  # fmt: skip
+) -> None:
     sequences, head_dim = kv.shape[1], kv.shape[4]
     rows = qkv.view(sequences, -1, num_heads + 2 * num_key_value_heads, head_dim)
     query, key, value = rows.split([num_heads, num_key_value_heads, num_key_value_heads], dim=2)
@@ -263,9 +282,11 @@ def _residual_add(source: Tensor, delta: Tensor, out: Tensor) -> None:
 
 
 PLAIN: dict[type, Plain] = {
-    ops.Norm: _norm, ops.RotaryWrite: _rotary_write, ops.GatedActivation: _gated_activation,
+    ops.Norm: _norm,
+    ops.RotaryWrite: _rotary_write,
+    ops.GatedActivation: _gated_activation,
     ops.ResidualAdd: _residual_add,
-}  # fmt: skip
+}
 
 
 def _mean_line(kernel: str, points: Sequence[PointwisePoint]) -> str:

@@ -63,10 +63,14 @@ class PrefillShare:
         note = f"rounds {self.shares.low:.1%} to {self.shares.high:.1%}"
         return (
             Verdict(
-                what="prefill: share of its matmuls and attention alone", sense="at least",
-                bar=BAR, seen=self.share, unit="share", note=note,
+                what="prefill: share of its matmuls and attention alone",
+                sense="at least",
+                bar=BAR,
+                seen=self.share,
+                unit="share",
+                note=note,
             ),
-        )  # fmt: skip
+        )
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -88,9 +92,13 @@ def prefill(bench: Bench) -> PrefillShare:
 
 
 def prefill_share(
-    bench: Bench, scenario: Scenario, probe_size: int, *, rounds: int = ROUNDS,
+    bench: Bench,
+    scenario: Scenario,
+    probe_size: int,
+    *,
+    rounds: int = ROUNDS,
     round_s: float = ROUND_S,
-) -> PrefillShare:  # fmt: skip
+) -> PrefillShare:
     """Time a lone rank's step and each op of it that computes, in turns.
 
     Alone, an op runs through the same engine, in a graph, over rotating sets of tensors.
@@ -112,9 +120,11 @@ def prefill_share(
     work |= {op.name: demand_of(op).flops for op in computing if isinstance(op, ops.Matmul)}
     taken_s = {name: median(each) / copies.get(name, 1) for name, each in seconds.items()}
     return PrefillShare(
-        stage_s=spread_of(seconds["stage"]), alone_s=alone_s, shares=spread_of(shares),
+        stage_s=spread_of(seconds["stage"]),
+        alone_s=alone_s,
+        shares=spread_of(shares),
         flops_per_s={name: flops / taken_s[name] for name, flops in work.items()},
-    )  # fmt: skip
+    )
 
 
 def _probe(bench: Bench, dtype: str, size: int) -> Replay:

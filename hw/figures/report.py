@@ -117,9 +117,11 @@ def write(
 ) -> None:
     """Write all outcomes as JSON, whole or not at all."""
     whole = {
-        "format": FORMAT, "command": command, "environment": dict(environment),
+        "format": FORMAT,
+        "command": command,
+        "environment": dict(environment),
         "figures": {outcome.name: _as_data(outcome) for outcome in outcomes},
-    }  # fmt: skip
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

@@ -89,14 +89,21 @@ class SmallLayer:
         note = best or "; ".join(f"{k}: {v}" for k, v in self.problems.items())
         return (
             Verdict(
-                what="hidden-1024 layer, warm", sense="at most", bar=BAR_S,
-                seen=self.engine_s.median, unit="seconds",
+                what="hidden-1024 layer, warm",
+                sense="at most",
+                bar=BAR_S,
+                seen=self.engine_s.median,
+                unit="seconds",
             ),
             Verdict(
-                what="hidden-1024 layer against torch.compile", sense="below", bar=1.0,
-                seen=ratio, unit="ratio", note=note,
+                what="hidden-1024 layer against torch.compile",
+                sense="below",
+                bar=1.0,
+                seen=ratio,
+                unit="ratio",
+                note=note,
             ),
-        )  # fmt: skip
+        )
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -119,9 +126,14 @@ def small_layer(bench: Bench) -> SmallLayer:
 
 
 def against_plain(
-    bench: Bench, model: ModelSpec, workload: Workload,
-    rivals: Mapping[str, tuple[Compile, str]], *, rounds: int = ROUNDS, round_s: float = ROUND_S,
-) -> SmallLayer:  # fmt: skip
+    bench: Bench,
+    model: ModelSpec,
+    workload: Workload,
+    rivals: Mapping[str, tuple[Compile, str]],
+    *,
+    rounds: int = ROUNDS,
+    round_s: float = ROUND_S,
+) -> SmallLayer:
     """Run the engine's layer and its rivals in turns, on the same weights and the same input."""
     engine = lone(one_layer(bench, model, workload), bench.device)
     source = input_of(engine)
@@ -178,9 +190,14 @@ def position_of(engine: Lone) -> int:
 
 
 def _rival(
-    bench: Bench, engine: Lone, layer: Callable[..., Tensor], attention: str,
-    start: Tensor, kv: Tensor, expected: Tensor,
-) -> tuple[Replay, float]:  # fmt: skip
+    bench: Bench,
+    engine: Lone,
+    layer: Callable[..., Tensor],
+    attention: str,
+    start: Tensor,
+    kv: Tensor,
+    expected: Tensor,
+) -> tuple[Replay, float]:
     """Its steps in a row, each fed by the one before as the engine's are; and its error."""
     cache, position = kv.clone(), position_of(engine)
     backend = BACKENDS[attention] if attention else None

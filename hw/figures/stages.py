@@ -79,12 +79,15 @@ class Traced:
         """Each at most so much slower, in graphs."""
         return tuple(
             Verdict(
-                what=f"{step.what}: traced against untraced", sense="at most", bar=TRACED_BAR,
-                seen=step.ratio, unit="ratio",
+                what=f"{step.what}: traced against untraced",
+                sense="at most",
+                bar=TRACED_BAR,
+                seen=step.ratio,
+                unit="ratio",
                 note="" if step.timing == "cupti" else f"timed by {step.timing}",
             )
             for step in self.steps
-        )  # fmt: skip
+        )
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -105,10 +108,14 @@ def stage_128(bench: Bench) -> FloorShare:
 def traced(bench: Bench) -> Traced:
     """Both stages, and the small layer, whose ops are the shortest."""
     small = Workload(batch_size=8, context_tokens=128, num_microbatches=1)
-    return traced_against_untraced(bench, [
-        stage_scenario(bench, 16), stage_scenario(bench, 1),
-        one_layer(bench, decoder(1024), small, steps_per_graph=WARM_STEPS_PER_GRAPH),
-    ])  # fmt: skip
+    return traced_against_untraced(
+        bench,
+        [
+            stage_scenario(bench, 16),
+            stage_scenario(bench, 1),
+            one_layer(bench, decoder(1024), small, steps_per_graph=WARM_STEPS_PER_GRAPH),
+        ],
+    )
 
 
 def stage_scenario(bench: Bench, num_microbatches: int) -> Scenario:
@@ -128,9 +135,13 @@ def floor_share(bench: Bench, scenario: Scenario, bar: float) -> FloorShare:
     read_bytes = weight_and_kv_read_bytes(plan.body_programs(max(scenario.run.only_rank, 0)))
     step_s = spread_of(trace.untraced_step_s)
     return FloorShare(
-        what=scenario.name, bar=bar, step_s=step_s, read_bytes=read_bytes, read_bytes_per_s=rate,
+        what=scenario.name,
+        bar=bar,
+        step_s=step_s,
+        read_bytes=read_bytes,
+        read_bytes_per_s=rate,
         share=read_bytes / rate / step_s.median,
-    )  # fmt: skip
+    )
 
 
 def traced_against_untraced(bench: Bench, scenarios: Sequence[Scenario]) -> Traced:
@@ -151,10 +162,13 @@ def _traced_step(bench: Bench, scenario: Scenario) -> TracedStep:
             notes.append(f"timing {timing!r} failed: {error}")
             continue
         return TracedStep(
-            what=scenario.name, timing=timing, untraced_s=spread_of(trace.untraced_step_s),
+            what=scenario.name,
+            timing=timing,
+            untraced_s=spread_of(trace.untraced_step_s),
             traced_s=spread_of(trace.traced_step_s),
-            ratio=median(trace.traced_step_s) / median(trace.untraced_step_s), notes=tuple(notes),
-        )  # fmt: skip
+            ratio=median(trace.traced_step_s) / median(trace.untraced_step_s),
+            notes=tuple(notes),
+        )
     raise UnmeasuredOpError(f"{scenario.name}: {'; '.join(notes)}")
 
 

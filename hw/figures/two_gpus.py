@@ -66,11 +66,14 @@ class TwoGpus:
         """Each at least so much of what its slower stage allows."""
         return tuple(
             Verdict(
-                what=f"two GPUs, {case.what}", sense="at least", bar=BAR, seen=case.share,
+                what=f"two GPUs, {case.what}",
+                sense="at least",
+                bar=BAR,
+                seen=case.share,
                 unit="share",
             )
             for case in self.cases
-        )  # fmt: skip
+        )
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -85,22 +88,29 @@ def two_gpus(bench: Bench) -> TwoGpus:
 
 
 def pipeline(
-    bench: Bench, model: ModelSpec, context_tokens: int, layers: int, batch_size: int,
-    num_microbatches: int, steps_per_graph: int,
-) -> Scenario:  # fmt: skip
+    bench: Bench,
+    model: ModelSpec,
+    context_tokens: int,
+    layers: int,
+    batch_size: int,
+    num_microbatches: int,
+    steps_per_graph: int,
+) -> Scenario:
     """Layer-wise decode over two GPUs."""
     return Scenario(
         name=f"{layers} layers, {num_microbatches} microbatches of "
         f"{batch_size // num_microbatches}, {steps_per_graph} steps a graph",
-        model=replace(model, num_layers=layers), kernels=bench.kernels,
+        model=replace(model, num_layers=layers),
+        kernels=bench.kernels,
         cluster=dgx_cluster(GPUS["h200"], NUM_GPUS),
         placement=PlacementSpec(strategy="layer-wise", num_gpus=NUM_GPUS),
         workload=Workload(
-            batch_size=batch_size, context_tokens=context_tokens,
+            batch_size=batch_size,
+            context_tokens=context_tokens,
             num_microbatches=num_microbatches,
         ),
         run=RunSpec(launch=bench.launch, steps_per_graph=steps_per_graph, repeats=40),
-    )  # fmt: skip
+    )
 
 
 def pipelines(bench: Bench, scenarios: Sequence[Scenario]) -> TwoGpus:
@@ -113,12 +123,15 @@ def pipelines(bench: Bench, scenarios: Sequence[Scenario]) -> TwoGpus:
     return TwoGpus(
         cases=tuple(
             PipelineCase(
-                what=scenario.name, batch_size=scenario.workload.batch_size, pipeline_s=step_s,
-                alone_s=stages, share=max(stage.median for stage in stages) / step_s.median,
+                what=scenario.name,
+                batch_size=scenario.workload.batch_size,
+                pipeline_s=step_s,
+                alone_s=stages,
+                share=max(stage.median for stage in stages) / step_s.median,
             )
             for scenario, stages, step_s in zip(scenarios, alone, together, strict=True)
         )
-    )  # fmt: skip
+    )
 
 
 def measure_rank(session: Session, scenario: Scenario) -> Trace | None:

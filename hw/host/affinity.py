@@ -18,9 +18,13 @@ SYS = Path("/sys")
 UNKNOWN_NODE = -1
 # Source: NVML API reference, nvmlGpuTopologyLevel_t.
 COMMON_ANCESTORS = {
-    0: "one board", 10: "a PCIe switch", 20: "several PCIe switches", 30: "the host bridge",
-    40: "the NUMA node", 50: "the system",
-}  # fmt: skip
+    0: "one board",
+    10: "a PCIe switch",
+    20: "several PCIe switches",
+    30: "the host bridge",
+    40: "the NUMA node",
+    50: "the system",
+}
 # Source: nvml.h, nvmlNvlinkVersion_t.
 NVLINK_VERSIONS = {1: "1.0", 2: "2.0", 3: "2.2", 4: "3.0", 5: "3.1", 6: "4.0", 7: "5.0", 8: "6.0"}
 # NVML_NVLINK_MAX_LINKS; a link that a GPU lacks answers with an error. Source: nvml.h, driver 610.
@@ -221,17 +225,21 @@ def _pair(nvml: Any, one: tuple[int, Any], other: tuple[int, Any]) -> GpuPair:
     level = asked(nvml, lambda: nvml.nvmlDeviceGetTopologyCommonAncestor(handle, peer), None)
     ancestor = COMMON_ANCESTORS.get(level, "unknown")
     return GpuPair(
-        first=first, second=second, nvlinks=nvlinks, nvlink_version=version,
+        first=first,
+        second=second,
+        nvlinks=nvlinks,
+        nvlink_version=version,
         common_ancestor=ancestor,
-    )  # fmt: skip
+    )
 
 
 def _nvlinks_between(nvml: Any, handle: Any, peer: Any) -> tuple[int, str]:
     """Active links straight to the peer; where a switch joins them, all that lead into it."""
     active = [
-        link for link in range(MAX_NVLINKS)
+        link
+        for link in range(MAX_NVLINKS)
         if asked(nvml, lambda link=link: nvml.nvmlDeviceGetNvLinkState(handle, link), 0)
-    ]  # fmt: skip
+    ]
     joined = asked(nvml, lambda: nvml.nvmlDeviceGetP2PStatus(handle, peer, P2P_NVLINK), None)
     if not active or joined != P2P_OK:
         return 0, ""

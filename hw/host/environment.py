@@ -34,9 +34,12 @@ if TYPE_CHECKING:
 
 # Bits of nvmlClocksEventReasons. Source: NVML API reference, nvmlClocksEventReasons.
 THROTTLE_REASONS = {
-    0x4: "software power cap", 0x8: "hardware slowdown", 0x20: "software thermal",
-    0x40: "hardware thermal", 0x80: "hardware power brake",
-}  # fmt: skip
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal",
+    0x40: "hardware thermal",
+    0x80: "hardware power brake",
+}
 
 
 def environment_of(device: torch.device) -> dict[str, str]:
@@ -110,9 +113,13 @@ class Binding:
 
 
 def binding_of(
-    rank: int, device: torch.device, world_size: int = 1, *, sys: Path = SYS,
+    rank: int,
+    device: torch.device,
+    world_size: int = 1,
+    *,
+    sys: Path = SYS,
     environment: Mapping[str, str] = os.environ,
-) -> Binding:  # fmt: skip
+) -> Binding:
     """This process's place, for its rank of a run."""
     launcher = launcher_of(environment)
     index = device.index or 0

@@ -41,9 +41,12 @@ def _peer_copy(torch: Any, first: int, second: int) -> PeerCopy:
     except Exception as error:
         return PeerCopy(first=first, second=second, problem=in_short(error))
     return PeerCopy(
-        first=first, second=second, there_bytes_per_s=there, back_bytes_per_s=back,
+        first=first,
+        second=second,
+        there_bytes_per_s=there,
+        back_bytes_per_s=back,
         intact=there_intact and back_intact,
-    )  # fmt: skip
+    )
 
 
 def _copy_rate(torch: Any, source: int, target: int) -> tuple[float, bool]:

@@ -46,9 +46,12 @@ def read_kineto(path: Path) -> Recording:
         ) from error
     info = data.get("distributedInfo")
     process = ProcessRecords(
-        process_id=_process_id(path, events), kernels=kernels, api_calls=calls, markers=markers,
+        process_id=_process_id(path, events),
+        kernels=kernels,
+        api_calls=calls,
+        markers=markers,
         rank=info.get("rank") if isinstance(info, dict) else None,
-    )  # fmt: skip
+    )
     gpus = dict.fromkeys(str(gpu.get("name", "")) for gpu in data.get("deviceProperties") or ())
     return Recording(tool="kineto", version=_version(data), gpus=tuple(gpus), processes=(process,))
 
@@ -81,9 +84,13 @@ def _kernels(events: Iterable[Event]) -> Iterable[KernelRecord]:
         if fixed_name is not None:
             said = event["args"]
             yield KernelRecord(
-                fixed_name or event["name"], *_span_ns(event), int(said["stream"]),
-                int(said["correlation"]), int(said.get("graph node id", 0)), int(said["device"]),
-            )  # fmt: skip
+                fixed_name or event["name"],
+                *_span_ns(event),
+                int(said["stream"]),
+                int(said["correlation"]),
+                int(said.get("graph node id", 0)),
+                int(said["device"]),
+            )
 
 
 def _calls(events: Iterable[Event]) -> Iterable[ApiCall]:

@@ -82,25 +82,34 @@ class _Export:
         created, cloned = self._nodes()
         graphs = self._whole_graphs()
         return Recording(
-            tool="nsys", version=self._version(), gpus=self._gpus(),
+            tool="nsys",
+            version=self._version(),
+            gpus=self._gpus(),
             processes=tuple(
                 ProcessRecords(
-                    process_id=process_of(key), kernels=tuple(kernels[key]),
-                    api_calls=tuple(calls[key]), markers=tuple(markers[key]),
-                    created_nodes=tuple(created[key]), cloned_nodes=cloned[key],
+                    process_id=process_of(key),
+                    kernels=tuple(kernels[key]),
+                    api_calls=tuple(calls[key]),
+                    markers=tuple(markers[key]),
+                    created_nodes=tuple(created[key]),
+                    cloned_nodes=cloned[key],
                     num_whole_graphs=graphs[key],
                 )
                 for key in sorted(self._processes)
             ),
-        )  # fmt: skip
+        )
 
     def _kernels(self) -> dict[int, list[KernelRecord]]:
         found: dict[int, list[KernelRecord]] = defaultdict(list)
         for table, fixed_name in DEVICE_TABLES.items():
             rows = self._select(
-                table, "start", "end", "streamId", "correlationId",
+                table,
+                "start",
+                "end",
+                "streamId",
+                "correlationId",
                 optional=("globalPid", "graphNodeId", "deviceId", "shortName", "demangledName"),
-            )  # fmt: skip
+            )
             for start, end, stream, correlation, process, node, device, short, full in rows:
                 name = fixed_name or self._string(short) or self._string(full) or "a kernel"
                 record = KernelRecord(
@@ -121,10 +130,13 @@ class _Export:
     def _markers(self) -> dict[int, list[Marker]]:
         rows = list(
             self._select(
-                NVTX_TABLE, "start", "end", "globalTid",
+                NVTX_TABLE,
+                "start",
+                "end",
+                "globalTid",
                 optional=("eventType", "text", "textId", "domainId"),
             )
-        )  # fmt: skip
+        )
         domains = {
             (self._key(thread, NVTX_TABLE), domain_id)
             for _, _, thread, kind, text, text_id, domain_id in rows

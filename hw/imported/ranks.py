@@ -78,16 +78,19 @@ def assign_ranks(
         if rank in taken or rank not in names:
             holder = f"is {taken[rank]} already" if rank in taken else "is no rank of the scenario"
             raise SpecError(
-                "--import", str(each), f"would be rank {rank}, which {holder}",
+                "--import",
+                str(each),
+                f"would be rank {rank}, which {holder}",
                 "give one process per rank; say which is which with --rank-of PID=RANK",
-            )  # fmt: skip
+            )
         taken[rank] = each
     if missing := sorted(names.keys() - taken.keys()):
         raise SpecError(
-            "--import", [str(each) for each in found],
+            "--import",
+            [str(each) for each in found],
             f"show no process for ranks {missing} of {len(names)}",
             "give the files of all ranks, or measure one alone with run.only_rank",
-        )  # fmt: skip
+        )
     return dict(sorted(taken.items()))
 
 
@@ -98,10 +101,11 @@ def _check_rank_of(
     for process_id, rank in rank_of.items():
         if known.count(process_id) != 1 or rank not in names:
             raise SpecError(
-                "--rank-of", f"{process_id}={rank}",
+                "--rank-of",
+                f"{process_id}={rank}",
                 f"does not pair one of the processes {known} with one of the ranks {sorted(names)}",
                 "correct it, or leave it out",
-            )  # fmt: skip
+            )
 
 
 def _stated(each: Found, rank_of: Mapping[int, int], only: int | None) -> int | None:

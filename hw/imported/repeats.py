@@ -44,9 +44,7 @@ def join(
 ) -> Member:
     """Join one process's kernels with the ops of its rank, and find the repeats."""
     names = names_of(programs)
-    own = replace(
-        found.process, markers=tuple(m for m in found.process.markers if m.name in names)
-    )  # fmt: skip
+    own = replace(found.process, markers=tuple(m for m in found.process.markers if m.name in names))
     launched = {actions_of(program)[0].placed.name for program in programs}
     first = launched.pop() if len(launched) == 1 else ""
     if scenario.run.launch == "graph":

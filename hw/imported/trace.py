@@ -65,12 +65,15 @@ def import_trace(
     parts = tuple(chain.from_iterable(p.parts for ps in programs.values() for p in ps))
     kernel_set = kernel_set_hash(replace(programs[ranks[0]][0], parts=parts))
     trace = Trace(
-        source="measured", name=scenario.name, scenario=as_data(scenario), kernel_set=kernel_set,
+        source="measured",
+        name=scenario.name,
+        scenario=as_data(scenario),
+        kernel_set=kernel_set,
         rows=tuple(row for member in kept for row in _rows(member, plan, is_alone)),
         traced_step_s=_step_seconds(members, kept, plan, scenario),
         timing=tools[0],
         environment=_environment(paths, recordings, members, kept, others),
-    )  # fmt: skip
+    )
     return trace if untraced is None else _with_untraced(trace, untraced)
 
 
@@ -122,9 +125,10 @@ def _step_seconds(
     asked = last_stages if plan.is_stream and is_whole else {m.rank for m in members}
     num_rounds = len(kept[0].repeats) * len(plan.rounds)
     per_rank = [
-        _round_seconds(member, end_to_end)[-num_rounds:] for member in members
+        _round_seconds(member, end_to_end)[-num_rounds:]
+        for member in members
         if member.rank in asked
-    ]  # fmt: skip
+    ]
     in_one = scenario.run.steps_per_graph if scenario.run.launch == "graph" else 1
     return tuple(max(times) / in_one for times in zip(*per_rank, strict=True))
 
@@ -143,9 +147,12 @@ def _round_seconds(member: Member, end_to_end: bool) -> list[float]:
 
 
 def _environment(
-    paths: Sequence[Path], recordings: Sequence[Recording], members: Sequence[Member],
-    kept: Sequence[Member], others: int,
-) -> dict[str, str]:  # fmt: skip
+    paths: Sequence[Path],
+    recordings: Sequence[Recording],
+    members: Sequence[Member],
+    kept: Sequence[Member],
+    others: int,
+) -> dict[str, str]:
     """Where the numbers are from, and what of the files is not in them."""
     versions = dict.fromkeys(f"{recording.tool} {recording.version}" for recording in recordings)
     gpus = dict.fromkeys(gpu for recording in recordings for gpu in recording.gpus)
@@ -175,9 +182,11 @@ def _with_untraced(trace: Trace, untraced: Trace) -> Trace:
             "measure it with --timing none, and give that trace"
         )
     return replace(
-        trace, untraced_step_s=untraced.untraced_step_s, measured=untraced.measured,
+        trace,
+        untraced_step_s=untraced.untraced_step_s,
+        measured=untraced.measured,
         environment=untraced.environment | trace.environment,
-    )  # fmt: skip
+    )
 
 
 def _plain(value: object) -> object:

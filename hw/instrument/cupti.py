@@ -105,8 +105,13 @@ class KernelRecorder:
     def _kinds(self) -> list[int]:
         kind = self._cupti.ActivityKind
         return [
-            kind.MARKER, kind.RUNTIME, kind.DRIVER, kind.MEMCPY, kind.MEMSET, kind.CONCURRENT_KERNEL
-        ]  # fmt: skip
+            kind.MARKER,
+            kind.RUNTIME,
+            kind.DRIVER,
+            kind.MEMCPY,
+            kind.MEMSET,
+            kind.CONCURRENT_KERNEL,
+        ]
 
     def _enable_clone_events(self, enable: int) -> None:
         if not self.clone_events:

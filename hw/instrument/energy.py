@@ -97,8 +97,11 @@ def window_power(samples: Sequence[Sample], windows: Sequence[Window]) -> Window
     )
     clocks_hz = [sample.sm_clock_hz for sample in inside]
     powers_w = [sample.power_w for sample in warm]
-    named = {bit: name for bit, name in THROTTLE_REASONS.items()
-             if any(sample.throttle_reasons & bit for sample in inside)}  # fmt: skip
+    named = {
+        bit: name
+        for bit, name in THROTTLE_REASONS.items()
+        if any(sample.throttle_reasons & bit for sample in inside)
+    }
     return WindowPower(
         num_samples=len(inside),
         span_s=sum(window.span_s for window in windows),

@@ -64,12 +64,13 @@ class NvmlGauge:
         return Sample(
             at_s=time.perf_counter(),
             energy_j=energy_j,
-            power_w=self._instant_power_w() if self._has_instant
+            power_w=self._instant_power_w()
+            if self._has_instant
             else nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
             sm_clock_hz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM) * 1e6,
             temperature_c=nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
             throttle_reasons=nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
-        )  # fmt: skip
+        )
 
     def _instant_power_w(self) -> float:
         nvml = self._nvml
@@ -110,9 +111,11 @@ class PowerOptions:
             )
         if self.energy_s and not self.energy_s >= MIN_ENERGY_WINDOW_S:
             raise SpecError(
-                "--energy-s", self.energy_s, "is too short for the power sensor",
+                "--energy-s",
+                self.energy_s,
+                "is too short for the power sensor",
                 f"use {MIN_ENERGY_WINDOW_S} or more, or 0 for the timed repeats alone",
-            )  # fmt: skip
+            )
 
 
 class Sampling:
@@ -227,9 +230,11 @@ class PowerMeter:
         found = {traced: window_power(s.samples, s.windows) for traced, s in self._taken.items()}
         problems = [self._problem, *(s.problem for s in self._taken.values())]
         return RankPower(
-            problem=next(filter(None, problems), ""), cost=self._cost(),
-            untraced=found.get(False), traced=found.get(True),
-        )  # fmt: skip
+            problem=next(filter(None, problems), ""),
+            cost=self._cost(),
+            untraced=found.get(False),
+            traced=found.get(True),
+        )
 
     def _cost(self) -> str:
         taken = self._taken.values()

@@ -247,11 +247,14 @@ def name_nodes(
         ((node.start_ns, node.thread_id, node.node_id) for node in created), ordered
     )
     captured = [
-        CapturedNode(f"{steps[range_of[node.node_id]]}|{ordered[range_of[node.node_id]].name}",
-                     node.node_id, is_recorded=True)
+        CapturedNode(
+            f"{steps[range_of[node.node_id]]}|{ordered[range_of[node.node_id]].name}",
+            node.node_id,
+            is_recorded=True,
+        )
         for node in created
         if node.node_id in range_of
-    ]  # fmt: skip
+    ]
     known = {node.node_id: "" for node in created}
     seen = {kernel.graph_node_id for kernel in process.kernels if kernel.graph_node_id}
     originals = {node_id: _find_original(node_id, known, process.cloned_nodes) for node_id in seen}

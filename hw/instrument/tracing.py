@@ -105,9 +105,12 @@ class CuptiTracer:
     """
 
     def __init__(
-        self, num_steps: int, *, in_graph: bool,
+        self,
+        num_steps: int,
+        *,
+        in_graph: bool,
         make_recorder: Callable[[], KernelRecorder] = KernelRecorder,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._num_steps, self._in_graph = num_steps, in_graph
         self._nodes = GraphNodeMap()
         self._recorder = make_recorder()
@@ -197,9 +200,11 @@ def _in_seconds(spans: dict[str, OpSpan]) -> Spans:
 def _cupti_problem(error: Exception) -> MissingPackageError | NotAvailableError:
     if isinstance(error, ImportError):
         return MissingPackageError(
-            error.name or "cupti-python", "time each kernel (timing 'cupti')",
-            "pip install cupti-python nvtx", "timing 'events'",
-        )  # fmt: skip
+            error.name or "cupti-python",
+            "time each kernel (timing 'cupti')",
+            "pip install cupti-python nvtx",
+            "timing 'events'",
+        )
     if isinstance(error, FileNotFoundError):
         return NotAvailableError(f"CUPTI is missing: {error}; use --timing events")
     # CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED under nsys, ncu or torch.profiler.
@@ -224,9 +229,13 @@ def default_timing(device_type: str) -> Timing:
 
 
 def choose_tracer(
-    asked: Timing | None, num_steps: int, session: Session, *, in_graph: bool,
+    asked: Timing | None,
+    num_steps: int,
+    session: Session,
+    *,
+    in_graph: bool,
     make_recorder: Callable[[], KernelRecorder] = KernelRecorder,
-) -> ChosenTracer:  # fmt: skip
+) -> ChosenTracer:
     """The tracer that was asked for, or the device's default (`asked` None).
 
     Where CUPTI is the default and one rank cannot have it, all ranks take CUDA events, and the
@@ -268,9 +277,12 @@ def _first_problem(problems: Sequence[str]) -> str:
 
 
 def make_tracer(
-    timing: Timing, num_steps: int, *, in_graph: bool,
+    timing: Timing,
+    num_steps: int,
+    *,
+    in_graph: bool,
     make_recorder: Callable[[], KernelRecorder] = KernelRecorder,
-) -> Tracer:  # fmt: skip
+) -> Tracer:
     """The tracer of a timing. Raises MissingPackageError or NotAvailableError without CUPTI."""
     match timing:
         case "clock":

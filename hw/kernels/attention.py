@@ -48,10 +48,12 @@ def attend(
     key, value = kv[0, :, :, : op.context_tokens], kv[1, :, :, : op.context_tokens]
     with sdpa_kernel(BACKENDS[op.kernel]):
         result = scaled_dot_product_attention(
-            heads.transpose(1, 2), key, value,
+            heads.transpose(1, 2),
+            key,
+            value,
             enable_gqa=op.num_heads != op.num_key_value_heads,
             **_causality(op, qkv.is_cuda, lower_right_mask),
-        )  # fmt: skip
+        )
     return result.transpose(1, 2).reshape(output.shape)
 
 

@@ -38,9 +38,19 @@ def choose_num_splits(pairs: int, num_tiles: int, num_sms: int) -> int:
 
 @triton.jit
 def _vector_tile(
-    query, key, value, first, lane, context_tokens, highest, total, weighted, MASKED: tl.constexpr,
-    BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr,
-):  # fmt: skip
+    query,
+    key,
+    value,
+    first,
+    lane,
+    context_tokens,
+    highest,
+    total,
+    weighted,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+):
     """Take one tile into a softmax that runs per token row, so that no warp waits for another."""
     token = first + tl.arange(0, BLOCK)
     offset = token.to(tl.int64)[:, None] * HEAD_DIM + lane[None, :]
@@ -63,11 +73,29 @@ def _vector_tile(
 
 @triton.jit(do_not_specialize=["context_tokens", "num_splits", "num_heads"])
 def _vector_attention_kernel(
-    query, kv, out, partial, highs, totals, context_tokens, scale, num_splits, num_heads,
-    query_stride_sequence, query_stride_head, kv_stride_plane, kv_stride_sequence, kv_stride_head,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr, STAGES: tl.constexpr, SINGLE: tl.constexpr, ON_DEVICE: tl.constexpr,
-):  # fmt: skip
+    query,
+    kv,
+    out,
+    partial,
+    highs,
+    totals,
+    context_tokens,
+    scale,
+    num_splits,
+    num_heads,
+    query_stride_sequence,
+    query_stride_head,
+    kv_stride_plane,
+    kv_stride_sequence,
+    kv_stride_head,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    SINGLE: tl.constexpr,
+    ON_DEVICE: tl.constexpr,
+):
     """One key-value head per query head: memory-bound enough for the CUDA cores."""
     if ON_DEVICE:
         context_tokens = tl.load(context_tokens)
@@ -87,14 +115,34 @@ def _vector_attention_kernel(
     weighted = tl.zeros((BLOCK, HEAD_DIM), dtype=tl.float32)
     for tile in tl.range(begin, full, num_stages=STAGES):
         highest, total, weighted = _vector_tile(
-            row, key, value, tile * BLOCK, lane, context_tokens, highest, total, weighted, False,
-            BLOCK, HEAD_DIM,
-        )  # fmt: skip
+            row,
+            key,
+            value,
+            tile * BLOCK,
+            lane,
+            context_tokens,
+            highest,
+            total,
+            weighted,
+            False,
+            BLOCK,
+            HEAD_DIM,
+        )
     if full < end:
         highest, total, weighted = _vector_tile(
-            row, key, value, full * BLOCK, lane, context_tokens, highest, total, weighted, True,
-            BLOCK, HEAD_DIM,
-        )  # fmt: skip
+            row,
+            key,
+            value,
+            full * BLOCK,
+            lane,
+            context_tokens,
+            highest,
+            total,
+            weighted,
+            True,
+            BLOCK,
+            HEAD_DIM,
+        )
 
     top = tl.max(highest, axis=0)
     decay = tl.exp2(highest - top)
@@ -112,9 +160,20 @@ def _vector_attention_kernel(
 
 @triton.jit
 def _grouped_tile(
-    query, key, value, first, lane, context_tokens, scale, highest, total, weighted,
-    MASKED: tl.constexpr, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr,
-):  # fmt: skip
+    query,
+    key,
+    value,
+    first,
+    lane,
+    context_tokens,
+    scale,
+    highest,
+    total,
+    weighted,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+):
     """Take one tile into the softmax of a padded group of query heads: [rows, BLOCK] scores."""
     token = first + tl.arange(0, BLOCK)
     offset = token.to(tl.int64)[:, None] * HEAD_DIM + lane[None, :]
@@ -138,11 +197,29 @@ def _grouped_tile(
 
 @triton.jit(do_not_specialize=["context_tokens", "num_splits", "num_heads"])
 def _grouped_attention_kernel(
-    query, kv, out, partial, highs, totals, context_tokens, scale, num_splits, num_heads,
-    query_stride_sequence, query_stride_head, kv_stride_plane, kv_stride_sequence, kv_stride_head,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr, STAGES: tl.constexpr, SINGLE: tl.constexpr, ON_DEVICE: tl.constexpr,
-):  # fmt: skip
+    query,
+    kv,
+    out,
+    partial,
+    highs,
+    totals,
+    context_tokens,
+    scale,
+    num_splits,
+    num_heads,
+    query_stride_sequence,
+    query_stride_head,
+    kv_stride_plane,
+    kv_stride_sequence,
+    kv_stride_head,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    SINGLE: tl.constexpr,
+    ON_DEVICE: tl.constexpr,
+):
     """A group of query heads per key-value head: each tile is read once, for tensor cores."""
     if ON_DEVICE:
         context_tokens = tl.load(context_tokens)
@@ -165,14 +242,36 @@ def _grouped_attention_kernel(
     weighted = tl.zeros((ROWS, HEAD_DIM), dtype=tl.float32)
     for tile in tl.range(begin, full, num_stages=STAGES):
         highest, total, weighted = _grouped_tile(
-            group, key, value, tile * BLOCK, lane, context_tokens, scale, highest, total, weighted,
-            False, BLOCK, HEAD_DIM,
-        )  # fmt: skip
+            group,
+            key,
+            value,
+            tile * BLOCK,
+            lane,
+            context_tokens,
+            scale,
+            highest,
+            total,
+            weighted,
+            False,
+            BLOCK,
+            HEAD_DIM,
+        )
     if full < end:
         highest, total, weighted = _grouped_tile(
-            group, key, value, full * BLOCK, lane, context_tokens, scale, highest, total, weighted,
-            True, BLOCK, HEAD_DIM,
-        )  # fmt: skip
+            group,
+            key,
+            value,
+            full * BLOCK,
+            lane,
+            context_tokens,
+            scale,
+            highest,
+            total,
+            weighted,
+            True,
+            BLOCK,
+            HEAD_DIM,
+        )
 
     row = sequence * num_heads + head
     if SINGLE:
@@ -232,13 +331,30 @@ def split_kv_attention(
     partial = torch.empty(rows, head_dim, dtype=torch.float32, device=query.device)
     highs, totals = torch.empty(2, rows, dtype=torch.float32, device=query.device)
     kernel[(pairs, splits)](
-        query, kv, out, partial, highs, totals,
-        context_tokens, head_dim**-0.5 * LOG2_E, splits, num_heads,
-        query.stride(0), query.stride(1), kv.stride(0), kv.stride(1), kv.stride(2),
-        GROUP=group, ROWS=padded_group, HEAD_DIM=head_dim, BLOCK=block,
-        STAGES=num_stages or (SHORT_STAGES if is_short else NUM_STAGES), SINGLE=splits == 1,
-        ON_DEVICE=on_device, num_warps=num_warps or NUM_WARPS,
-    )  # fmt: skip
+        query,
+        kv,
+        out,
+        partial,
+        highs,
+        totals,
+        context_tokens,
+        head_dim**-0.5 * LOG2_E,
+        splits,
+        num_heads,
+        query.stride(0),
+        query.stride(1),
+        kv.stride(0),
+        kv.stride(1),
+        kv.stride(2),
+        GROUP=group,
+        ROWS=padded_group,
+        HEAD_DIM=head_dim,
+        BLOCK=block,
+        STAGES=num_stages or (SHORT_STAGES if is_short else NUM_STAGES),
+        SINGLE=splits == 1,
+        ON_DEVICE=on_device,
+        num_warps=num_warps or NUM_WARPS,
+    )
     if splits > 1:
         padded = triton.next_power_of_2(splits)
         _combine_kernel[(sequences * num_heads,)](

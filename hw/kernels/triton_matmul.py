@@ -22,10 +22,20 @@ NUM_WARPS, NUM_STAGES = 4, 4
 
 @triton.jit
 def _skinny_kernel(
-    source, weight, out, partial, counters, num_rows, columns, inner,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, INNER_BLOCK: tl.constexpr, SPLITS: tl.constexpr,
+    source,
+    weight,
+    out,
+    partial,
+    counters,
+    num_rows,
+    columns,
+    inner,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INNER_BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr,
     STAGES: tl.constexpr,
-):  # fmt: skip
+):
     tile, split = tl.program_id(0), tl.program_id(1)
     column = tile * BLOCK + tl.arange(0, BLOCK)
     row, step = tl.arange(0, ROWS), tl.arange(0, INNER_BLOCK)
@@ -62,7 +72,18 @@ def skinny_matmul(source: Tensor, weight: Tensor, out: Tensor, counters: Tensor)
     size = splits * columns * SKINNY_ROWS if splits > 1 else 0
     partial = torch.empty(size, dtype=torch.float32, device=source.device)
     _skinny_kernel[(columns // SKINNY_COLUMNS, splits)](
-        source, weight, out, partial, counters, num_rows, columns, inner,
-        ROWS=SKINNY_ROWS, BLOCK=SKINNY_COLUMNS, INNER_BLOCK=SKINNY_INNER, SPLITS=splits,
-        STAGES=NUM_STAGES, num_warps=NUM_WARPS,
-    )  # fmt: skip
+        source,
+        weight,
+        out,
+        partial,
+        counters,
+        num_rows,
+        columns,
+        inner,
+        ROWS=SKINNY_ROWS,
+        BLOCK=SKINNY_COLUMNS,
+        INNER_BLOCK=SKINNY_INNER,
+        SPLITS=splits,
+        STAGES=NUM_STAGES,
+        num_warps=NUM_WARPS,
+    )

@@ -125,8 +125,9 @@ def _replay_times(
         return [_host_seconds(session, group, issue, count) for _ in range(REPLAYS)]
     torch.cuda.synchronize(session.device)
     if mode == "eager":
-        return [_event_seconds(session, group, partial(issue, count), count)
-                for _ in range(REPLAYS)]  # fmt: skip
+        return [
+            _event_seconds(session, group, partial(issue, count), count) for _ in range(REPLAYS)
+        ]
     graph = _captured(session.device, partial(issue, count))
     graph.replay()
     times = [_event_seconds(session, group, graph.replay, count) for _ in range(REPLAYS)]
@@ -173,15 +174,23 @@ class _Report:
     """The file, on the first rank; nothing elsewhere."""
 
     def __init__(
-        self, request: Request, session: Session, pairs: Sequence[Pair], num_series: int,
+        self,
+        request: Request,
+        session: Session,
+        pairs: Sequence[Pair],
+        num_series: int,
         before: dict[str, str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._request, self._writes = request, session.rank == 0
         self._timings: list[dict[str, Any]] = []
         self._refused: list[dict[str, Any]] = []
         self._started_s, self._num_series, self._num_done = time.monotonic(), num_series, 0
-        self._environment = environment_of(session.device) | communication_settings() \
-            | communication_variables() | before  # fmt: skip
+        self._environment = (
+            environment_of(session.device)
+            | communication_settings()
+            | communication_variables()
+            | before
+        )
         self._head: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -206,8 +215,10 @@ class _Report:
         if not earlier:
             return []
         self._timings, self._refused = list(earlier["timings"]), list(earlier["refused"])
-        held = {(one["op"], one["mode"], tuple(one["ranks"]))
-                for one in (*self._timings, *self._refused)}  # fmt: skip
+        held = {
+            (one["op"], one["mode"], tuple(one["ranks"]))
+            for one in (*self._timings, *self._refused)
+        }
         found = [series for series in wanted if (series.op, series.mode, series.ranks) in held]
         self._num_done = len(found)
         return found
@@ -234,9 +245,11 @@ class _Report:
         for size in seen[0] if seen and not reasons else ():
             use = "survey" if series.is_survey else self._request.use_of(size)
             self._timings.append(
-                named | {"payload_bytes": size, "use": use} | _summary([m[size] for m in seen])
+                named
+                | {"payload_bytes": size, "use": use}
+                | _summary([m[size] for m in seen])
                 | {"ops_per_replay": ops_per_replay(size)}
-            )  # fmt: skip
+            )
         self._write({})
 
     def finish(self, after: dict[str, str]) -> int | None:
@@ -248,10 +261,12 @@ class _Report:
 
     def _write(self, after: dict[str, str]) -> None:
         head = self._head | {
-            "environment": self._environment | after, "num_series": self._num_series,
+            "environment": self._environment | after,
+            "num_series": self._num_series,
             "num_series_done": self._num_done,
-            "elapsed_s": round(time.monotonic() - self._started_s, 3), "refused": self._refused,
-        }  # fmt: skip
+            "elapsed_s": round(time.monotonic() - self._started_s, 3),
+            "refused": self._refused,
+        }
         lines = ",\n".join(f"  {json.dumps(timing)}" for timing in self._timings)
         text = json.dumps(head, indent=1).removesuffix("\n}")
         write_atomically(self._request.out, f'{text},\n "timings": [\n{lines}\n ]\n}}\n')
@@ -262,9 +277,11 @@ def _summary(by_rank: Sequence[Sequence[float]]) -> dict[str, float | int]:
     shortest = [min(times) for times in zip(*by_rank, strict=True)]
     return {
         "slowest_rank_s": median(max(times) for times in zip(*by_rank, strict=True)),
-        "median_s": median(shortest), "min_s": min(shortest), "max_s": max(shortest),
+        "median_s": median(shortest),
+        "min_s": min(shortest),
+        "max_s": max(shortest),
         "replays": len(shortest),
-    }  # fmt: skip
+    }
 
 
 def _local_index(session: Session) -> int:

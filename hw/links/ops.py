@@ -150,10 +150,14 @@ class Links:
         after, before = ranks[(place + 1) % number], ranks[place - 1]
 
         def pass_on() -> None:
-            _wait_all(dist.batch_isend_irecv([
-                dist.P2POp(dist.isend, sent, after, group),
-                dist.P2POp(dist.irecv, arrived, before, group),
-            ]))  # fmt: skip
+            _wait_all(
+                dist.batch_isend_irecv(
+                    [
+                        dist.P2POp(dist.isend, sent, after, group),
+                        dist.P2POp(dist.irecv, arrived, before, group),
+                    ]
+                )
+            )
 
         return pass_on
 
@@ -189,8 +193,11 @@ def check_ops(ops: Sequence[str], modes: Sequence[str], device: torch.device) ->
 
 def communication_variables() -> dict[str, str]:
     """What steers torch's shared memory; NCCL's own are in `layerwise.hw.host.affinity`."""
-    return {key: os.environ[key] for key in sorted(os.environ)
-            if key.startswith(("TORCH_SYMM_MEM", "TORCH_SYMMMEM"))}  # fmt: skip
+    return {
+        key: os.environ[key]
+        for key in sorted(os.environ)
+        if key.startswith(("TORCH_SYMM_MEM", "TORCH_SYMMMEM"))
+    }
 
 
 def _again(op: Callable[[], object]) -> Issue:

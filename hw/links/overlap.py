@@ -151,18 +151,26 @@ def _pairs(
         alone_s = [beside.seconds(work.run, work.repeats, transfer, 0)[0] for _ in range(2)][-1]
         # Enough messages to cover the kernels, then enough kernels to cover the messages.
         messages, repeats = agree(
-            session, "counts",
-            (_covering(alone_s * work.repeats, message_s), _covering(message_s * NUM_MESSAGES, alone_s)),
+            session,
+            "counts",
+            (
+                _covering(alone_s * work.repeats, message_s),
+                _covering(message_s * NUM_MESSAGES, alone_s),
+            ),
             lambda said: said[0],
-        )  # fmt: skip
-        of_work = [beside.seconds(work.run, work.repeats, transfer, messages)[0]
-                   for _ in range(REPEATS)]  # fmt: skip
-        of_message = [beside.seconds(work.run, repeats, transfer, NUM_MESSAGES)[1]
-                      for _ in range(REPEATS)]  # fmt: skip
+        )
+        of_work = [
+            beside.seconds(work.run, work.repeats, transfer, messages)[0] for _ in range(REPEATS)
+        ]
+        of_message = [
+            beside.seconds(work.run, repeats, transfer, NUM_MESSAGES)[1] for _ in range(REPEATS)
+        ]
         found[f"overlap.{name}.{work.name}"] = {
-            "alone_s": alone_s, "with_messages_s": median(of_work),
-            "message_alone_s": message_s, "message_with_work_s": median(of_message),
-        }  # fmt: skip
+            "alone_s": alone_s,
+            "with_messages_s": median(of_work),
+            "message_alone_s": message_s,
+            "message_with_work_s": median(of_message),
+        }
     return found
 
 

@@ -125,11 +125,14 @@ def series_of(request: Request, world_size: int, pairs: Sequence[Pair]) -> tuple
     one_way = messages[:1]
     return (
         *(Series(op, first, ranks) for op, ranks in places),
-        *(Series(op, first, pair.ranks, is_survey=pair is not far_of[pair.joined_by])
-          for pair in others for op in one_way),
+        *(
+            Series(op, first, pair.ranks, is_survey=pair is not far_of[pair.joined_by])
+            for pair in others
+            for op in one_way
+        ),
         *(Series(op, mode, ranks) for mode in rest for op, ranks in places),
         *(Series(RING, mode, groups[-1]) for mode in rings),
-    )  # fmt: skip
+    )
 
 
 def _apart(pair: Pair) -> int:
@@ -203,6 +206,7 @@ def _joined_here() -> dict[tuple[int, int], str]:
         return {}
     return {
         (pair.first, pair.second): f"{pair.nvlinks} NVLinks {pair.nvlink_version}".strip()
-        if pair.nvlinks else pair.common_ancestor
+        if pair.nvlinks
+        else pair.common_ancestor
         for pair in gpu_pairs(pynvml, handles)
-    }  # fmt: skip
+    }

@@ -235,11 +235,12 @@ def assemble(folder: Path) -> Trace | None:
         rows=tuple(row for _, part in sorted(parts.items()) for row in part.rows),
         untraced_step_s=_slowest([part.untraced_step_s for part in timed]),
         traced_step_s=_slowest([part.traced_step_s for part in timed]),
-        environment=blank.environment | {
+        environment=blank.environment
+        | {
             "ended_early": why or "for a reason that nobody was left to tell",
             "ranks_kept": f"{ranks} of {first.num_ranks}",
         },
-    )  # fmt: skip
+    )
 
 
 @dataclass

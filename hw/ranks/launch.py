@@ -196,9 +196,11 @@ def _require_world_size(num_ranks: int) -> None:
     what = "one process: `layerwise measure ...`" if num_ranks == 1 else f"{num_ranks} processes"
     alone = "" if num_ranks == 1 else ", or set run.only_rank to measure one rank alone"
     raise PlacementError(
-        "placement", f"{num_ranks} rank{'' if num_ranks == 1 else 's'}",
-        f"was started with WORLD_SIZE={world_size}", f"start {what}{alone}",
-    )  # fmt: skip
+        "placement",
+        f"{num_ranks} rank{'' if num_ranks == 1 else 's'}",
+        f"was started with WORLD_SIZE={world_size}",
+        f"start {what}{alone}",
+    )
 
 
 def _measure_on(session: Session | None, scenario: Scenario, options: Options) -> Trace | None:
@@ -210,11 +212,17 @@ def _measure_on(session: Session | None, scenario: Scenario, options: Options) -
         if session.watchdog:
             session.watchdog.publish()  # where to look, should this rank die before its next beat
     return measure(
-        scenario, timing=options.timing, device=options.device, session=session,
-        traced_repeats=options.traced_repeats, with_bandwidth=options.bandwidth,
-        power=_power_of(options), weights=options.weights,
-        journal=journal_of(options.out, rank), announce=options.announce,
-    )  # fmt: skip
+        scenario,
+        timing=options.timing,
+        device=options.device,
+        session=session,
+        traced_repeats=options.traced_repeats,
+        with_bandwidth=options.bandwidth,
+        power=_power_of(options),
+        weights=options.weights,
+        journal=journal_of(options.out, rank),
+        announce=options.announce,
+    )
 
 
 def _power_of(options: Options) -> PowerOptions:

@@ -68,8 +68,9 @@ class LocalRanks:
                 self.end()
                 raise RankFailedError(
                     f"rank {reply.value.rank} failed, all ranks were ended: {reply.value.text}"
-                    if reply.value.rank >= 0 else f"all ranks were ended: {reply.value.text}"
-                )  # fmt: skip
+                    if reply.value.rank >= 0
+                    else f"all ranks were ended: {reply.value.text}"
+                )
             replies[rank] = reply.value
         return [replies[rank] for rank in range(len(self.connections))]
 
@@ -107,8 +108,9 @@ class LocalRanks:
         except (EOFError, OSError):
             self.processes[rank].join(GRACE_S)
             how = _how_it_ended(self.processes[rank].exitcode)
-            return _failed(rank, f"its process died without a word ({how}) at "
-                           f"{self._last_seen(rank)}")  # fmt: skip
+            return _failed(
+                rank, f"its process died without a word ({how}) at {self._last_seen(rank)}"
+            )
 
     def _last_seen(self, rank: int) -> str:
         return last_seen(dist.PrefixStore("watchdog", self.store), rank)
@@ -125,8 +127,9 @@ def local_ranks(
     """
     usable_device(device_type, world_size)
     # The parent serves the store on a port that the system chose: nothing to race for.
-    store = dist.TCPStore("127.0.0.1", 0, world_size, is_master=True, wait_for_workers=False,
-                          timeout=TIMEOUT)  # fmt: skip
+    store = dist.TCPStore(
+        "127.0.0.1", 0, world_size, is_master=True, wait_for_workers=False, timeout=TIMEOUT
+    )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed", "layerwise.hw.ranks.local"])
     pipes = [context.Pipe() for _ in range(world_size)]
@@ -134,10 +137,11 @@ def local_ranks(
         context.Process(
             target=_serve,
             args=(rank, world_size, device_type, store.port, pipes[rank][1], stall_s),
-            name=f"rank {rank}", daemon=True,
+            name=f"rank {rank}",
+            daemon=True,
         )
         for rank in range(world_size)
-    ]  # fmt: skip
+    ]
     ranks = LocalRanks(processes, [ours for ours, _ in pipes], store)
     try:
         for process, (_, theirs) in zip(processes, pipes, strict=True):
@@ -199,9 +203,13 @@ def _how_it_ended(exitcode: int | None) -> str:
 
 
 def _serve(
-    rank: int, world_size: int, device_type: Literal["cpu", "cuda"], port: int,
-    connection: Connection, stall_s: float,
-) -> None:  # fmt: skip
+    rank: int,
+    world_size: int,
+    device_type: Literal["cpu", "cuda"],
+    port: int,
+    connection: Connection,
+    stall_s: float,
+) -> None:
     """A rank process: join the group, then run tasks until told to stop."""
     import torch
 
@@ -217,9 +225,14 @@ def _serve(
             try:
                 if session is None:
                     session = join_group(
-                        rank, world_size, rank, device_type, ("127.0.0.1", port),
-                        on_fault=answer.end_with, stall_s=stall_s,
-                    )  # fmt: skip
+                        rank,
+                        world_size,
+                        rank,
+                        device_type,
+                        ("127.0.0.1", port),
+                        on_fault=answer.end_with,
+                        stall_s=stall_s,
+                    )
                 value = task(session, *arguments)
             except Exception as error:
                 answer.end_with(fault_of(error, session, rank))

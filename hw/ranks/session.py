@@ -71,9 +71,11 @@ class Session:
         """Raises PlacementError when the placement has another number of ranks."""
         if num_ranks != self.world_size:
             raise PlacementError(
-                "placement", f"{num_ranks} ranks", f"was started with WORLD_SIZE={self.world_size}",
+                "placement",
+                f"{num_ranks} ranks",
+                f"was started with WORLD_SIZE={self.world_size}",
                 f"start {num_ranks} processes, or set run.only_rank to measure one rank alone",
-            )  # fmt: skip
+            )
 
 
 def alone(device: str | torch.device, rank: int = 0) -> Session:
@@ -95,10 +97,16 @@ def usable_device(device: str | torch.device, num_gpus: int = 1) -> torch.device
 
 
 def join_group(
-    rank: int, world_size: int, local_rank: int, device_type: Literal["cpu", "cuda"],
-    address: tuple[str, int], *, on_fault: OnFault | None = None, stall_s: float = STALL_S,
+    rank: int,
+    world_size: int,
+    local_rank: int,
+    device_type: Literal["cpu", "cuda"],
+    address: tuple[str, int],
+    *,
+    on_fault: OnFault | None = None,
+    stall_s: float = STALL_S,
     store: dist.Store | None = None,
-) -> Session:  # fmt: skip
+) -> Session:
     """Become one rank of a process group: NCCL on CUDA, gloo on the CPU.
 
     `address` is that of the ranks' TCPStore. With `on_fault` a watchdog looks after the peers.
@@ -121,9 +129,12 @@ def join_group(
     os.environ.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore("group", store), rank=rank, world_size=world_size,
-        timeout=TIMEOUT, device_id=device if device.type == "cuda" else None,
-    )  # fmt: skip
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
     progress.enter("idle", "idle")
     session_store = dist.PrefixStore("session", store)
     return Session(rank, world_size, device, session_store, progress, watchdog)
@@ -137,17 +148,25 @@ def connect(address: tuple[str, int], world_size: int) -> dist.Store:
 
 
 def session_from_torchrun(
-    device_type: Literal["cpu", "cuda"], *, on_fault: OnFault | None = None,
+    device_type: Literal["cpu", "cuda"],
+    *,
+    on_fault: OnFault | None = None,
     stall_s: float = STALL_S,
-) -> Session:  # fmt: skip
+) -> Session:
     """The rank that torchrun's environment names."""
     store, rank, world_size = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
     store.set_timeout(TIMEOUT)
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return join_group(
-        rank, world_size, int(os.environ["LOCAL_RANK"]), device_type, address,
-        on_fault=on_fault, stall_s=stall_s, store=store,
-    )  # fmt: skip
+        rank,
+        world_size,
+        int(os.environ["LOCAL_RANK"]),
+        device_type,
+        address,
+        on_fault=on_fault,
+        stall_s=stall_s,
+        store=store,
+    )
 
 
 def under_torchrun() -> bool:

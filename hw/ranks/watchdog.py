@@ -161,10 +161,16 @@ class Watchdog:
         self._last = now
         self._beat += 1
         self._me = State(
-            self._me.pid, self._me.space, self._me.started, self._beat, self.progress.where(),
-            self.progress.waits_for(self.rank, self.world_size), self._is_stalled, done,
+            self._me.pid,
+            self._me.space,
+            self._me.started,
+            self._beat,
+            self.progress.where(),
+            self.progress.waits_for(self.rank, self.world_size),
+            self._is_stalled,
+            done,
             self.progress.slate_path,
-        )  # fmt: skip
+        )
         self.store.set(_key(self.rank), json.dumps(asdict(self._me)))
 
     @property
@@ -215,9 +221,10 @@ class Watchdog:
                 os.kill(state.pid, signal.SIGKILL)
         how = " (its process was stopped)" if condition == "stopped" else ""
         return Fault(
-            peer, f"rank {peer} gave no sign of life for {silent_s:.0f} s{how}; last seen at "
+            peer,
+            f"rank {peer} gave no sign of life for {silent_s:.0f} s{how}; last seen at "
             f"{state.place}",
-        )  # fmt: skip
+        )
 
     def _condition_of(self, state: State) -> str:
         """`gone`, `stopped` or `there`; nothing for a process that cannot be seen from here."""
@@ -255,13 +262,19 @@ def find_stalled(rank: int, states: Mapping[int, State], stall_s: float) -> Faul
     advice = "; raise --stall-s if one op may take that long"
     if not idle:
         places = ", ".join(f"rank {peer} at {states[peer].where}" for peer in sorted(reached))
-        return Fault(-1, f"all wait for each other, or for their devices, since {stall_s:.0f} s: "
-                     f"{places}{advice}")  # fmt: skip
+        return Fault(
+            -1,
+            f"all wait for each other, or for their devices, since {stall_s:.0f} s: "
+            f"{places}{advice}",
+        )
     culprit = idle[0]
     waiting = [str(peer) for peer in sorted(states) if culprit in states[peer].waits_for]
     who = f"; rank {', '.join(waiting)} waits for it" if waiting else ""
-    return Fault(culprit, f"rank {culprit} made no progress for {stall_s:.0f} s at "
-                 f"{states[culprit].where}{who}{advice}")  # fmt: skip
+    return Fault(
+        culprit,
+        f"rank {culprit} made no progress for {stall_s:.0f} s at "
+        f"{states[culprit].where}{who}{advice}",
+    )
 
 
 def last_seen(store: dist.Store, rank: int) -> str:

@@ -121,9 +121,12 @@ def _ranking_row(scored: Sequence[Scored]) -> Row:
     seen = f"{num_right} of {len(asked)} pairs" if asked else "not measured"
     verdict: Verdict = "" if not asked else "PASS" if num_right == len(asked) else "FAIL"
     return Row(
-        what="ranking of placements", bar="all pairs told apart", num=len(ranked), seen=seen,
+        what="ranking of placements",
+        bar="all pairs told apart",
+        num=len(ranked),
+        seen=seen,
         verdict=verdict,
-    )  # fmt: skip
+    )
 
 
 def _coverage_row(scored: Sequence[Scored]) -> Row:
@@ -134,7 +137,9 @@ def _coverage_row(scored: Sequence[Scored]) -> Row:
         few = f"fewer than {MIN_INTERVALS}"
         return Row(what="90 % intervals", bar=bar, num=num, seen=few, verdict="")
     return Row(
-        what="90 % intervals", bar=bar, num=found.num,
+        what="90 % intervals",
+        bar=bar,
+        num=found.num,
         seen=f"{found.covered:.1%}, ratio {found.width_ratio:.2f}",
         verdict="PASS" if found.passes else "FAIL",
-    )  # fmt: skip
+    )

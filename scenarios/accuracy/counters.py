@@ -189,13 +189,18 @@ def compared_as_data(compared: CountersCompared) -> dict[str, Any]:
     """For machines: SI units; ops by their full names, the step's sum beside them."""
     counters = compared.counters
     return {
-        "name": counters.name, "gpu": compared.gpu, "profile": compared.profile.digest,
-        "passes": counters.passes, "notes": list(counters.notes),
-        "kernels_outside_ops": counters.num_outside, "environment": counters.environment,
+        "name": counters.name,
+        "gpu": compared.gpu,
+        "profile": compared.profile.digest,
+        "passes": counters.passes,
+        "notes": list(counters.notes),
+        "kernels_outside_ops": counters.num_outside,
+        "environment": counters.environment,
         "median_absolute_hit_error": compared.median_absolute_hit_error,
         "without_kernels": list(compared.without_kernels),
-        "ops": [_as_data(one) for one in compared.ops], "total": _as_data(compared.total),
-    }  # fmt: skip
+        "ops": [_as_data(one) for one in compared.ops],
+        "total": _as_data(compared.total),
+    }
 
 
 def print_compared(compared: CountersCompared, out: Console) -> None:
@@ -203,9 +208,18 @@ def print_compared(compared: CountersCompared, out: Console) -> None:
     counters = compared.counters
     made = tables.table(
         f"{counters.name}: HBM in MB, hits in % ({counters.environment.get('gpu')})",
-        "op", "reads\nmodel", "\nGPU", "\nerror", "writes\nmodel", "\nGPU",
-        "hits\nmodel", "\nGPU", "\nerror", "GPU: of\nlookups", "of SM\nreads",
-    )  # fmt: skip
+        "op",
+        "reads\nmodel",
+        "\nGPU",
+        "\nerror",
+        "writes\nmodel",
+        "\nGPU",
+        "hits\nmodel",
+        "\nGPU",
+        "\nerror",
+        "GPU: of\nlookups",
+        "of SM\nreads",
+    )
     for one in compared.groups:
         label = f"{one.op} x{one.count}" if one.count > 1 else one.op
         made.add_row(escape(label), *_cells(one))
@@ -238,25 +252,35 @@ def _require_known(counters: Counters, extra: Iterable[str]) -> None:
 def _summed(label: str, each: Sequence[OpBytes]) -> OpBytes:
     counted = [one.counted for one in each if one.counted]
     return OpBytes(
-        op=label, predicted=add_up(one.predicted for one in each), count=len(each),
+        op=label,
+        predicted=add_up(one.predicted for one in each),
+        count=len(each),
         counted=add_counters(label, counted) if counted else None,
-    )  # fmt: skip
+    )
 
 
 def _as_data(one: OpBytes) -> dict[str, Any]:
     counted = one.counted
     return {
-        "op": one.op, "count": one.count, "demand_bytes": one.demand_bytes,
+        "op": one.op,
+        "count": one.count,
+        "demand_bytes": one.demand_bytes,
         "predicted": asdict(one.predicted),
-        "predicted_hit": one.predicted_hit, "counted_hit": one.counted_hit,
+        "predicted_hit": one.predicted_hit,
+        "counted_hit": one.counted_hit,
         "hit_error": one.hit_error,
         "counted": {
-            "kernels": list(counted.kernels), "hbm_read_bytes": counted.hbm_read_bytes,
-            "hbm_write_bytes": counted.hbm_write_bytes, "l2_lookup_bytes": counted.l2_lookup_bytes,
-            "lookup_hit_share": counted.lookup_hit_share, "served_share": counted.served_share,
+            "kernels": list(counted.kernels),
+            "hbm_read_bytes": counted.hbm_read_bytes,
+            "hbm_write_bytes": counted.hbm_write_bytes,
+            "l2_lookup_bytes": counted.l2_lookup_bytes,
+            "lookup_hit_share": counted.lookup_hit_share,
+            "served_share": counted.served_share,
             "metrics": counted.metrics,
-        } if counted else None,
-    }  # fmt: skip
+        }
+        if counted
+        else None,
+    }
 
 
 def _cells(one: OpBytes) -> tuple[str, ...]:
@@ -264,14 +288,17 @@ def _cells(one: OpBytes) -> tuple[str, ...]:
     error = predicted.hbm_read_bytes / one.hbm_read_bytes - 1 if one.hbm_read_bytes else 0.0
     served = counted.served_share if counted else None
     return (
-        _megabytes(predicted.hbm_read_bytes), _megabytes(one.hbm_read_bytes),
+        _megabytes(predicted.hbm_read_bytes),
+        _megabytes(one.hbm_read_bytes),
         _signed(error) if one.hbm_read_bytes else "",
         _megabytes(predicted.written_back_bytes),
         _megabytes(counted.hbm_write_bytes if counted else 0.0),
-        _share(one.predicted_hit), _share(one.counted_hit), f"{100 * one.hit_error:+.1f}",
+        _share(one.predicted_hit),
+        _share(one.counted_hit),
+        f"{100 * one.hit_error:+.1f}",
         _share(counted.lookup_hit_share) if counted else "",
         _share(served) if served is not None else "",
-    )  # fmt: skip
+    )
 
 
 def _megabytes(value_bytes: float) -> str:

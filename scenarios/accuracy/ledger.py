@@ -110,10 +110,14 @@ def check(ledger: Ledger, scored: Sequence[Scored]) -> list[Problem]:
     return [
         *(_problem(key, "is in the ledger and was not measured") for key in entries.keys() - now),
         *(_problem(key, "was measured and is not in the ledger") for key in now.keys() - entries),
-        *(problem for key, one in now.items() if key in entries
-          for problem in _point_problems(entries[key], one)),
+        *(
+            problem
+            for key, one in now.items()
+            if key in entries
+            for problem in _point_problems(entries[key], one)
+        ),
         *_aggregate_problems(ledger.aggregates, aggregates_of(scored)),
-    ]  # fmt: skip
+    ]
 
 
 def aggregates_of(scored: Sequence[Scored]) -> tuple[Aggregate, ...]:
@@ -158,10 +162,16 @@ def least_tolerance(one: Scored) -> float:
 def entry_of(one: Scored, tolerance: float, reason: str = "") -> Entry:
     """A measurement as a line of the ledger."""
     return Entry(
-        group=one.group, name=one.name, measured_s=_digits(one.measured_s),
-        predicted_s=_digits(one.predicted_s), error=round(one.error, 5), tolerance=tolerance,
-        spread=round(one.spread, 5), kernel_set=one.kernel_set, reason=reason,
-    )  # fmt: skip
+        group=one.group,
+        name=one.name,
+        measured_s=_digits(one.measured_s),
+        predicted_s=_digits(one.predicted_s),
+        error=round(one.error, 5),
+        tolerance=tolerance,
+        spread=round(one.spread, 5),
+        kernel_set=one.kernel_set,
+        reason=reason,
+    )
 
 
 def was_measured_again(entry: Entry, one: Scored) -> bool:
@@ -173,9 +183,11 @@ def problems_as_data(ledger: Ledger, problems: Iterable[Problem]) -> dict[str, A
     """The gate's verdict with stable keys."""
     found = [asdict(problem) for problem in problems]
     return {
-        "gpu": ledger.gpu, "num_measurements": len(ledger.entries), "passes": not found,
+        "gpu": ledger.gpu,
+        "num_measurements": len(ledger.entries),
+        "passes": not found,
         "problems": found,
-    }  # fmt: skip
+    }
 
 
 def read_ledger(path: Path) -> Ledger:
@@ -197,9 +209,11 @@ def read_ledger(path: Path) -> Ledger:
 def write_ledger(ledger: Ledger, path: Path) -> None:
     """Write it, whole or not at all, one point a line."""
     data: dict[str, Any] = {
-        "format": FORMAT, "version": VERSION, "gpu": ledger.gpu,
+        "format": FORMAT,
+        "version": VERSION,
+        "gpu": ledger.gpu,
         "profile_digest": ledger.profile_digest,
-    }  # fmt: skip
+    }
     head = json.dumps(data, indent=1).removesuffix("\n}")
     parts = ",\n".join(
         f' "{name}": [\n{_lines(getattr(ledger, name))}\n ]'

@@ -46,12 +46,15 @@ def moves_of(ledger: Ledger, scored: Iterable[Scored]) -> list[Move]:
     now = {(one.group, one.name): one for one in scored}
     moves = [
         Move(
-            name=f"{entry.group}, {entry.name}", measured_s=entry.measured_s,
-            old_s=entry.predicted_s, new_s=now[entry.key].predicted_s, tolerance=entry.tolerance,
+            name=f"{entry.group}, {entry.name}",
+            measured_s=entry.measured_s,
+            old_s=entry.predicted_s,
+            new_s=now[entry.key].predicted_s,
+            tolerance=entry.tolerance,
         )
         for entry in ledger.entries
         if entry.key in now and abs(now[entry.key].predicted_s / entry.predicted_s - 1) > SAME
-    ]  # fmt: skip
+    ]
     return sorted(moves, key=lambda move: -move.worsening)
 
 
@@ -71,9 +74,12 @@ def print_moves(ledger: Ledger, scored: Sequence[Scored], out: Console) -> None:
     made = tables.table(title, "", "measured", "old", "new", "old error", "new error", "may be")
     for move in moves[:NUM_MOVED]:
         made.add_row(
-            escape(move.name), *map(tables.seconds, (move.measured_s, move.old_s, move.new_s)),
-            f"{move.old_error:+.1%}", f"{move.new_error:+.1%}", f"{move.tolerance:.1%}",
-        )  # fmt: skip
+            escape(move.name),
+            *map(tables.seconds, (move.measured_s, move.old_s, move.new_s)),
+            f"{move.old_error:+.1%}",
+            f"{move.new_error:+.1%}",
+            f"{move.tolerance:.1%}",
+        )
     out.print(made)
     if len(moves) > NUM_MOVED:
         out.print(f"... and {len(moves) - NUM_MOVED} more.")

@@ -92,17 +92,21 @@ def updated(
     if old and changes.to_explain and not reason:
         first = ", ".join(changes.to_explain[:NUM_NAMED])
         raise SpecError(
-            "--reason", None,
+            "--reason",
+            None,
             f"is missing and {len(changes.to_explain)} lines would ask for less ({first})",
             "give --reason TEXT, which is written into them, or repair what worsened",
-        )  # fmt: skip
+        )
     update = Update(
         date_utc=date_utc, profile_digest=profile.digest, reason=reason, changed=str(changes)
     )
     ledger = Ledger(
-        gpu=profile.gpu, profile_digest=profile.digest, aggregates=aggregates, entries=entries,
+        gpu=profile.gpu,
+        profile_digest=profile.digest,
+        aggregates=aggregates,
+        entries=entries,
         history=(*(old.history if old else ()), update),
-    )  # fmt: skip
+    )
     return ledger, changes
 
 
@@ -135,9 +139,12 @@ def _aggregates(
 
 
 def _changes(
-    before: dict[tuple[str, str], Entry], scored: Sequence[Scored], entries: Sequence[Entry],
-    old_aggregates: Iterable[Aggregate], aggregates: Iterable[Aggregate],
-) -> Changes:  # fmt: skip
+    before: dict[tuple[str, str], Entry],
+    scored: Sequence[Scored],
+    entries: Sequence[Entry],
+    old_aggregates: Iterable[Aggregate],
+    aggregates: Iterable[Aggregate],
+) -> Changes:
     now = {(one.group, one.name): one for one in scored}
     known = [(before[entry.key], entry) for entry in entries if entry.key in before]
     again = {old.key for old, _ in known if was_measured_again(old, now[old.key])}
@@ -152,7 +159,7 @@ def _changes(
         loosened=(*_names(n.key for o, n in same if n.tolerance > o.tolerance), *worse),
         removed=(*_names(key for key in before if key not in now), *gone),
         measured_again=_names(again),
-    )  # fmt: skip
+    )
 
 
 def _names(keys: Iterable[tuple[str, str]]) -> tuple[str, ...]:

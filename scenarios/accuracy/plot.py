@@ -36,11 +36,13 @@ def write_plot(scored: Sequence[Scored], profile: Profile, path: Path) -> str:
             _draw_steps(axes, group, colour, [one for one in shown if one.group == group])
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(
-            xscale="log", xlabel="measured time", ylim=(-MOST_PERCENT, MOST_PERCENT),
+            xscale="log",
+            xlabel="measured time",
+            ylim=(-MOST_PERCENT, MOST_PERCENT),
             ylabel="predicted over measured, less one, %",
             title=f"Never fitted, predicted with profile {profile.name} {profile.digest}"
             f"{_covered(shown)}",
-        )  # fmt: skip
+        )
         axes.xaxis.set_major_formatter(lambda us, _: tables.seconds(us * 1e-6))
         axes.grid(alpha=0.25)
         axes.legend(loc="upper right", fontsize=7)
@@ -64,9 +66,14 @@ def _draw_ops(axes: Axes, ops: Sequence[Scored]) -> None:
         (outside, "tab:red", "single op, outside"),
     ):
         axes.scatter(
-            [one.measured_s * 1e6 for one in chosen], [_percent(one) for one in chosen], s=5,
-            color=colour, alpha=0.6, linewidths=0, label=f"{label} ({len(chosen)})",
-        )  # fmt: skip
+            [one.measured_s * 1e6 for one in chosen],
+            [_percent(one) for one in chosen],
+            s=5,
+            color=colour,
+            alpha=0.6,
+            linewidths=0,
+            label=f"{label} ({len(chosen)})",
+        )
 
 
 def _draw_steps(axes: Axes, group: str, colour: str, steps: Sequence[Scored]) -> None:
@@ -74,12 +81,21 @@ def _draw_steps(axes: Axes, group: str, colour: str, steps: Sequence[Scored]) ->
     if not steps:
         return
     ends = [around(one.predicted_s, one.half_width) for one in steps]
-    low = [100 * (one.predicted_s - end.low) / one.measured_s
-           for one, end in zip(steps, ends, strict=True)]  # fmt: skip
-    high = [100 * (end.high - one.predicted_s) / one.measured_s
-            for one, end in zip(steps, ends, strict=True)]  # fmt: skip
+    low = [
+        100 * (one.predicted_s - end.low) / one.measured_s
+        for one, end in zip(steps, ends, strict=True)
+    ]
+    high = [
+        100 * (end.high - one.predicted_s) / one.measured_s
+        for one, end in zip(steps, ends, strict=True)
+    ]
     axes.errorbar(
-        [one.measured_s * 1e6 for one in steps], [_percent(one) for one in steps],
-        yerr=(low, high), fmt="o", markersize=3.5, linewidth=0.9, color=colour,
+        [one.measured_s * 1e6 for one in steps],
+        [_percent(one) for one in steps],
+        yerr=(low, high),
+        fmt="o",
+        markersize=3.5,
+        linewidth=0.9,
+        color=colour,
         label=f"{group}, with 90 % interval ({len(steps)})",
-    )  # fmt: skip
+    )

@@ -45,11 +45,12 @@ def predict_unseen(profile: Profile, curve_sizes_bytes: Iterable[int]) -> Commit
     """Predict every unseen point, layer, run of two GPUs and size of the read curve."""
     layers = [*validation_layers(), *engine_layers(), *two_gpu_runs(profile.gpu)]
     return Committed(
-        profile_digest=profile.digest, created=datetime.now(UTC).isoformat(timespec="seconds"),
+        profile_digest=profile.digest,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         points={p.name: point_seconds(profile, p) for p in unseen(GPU_KERNELS)},
         layers={one.name: layer_seconds(profile, one) for one in layers},
         read_curve={str(b): read_seconds(profile, b) for b in curve_sizes_bytes},
-    )  # fmt: skip
+    )
 
 
 def commit_unseen(profile: Profile, path: Path, curve_sizes_bytes: Iterable[int]) -> str:
@@ -76,9 +77,11 @@ def read_all_blind(paths: Iterable[Path]) -> Committed:
     for path in paths:
         if one := read_blind(path):
             found = replace(
-                one, points=one.points | found.points, layers=one.layers | found.layers,
+                one,
+                points=one.points | found.points,
+                layers=one.layers | found.layers,
                 read_curve=one.read_curve | found.read_curve,
-            )  # fmt: skip
+            )
     return found
 
 

@@ -55,9 +55,14 @@ def work_of(scenario: Scenario) -> str:
     """What two placements must share to be ranked: all but how the work is placed and cut."""
     workload = scenario.workload
     parts = (
-        scenario.model, scenario.cluster.gpu.name, scenario.cluster.num_gpus, workload.phase,
-        workload.batch_size, workload.context_tokens, scenario.run.launch,
-    )  # fmt: skip
+        scenario.model,
+        scenario.cluster.gpu.name,
+        scenario.cluster.num_gpus,
+        workload.phase,
+        workload.batch_size,
+        workload.context_tokens,
+        scenario.run.launch,
+    )
     return " ".join(map(repr, parts))
 
 
@@ -71,9 +76,11 @@ def _pairs(found: list[Scored]) -> Iterator[Ranked]:
         if one.placement == other.placement:
             continue
         yield Ranked(
-            faster=one.name, slower=other.name,
+            faster=one.name,
+            slower=other.name,
             measured_gap=math.log(other.measured_s / one.measured_s),
             predicted_gap=math.log(other.predicted_s / one.predicted_s),
             half_width=half_width_of_ratio(one.uncertainty, other.uncertainty)
-            if one.uncertainty and other.uncertainty else 0.0,
-        )  # fmt: skip
+            if one.uncertainty and other.uncertainty
+            else 0.0,
+        )

@@ -78,9 +78,13 @@ def summary_of(errors: Iterable[float]) -> Summary:
     signed = list(errors)
     sizes = sorted(abs(error) for error in signed)
     return Summary(
-        num=len(sizes), signed=median(signed), median=median(sizes), mean=fmean(sizes),
-        p90=sizes[min(len(sizes) - 1, round(0.9 * (len(sizes) - 1)))], worst=sizes[-1],
-    )  # fmt: skip
+        num=len(sizes),
+        signed=median(signed),
+        median=median(sizes),
+        mean=fmean(sizes),
+        p90=sizes[min(len(sizes) - 1, round(0.9 * (len(sizes) - 1)))],
+        worst=sizes[-1],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +116,8 @@ def coverage_of(scored: Iterable[Scored]) -> Coverage | None:
     if not found:
         return None
     return Coverage(
-        num=len(found), covered=sum(one.is_covered for one in found) / len(found),
+        num=len(found),
+        covered=sum(one.is_covered for one in found) / len(found),
         median_half_width=median(one.half_width for one in found),
         median_error=median(abs(one.log_error) for one in found),
-    )  # fmt: skip
+    )

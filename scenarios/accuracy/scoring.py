@@ -88,20 +88,26 @@ def sources_of(gpu: str, folder: Path | None = None) -> Sources:
     """The committed measurements of a GPU, or those that were collected into a folder."""
     place = folder or unseen_folder(gpu)
     sources = Sources(
-        reads=place / "read_curve_scored.json", points=place / "unseen.jsonl",
-        layers=(place / "layers",), pairs=(place / "pairs",), links=place / "links.json",
+        reads=place / "read_curve_scored.json",
+        points=place / "unseen.jsonl",
+        layers=(place / "layers",),
+        pairs=(place / "pairs",),
+        links=place / "links.json",
         blind=(unseen_prediction_path(gpu),),
-    )  # fmt: skip
+    )
     if folder:
         return sources
     two, predictions = TRACES / f"two-{gpu}", FOLDER / "predictions"
     moved_from = profile_path(MOVED_FROM)
     return replace(
-        sources, layers=(place / "layers", TRACES / f"engine-{gpu}" / "layers"),
-        stages=(TRACES / "validation",), pairs=(two, two / "pairs"), links=two / "links.json",
+        sources,
+        layers=(place / "layers", TRACES / f"engine-{gpu}" / "layers"),
+        stages=(TRACES / "validation",),
+        pairs=(two, two / "pairs"),
+        links=two / "links.json",
         blind=(*sources.blind, *(predictions / f"{s}-{gpu}.json" for s in ("engine", "two"))),
         moved_from=moved_from if gpu != MOVED_FROM and moved_from.exists() else None,
-    )  # fmt: skip
+    )
 
 
 def score_unseen(profile: Profile, folder: Path | None = None) -> list[Scored]:
@@ -130,9 +136,13 @@ def score_unseen(profile: Profile, folder: Path | None = None) -> list[Scored]:
 def _score_curve(profile: Profile, path: Path, blind: Committed) -> Iterator[Scored]:
     for size, seconds in measured_curve(path):
         yield Scored(
-            group=READS, part="", name=f"{size / 2**20:g} MiB", measured_s=seconds,
-            predicted_s=read_seconds(profile, size), blind_s=blind.read_curve.get(str(size), 0.0),
-        )  # fmt: skip
+            group=READS,
+            part="",
+            name=f"{size / 2**20:g} MiB",
+            measured_s=seconds,
+            predicted_s=read_seconds(profile, size),
+            blind_s=blind.read_curve.get(str(size), 0.0),
+        )
 
 
 def _score_points(profile: Profile, path: Path, blind: Committed) -> Iterator[Scored]:
@@ -144,11 +154,15 @@ def _score_points(profile: Profile, path: Path, blind: Committed) -> Iterator[Sc
         seconds, half_width = price_point(profile, point)
         yield Scored(
             group=_group_of(point),
-            part=f"{point.kind.replace('_', ' ')}, {one.name.rpartition('/')[2]}", name=one.name,
-            measured_s=one.seconds, predicted_s=seconds, half_width=half_width,
-            blind_s=blind.points.get(one.name, 0.0), spread=one.spread,
+            part=f"{point.kind.replace('_', ' ')}, {one.name.rpartition('/')[2]}",
+            name=one.name,
+            measured_s=one.seconds,
+            predicted_s=seconds,
+            half_width=half_width,
+            blind_s=blind.points.get(one.name, 0.0),
+            spread=one.spread,
             kernel_set=kernel_set_hash(point.program),
-        )  # fmt: skip
+        )
 
 
 def _group_of(point: SweepPoint) -> str:
@@ -160,9 +174,13 @@ def _group_of(point: SweepPoint) -> str:
         case ops.Attention():
             return PREFILLS
         case (
-            ops.Norm() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            ops.Norm()
+            | ops.RotaryWrite()
+            | ops.GatedActivation()
+            | ops.ResidualAdd()
+            | ops.Embed()
             | ops.Sample()
-        ):  # fmt: skip
+        ):
             raise UnknownKindError(point.kind, "scoring._group_of", ("matmul", "attention"))
         case _:
             assert_never(point.op)
@@ -176,9 +194,13 @@ def _score_links(profile: Profile, path: Path | None) -> Iterator[Scored]:
         if fit := profile.transfers.get(name):
             yield Scored(
                 group=next(group for start, group in LINKS.items() if name.startswith(start)),
-                part=name, name=one.name, measured_s=one.seconds, predicted_s=fit.seconds(size),
-                half_width=fit.half_width, spread=one.spread,
-            )  # fmt: skip
+                part=name,
+                name=one.name,
+                measured_s=one.seconds,
+                predicted_s=fit.seconds(size),
+                half_width=fit.half_width,
+                spread=one.spread,
+            )
 
 
 def _score_layers(profile: Profile, sources: Sources, blind: Committed) -> Iterator[Scored]:
@@ -191,9 +213,14 @@ def _score_layers(profile: Profile, sources: Sources, blind: Committed) -> Itera
         if scenario.run.context_growth_tokens:
             warm = "growing"
         yield _score_trace(
-            profile, path, trace, scenario, group, f"{scenario.workload.phase}, {warm}",
+            profile,
+            path,
+            trace,
+            scenario,
+            group,
+            f"{scenario.workload.phase}, {warm}",
             blind.layers.get(trace.name, 0.0),
-        )  # fmt: skip
+        )
     for path, trace, scenario in _traces(sources.stages):
         if scenario.cluster.gpu.name == profile.gpu:
             made = read_prediction(prediction_path(trace.name))
@@ -230,18 +257,28 @@ def _traces(folders: tuple[Path, ...]) -> Iterator[tuple[Path, Trace, Scenario]]
 
 
 def _score_trace(
-    profile: Profile, path: Path, trace: Trace, scenario: Scenario, group: str, part: str,
+    profile: Profile,
+    path: Path,
+    trace: Trace,
+    scenario: Scenario,
+    group: str,
+    part: str,
     blind_s: float,
-) -> Scored:  # fmt: skip
+) -> Scored:
     require_unseen(trace, file_hash(path), profile)
     if not trace.untraced_step_s:
         raise TraceMismatchError(f"{path}: has no untraced_step_s; measure again")
     run = predict_run(scenario, profile)
     run.require_kernels(trace, scenario.run.only_rank, run.repeated_steps)
     return Scored(
-        group=group, part=part, name=trace.name, measured_s=median(trace.untraced_step_s),
-        predicted_s=run.step_s, blind_s=blind_s,
+        group=group,
+        part=part,
+        name=trace.name,
+        measured_s=median(trace.untraced_step_s),
+        predicted_s=run.step_s,
+        blind_s=blind_s,
         half_width=run.uncertainty.half_width if run.uncertainty else 0.0,
-        spread=spread_of(trace.untraced_step_s), kernel_set=trace.kernel_set,
+        spread=spread_of(trace.untraced_step_s),
+        kernel_set=trace.kernel_set,
         uncertainty=run.uncertainty,
-    )  # fmt: skip
+    )

@@ -24,8 +24,12 @@ from layerwise.scenarios.tables import escape
 from layerwise.sim.profile import Profile
 
 NUM_WORST = 10
-COLOURS = {"PASS": "[green]PASS[/green]", "FAIL": "[red]FAIL[/red]",
-           "MISSING": "[red]MISSING[/red]", "": ""}  # fmt: skip
+COLOURS = {
+    "PASS": "[green]PASS[/green]",
+    "FAIL": "[red]FAIL[/red]",
+    "MISSING": "[red]MISSING[/red]",
+    "": "",
+}
 
 
 def print_accuracy(scored: Sequence[Scored], profile: Profile, out: Console) -> None:
@@ -35,9 +39,16 @@ def print_accuracy(scored: Sequence[Scored], profile: Profile, out: Console) -> 
     )
     out.print(_bars(rows_of(scored)))
     made = tables.table(
-        "|predicted / measured - 1|", "", "n", "signed", "median", "mean", "90th", "worst",
+        "|predicted / measured - 1|",
+        "",
+        "n",
+        "signed",
+        "median",
+        "mean",
+        "90th",
+        "worst",
         "blind median",
-    )  # fmt: skip
+    )
     for name, found in _named_parts(scored):
         made.add_row(name, *_figures(found))
     out.print(made)
@@ -46,9 +57,11 @@ def print_accuracy(scored: Sequence[Scored], profile: Profile, out: Console) -> 
     listed = tables.table("The worst", "", "measured", "predicted", "error")
     for one in sorted(scored, key=lambda one: -abs(one.error))[:NUM_WORST]:
         listed.add_row(
-            escape(one.name), tables.seconds(one.measured_s), tables.seconds(one.predicted_s),
+            escape(one.name),
+            tables.seconds(one.measured_s),
+            tables.seconds(one.predicted_s),
             f"{one.error:+.1%}",
-        )  # fmt: skip
+        )
     out.print(listed)
 
 
@@ -78,10 +91,13 @@ def _print_coverage(scored: Sequence[Scored], out: Console) -> None:
     for name, found in (*_named_parts(scored), ("all", scored)):
         if covered := coverage_of(found):
             made.add_row(
-                name, str(covered.num), f"{covered.covered:.1%}",
-                f"{covered.median_half_width:.1%}", f"{covered.median_error:.1%}",
+                name,
+                str(covered.num),
+                f"{covered.covered:.1%}",
+                f"{covered.median_half_width:.1%}",
+                f"{covered.median_error:.1%}",
                 f"{covered.width_ratio:.2f}",
-            )  # fmt: skip
+            )
     out.print(made)
 
 
@@ -95,9 +111,12 @@ def _print_ranking(asked: Sequence[Ranked], out: Console) -> None:
     )
     for pair in wrong:
         made.add_row(
-            escape(pair.faster), escape(pair.slower), f"{pair.measured_gap:+.1%}",
-            f"{pair.predicted_gap:+.1%}", f"{pair.half_width:.1%}",
-        )  # fmt: skip
+            escape(pair.faster),
+            escape(pair.slower),
+            f"{pair.measured_gap:+.1%}",
+            f"{pair.predicted_gap:+.1%}",
+            f"{pair.half_width:.1%}",
+        )
     out.print(made)
 
 
@@ -116,15 +135,21 @@ def accuracy_as_data(scored: Sequence[Scored], profile: Profile) -> dict[str, An
         "ranking": [asdict(p) | {"is_right": p.is_right} for p in asked_of(rank(scored))],
         "measurements": [
             {
-                "group": one.group, "part": one.part, "name": one.name,
-                "measured_s": one.measured_s, "predicted_s": one.predicted_s, "error": one.error,
-                "blind_error": one.blind_error, "log_half_width": one.half_width,
-                "spread": one.spread, "kernel_set": one.kernel_set,
+                "group": one.group,
+                "part": one.part,
+                "name": one.name,
+                "measured_s": one.measured_s,
+                "predicted_s": one.predicted_s,
+                "error": one.error,
+                "blind_error": one.blind_error,
+                "log_half_width": one.half_width,
+                "spread": one.spread,
+                "kernel_set": one.kernel_set,
                 "covered": None if one.group in WITHOUT_INTERVALS else one.is_covered,
             }
             for one in scored
         ],
-    }  # fmt: skip
+    }
 
 
 def _coverage_as_data(covered: Coverage | None) -> dict[str, Any] | None:
@@ -138,9 +163,14 @@ def _coverage_as_data(covered: Coverage | None) -> dict[str, Any] | None:
 def _figures(found: Sequence[Scored]) -> tuple[str, ...]:
     now, before = summary_of(one.error for one in found), blind_summary(found)
     return (
-        str(now.num), f"{now.signed:+.1%}", f"{now.median:.1%}", f"{now.mean:.1%}",
-        f"{now.p90:.1%}", f"{now.worst:.1%}", f"{before.median:.1%}" if before else "none",
-    )  # fmt: skip
+        str(now.num),
+        f"{now.signed:+.1%}",
+        f"{now.median:.1%}",
+        f"{now.mean:.1%}",
+        f"{now.p90:.1%}",
+        f"{now.worst:.1%}",
+        f"{before.median:.1%}" if before else "none",
+    )
 
 
 def blind_summary(found: Sequence[Scored]) -> Summary | None:

@@ -65,9 +65,13 @@ class LayerCheck:
 
 
 def anchor_to(
-    base: Path, out: Path, budget_s: float, console: Console, progress: Progress,
+    base: Path,
+    out: Path,
+    budget_s: float,
+    console: Console,
+    progress: Progress,
     instruments: Instruments | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """Measure a little, move the profile, print every shift, write it; returns a sentence.
 
     Raises what `calibrate_here` raises, and FitError when the budget bought too little to tell
@@ -111,16 +115,21 @@ def collect_anchor(
     _measure(stages, chosen.stage, profile, folder, lambda: left_s(STAGES_SHARE), progress)
     points = anchor_points(profile.kernels, profile.fits)
     progress(f"[{left_s():.0f} s left] {len(points)} points")
-    chosen.programs([(p.name, p.program) for p in points], folder / "anchor.jsonl",
-                    left_s(POINTS_SHARE))  # fmt: skip
+    chosen.programs(
+        [(p.name, p.program) for p in points], folder / "anchor.jsonl", left_s(POINTS_SHARE)
+    )
     layers = [layer for layer in fit_layers() if layer.name.startswith(LAYERS)]
     _measure(layers, chosen.layer, profile, folder / "layers", left_s, progress)
 
 
 def _measure(
-    scenarios: Iterable[Scenario], measure: Callable[[Scenario], Trace], profile: Profile,
-    folder: Path, left_s: Callable[[], float], progress: Progress,
-) -> None:  # fmt: skip
+    scenarios: Iterable[Scenario],
+    measure: Callable[[Scenario], Trace],
+    profile: Profile,
+    folder: Path,
+    left_s: Callable[[], float],
+    progress: Progress,
+) -> None:
     for scenario in scenarios:
         path = folder / f"{scenario.name}.jsonl"
         if path.exists() or left_s() <= 0:
@@ -152,22 +161,35 @@ def anchor_folder(
     machine = _machine(folder, spec.l2_bytes, [t for _, t in traces if t.name in STAGES], where)
     machine["graph_launch_s"] = graph_launch(list(points.values()), measured, where)
     ramp = (profile.machine[name].value for name in ("l2_full_hit", "l2_no_hit"))
-    by_kind = tables(points.values(), measured, gpu_with_ramp(profile.gpu, *ramp),
-                     machine["graph_launch_s"].value)  # fmt: skip
+    by_kind = tables(
+        points.values(),
+        measured,
+        gpu_with_ramp(profile.gpu, *ramp),
+        machine["graph_launch_s"].value,
+    )
     here = {key: environment[key] for key in PROVENANCE_KEYS if key in environment}
     found = anchored(
-        profile, by_kind, machine, spec, here | ({"quarantined": "; ".join(aside)} if aside else {}),
+        profile,
+        by_kind,
+        machine,
+        spec,
+        here | ({"quarantined": "; ".join(aside)} if aside else {}),
         {p.name: file_hash(p) for p in sorted(folder.rglob("*.json*")) if p.is_file()},
-    )  # fmt: skip
-    checks = [_check(trace, profile, found.profile) for path, trace in traces
-              if path.parent.name == "layers"]  # fmt: skip
+    )
+    checks = [
+        _check(trace, profile, found.profile)
+        for path, trace in traces
+        if path.parent.name == "layers"
+    ]
     return found, checks, tuple(aside)
 
 
 def _traces(
-    folder: Path, profile: Profile, environment: dict[str, str],
+    folder: Path,
+    profile: Profile,
+    environment: dict[str, str],
     put_aside: Callable[[str, str], None],
-) -> list[tuple[Path, Trace]]:  # fmt: skip
+) -> list[tuple[Path, Trace]]:
     paths = [folder / f"{name}.jsonl" for name in STAGES]
     if missing := [path.name for path in paths if not path.exists()]:
         raise FitError(f"{folder}: {missing} were not measured; run it again with more --budget-s")
@@ -185,9 +207,11 @@ def _check(trace: Trace, old: Profile, new: Profile) -> LayerCheck:
     (layer,) = [layer for layer in fit_layers() if layer.name == trace.name]
     layer = layer.with_kernels(old.kernels)
     return LayerCheck(
-        name=trace.name, measured_s=median(trace.untraced_step_s),
-        old_s=layer_seconds(old, layer), new_s=layer_seconds(new, layer),
-    )  # fmt: skip
+        name=trace.name,
+        measured_s=median(trace.untraced_step_s),
+        old_s=layer_seconds(old, layer),
+        new_s=layer_seconds(new, layer),
+    )
 
 
 def print_anchored(
@@ -196,8 +220,13 @@ def print_anchored(
     """Every shift with its standard error, the machine's constants, whole layers before and after."""
     made = table(
         "Shift of each kind: time here over time there, less HBM's own",
-        "kind", "points", "measured", "+- s.e.", "applied", "significant",
-    )  # fmt: skip
+        "kind",
+        "points",
+        "measured",
+        "+- s.e.",
+        "applied",
+        "significant",
+    )
     for shift in (found.hbm, *found.kinds):
         made.add_row(*_shift_cells(shift))
     console.print(made)
@@ -208,8 +237,11 @@ def print_anchored(
     if checks:
         made = table("Whole layers, predicted over measured", "layer", "old", "new")
         for check in checks:
-            made.add_row(check.name, signed(check.old_s / check.measured_s - 1),
-                         signed(check.new_s / check.measured_s - 1))  # fmt: skip
+            made.add_row(
+                check.name,
+                signed(check.old_s / check.measured_s - 1),
+                signed(check.new_s / check.measured_s - 1),
+            )
         console.print(made)
         console.print(f"Median |error| of {len(checks)} whole layers: {layers_sentence(checks)}.")
     for line in aside:
@@ -227,30 +259,48 @@ def _shift_cells(shift: Shift) -> tuple[str, ...]:
     if not shift.num_points:
         return shift.name, "0", "-", "-", "-", "not measured"
     return (
-        shift.name, str(shift.num_points), signed(shift.log_shift), percent(shift.standard_error),
-        signed(shift.applied), "yes" if shift.is_significant else "no",
-    )  # fmt: skip
+        shift.name,
+        str(shift.num_points),
+        signed(shift.log_shift),
+        percent(shift.standard_error),
+        signed(shift.applied),
+        "yes" if shift.is_significant else "no",
+    )
 
 
 def _machine_cells(one: MachineShift) -> tuple[str, ...]:
     return (
-        one.name, f"{one.old.value:.4g}", f"{one.new.value:.4g}", f"{one.standard_error:.2g}",
+        one.name,
+        f"{one.old.value:.4g}",
+        f"{one.new.value:.4g}",
+        f"{one.standard_error:.2g}",
         "yes" if one.is_significant else "no",
-    )  # fmt: skip
+    )
 
 
 def _store(found: Anchored, checks: list[LayerCheck], aside: tuple[str, ...], out: Path) -> None:
     data = {
-        "format": "layerwise-anchor", "version": 1,
+        "format": "layerwise-anchor",
+        "version": 1,
         "shifts": [
-            {"kind": s.name, "num_points": s.num_points, "log_shift": s.log_shift,
-             "standard_error": s.standard_error, "applied": s.applied,
-             "significant": s.is_significant}
+            {
+                "kind": s.name,
+                "num_points": s.num_points,
+                "log_shift": s.log_shift,
+                "standard_error": s.standard_error,
+                "applied": s.applied,
+                "significant": s.is_significant,
+            }
             for s in (found.hbm, *found.kinds)
         ],
         "machine": [
-            {"name": m.name, "old": m.old.value, "new": m.new.value,
-             "standard_error": m.standard_error, "significant": m.is_significant}
+            {
+                "name": m.name,
+                "old": m.old.value,
+                "new": m.new.value,
+                "standard_error": m.standard_error,
+                "significant": m.is_significant,
+            }
             for m in found.machine
         ],
         "layers": [
@@ -258,6 +308,6 @@ def _store(found: Anchored, checks: list[LayerCheck], aside: tuple[str, ...], ou
             for c in checks
         ],
         "quarantined": list(aside),
-    }  # fmt: skip
+    }
     path = diagnostics_folder(out) / "anchor.json"
     write_atomically(path, json.dumps(data, indent=1) + "\n")

@@ -23,8 +23,14 @@ if TYPE_CHECKING:
     from layerwise.sim.profile import OpFit, Profile
 
 
-BUDGETS_S = {"": 600.0, "--collect": 600.0, "--fit": 0.0, "--anchor": 300.0, "--for": 120.0,
-             "--links": 0.0}  # fmt: skip
+BUDGETS_S = {
+    "": 600.0,
+    "--collect": 600.0,
+    "--fit": 0.0,
+    "--anchor": 300.0,
+    "--for": 120.0,
+    "--links": 0.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +52,13 @@ class Asked:
     @property
     def tasks(self) -> list[str]:
         """The options given that each are a task of their own."""
-        given = {"--collect": self.collect, "--fit": self.fit, "--anchor": self.anchor,
-                 "--for": self.scenario, "--links": self.links}  # fmt: skip
+        given = {
+            "--collect": self.collect,
+            "--fit": self.fit,
+            "--anchor": self.anchor,
+            "--for": self.scenario,
+            "--links": self.links,
+        }
         return [option for option, value in given.items() if value is not None]
 
 
@@ -84,14 +95,17 @@ def calibrate(asked: Asked, console: Console, progress: Callable[[str], None]) -
 def _check(asked: Asked) -> None:
     if len(asked.tasks) > 1:
         raise SpecError(
-            "/".join(asked.tasks), "together", "is not one task",
+            "/".join(asked.tasks),
+            "together",
+            "is not one task",
             "give one of --collect, --fit, --anchor, --for and --links, or none to do it all here",
-        )  # fmt: skip
+        )
     if asked.budget_s < 0 or not math.isfinite(asked.budget_s):
         raise SpecError("--budget-s", asked.budget_s, "is no time", "give seconds above 0")
     for option, value, only in (
-        ("--what", asked.what, ("--collect",)), ("--profile", asked.profile, ("--for", "--links")),
-    ):  # fmt: skip
+        ("--what", asked.what, ("--collect",)),
+        ("--profile", asked.profile, ("--for", "--links")),
+    ):
         if value and not set(only) & set(asked.tasks):
             needed = " or ".join(only)
             raise SpecError(option, str(value), f"has no meaning without {needed}", "remove it")
@@ -109,8 +123,12 @@ def _shipped(scenario: Path) -> Path:
     gpu = load_scenario(scenario).cluster.gpu.name
     path = profile_path(gpu)
     if not path.exists():
-        raise SpecError("--profile", None, f"is missing, and none is shipped for {gpu}",
-                        "give the profile to add to with --profile FILE")  # fmt: skip
+        raise SpecError(
+            "--profile",
+            None,
+            f"is missing, and none is shipped for {gpu}",
+            "give the profile to add to with --profile FILE",
+        )
     return path
 
 
@@ -118,9 +136,11 @@ def require_scipy() -> None:
     """Raise MissingPackageError, saying what works without it, when scipy is not installed."""
     if find_spec("scipy") is None:
         raise MissingPackageError(
-            "scipy", "fit a profile", "pip install '.[calibration]'",
+            "scipy",
+            "fit a profile",
+            "pip install '.[calibration]'",
             "all that predicts with a shipped profile (layerwise paper, predict, compare)",
-        )  # fmt: skip
+        )
 
 
 def collect_to(
@@ -174,10 +194,15 @@ def fit_to(folder: Path, out: Path, name: str, gpu: str, console: Console) -> st
     by_kind: dict[str, Table] = {}
     try:
         profile = build_profile(
-            folder, name=name, gpu=gpu, kernels=GPU_KERNELS,
-            transfers=read_transfers(transfers_path(gpu)), progress=outcomes.__setitem__,
-            quarantine=lambda where, why: aside.append(f"{where}: {why}"), joined=by_kind.update,
-        )  # fmt: skip
+            folder,
+            name=name,
+            gpu=gpu,
+            kernels=GPU_KERNELS,
+            transfers=read_transfers(transfers_path(gpu)),
+            progress=outcomes.__setitem__,
+            quarantine=lambda where, why: aside.append(f"{where}: {why}"),
+            joined=by_kind.update,
+        )
     except FitError:
         if outcomes:
             print_fits(outcomes, console)
@@ -205,12 +230,13 @@ def report_of(
     again = folder / "repeats.jsonl"
     _, measured = read_points(folder, profile.kernels)
     return FitReport(
-        profile_name=profile.name, profile_digest=profile.digest,
+        profile_name=profile.name,
+        profile_digest=profile.digest,
         reviewed=tuple(review(profile.fits, by_kind, GPUS[profile.gpu])),
         boxes=tuple(boxes(profile.fits, (), kept_apart(folder, profile))),
         quarantined=tuple(quarantined),
         spread=run_to_run(measured, read_sweep(again)) if again.exists() else None,
-    )  # fmt: skip
+    )
 
 
 def kept_apart(folder: Path, profile: Profile) -> tuple[int, float] | None:
@@ -242,9 +268,16 @@ def print_fits(outcomes: dict[str, OpFit | FitError], console: Console) -> None:
     from layerwise.sim.profile import OpFit
 
     made = table(
-        "Fits by kind of op: |predicted / measured - 1|", "kind", "points", "form", "held out",
-        "p90", "converged", "off bounds", f"held out < {HELD_OUT_BAR:.0%}",
-    )  # fmt: skip
+        "Fits by kind of op: |predicted / measured - 1|",
+        "kind",
+        "points",
+        "form",
+        "held out",
+        "p90",
+        "converged",
+        "off bounds",
+        f"held out < {HELD_OUT_BAR:.0%}",
+    )
     bound: list[str] = []
     for kind, fit in outcomes.items():
         if not isinstance(fit, OpFit):
@@ -253,10 +286,15 @@ def print_fits(outcomes: dict[str, OpFit | FitError], console: Console) -> None:
         stopped = parameters_at_bound(kind, fit)
         bound += [f"{kind}.{name} = {fit.values[name]:.4g}" for name in stopped]
         made.add_row(
-            kind, f"{fit.num_points:,}", percent(fit.form_median_error),
-            percent(fit.held_out_median_error), percent(fit.held_out_p90_error), "yes",
-            _box(not stopped), _box(fit.held_out_median_error < HELD_OUT_BAR),
-        )  # fmt: skip
+            kind,
+            f"{fit.num_points:,}",
+            percent(fit.form_median_error),
+            percent(fit.held_out_median_error),
+            percent(fit.held_out_p90_error),
+            "yes",
+            _box(not stopped),
+            _box(fit.held_out_median_error < HELD_OUT_BAR),
+        )
     console.print(made)
     console.print(
         "form: median of the physics form alone; held out: median, and p90, of points that the "

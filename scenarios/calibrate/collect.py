@@ -54,17 +54,32 @@ GPU_KERNELS = KernelChoice(
 )
 FIT_SCENARIOS = Path(__file__).parents[1] / "fit"
 Task = Literal[
-    "read-curve", "stages", "sweep", "supplement", "denser", "split-kv", "skinny", "fit-layers",
-    "unseen", "validation-layers", "engine-layers", "two-gpus", "read-curve-scored", "designed",
-    "repeats", "unfitted", "flash",
-]  # fmt: skip
+    "read-curve",
+    "stages",
+    "sweep",
+    "supplement",
+    "denser",
+    "split-kv",
+    "skinny",
+    "fit-layers",
+    "unseen",
+    "validation-layers",
+    "engine-layers",
+    "two-gpus",
+    "read-curve-scored",
+    "designed",
+    "repeats",
+    "unfitted",
+    "flash",
+]
 TASKS: tuple[Task, ...] = get_args(Task)
 DEFAULT_TASKS: tuple[Task, ...] = ("read-curve", "stages", "sweep", "split-kv", "skinny")
 POINTS = FIT_POINTS | {"unseen": unseen, "unfitted": unfitted, "flash": flash_attention}
 LAYERS: dict[str, tuple[Literal["fit", "validation"], Callable[[], list[Scenario]]]] = {
-    "fit-layers": ("fit", fit_layers), "validation-layers": ("validation", validation_layers),
+    "fit-layers": ("fit", fit_layers),
+    "validation-layers": ("validation", validation_layers),
     "engine-layers": ("validation", engine_layers),
-}  # fmt: skip
+}
 ENVIRONMENT = "environment.json"
 CURVES = {"read-curve": "read_curve.json", "read-curve-scored": "read_curve_scored.json"}
 
@@ -140,9 +155,13 @@ def _nothing_if_refused(out: Path) -> Generator[None]:
 
 
 def _collect(
-    out: Path, budget_s: float, tasks: Sequence[Task], progress: Callable[[str], None],
-    instruments: Instruments | None, gpu: str,
-) -> Collected:  # fmt: skip
+    out: Path,
+    budget_s: float,
+    tasks: Sequence[Task],
+    progress: Callable[[str], None],
+    instruments: Instruments | None,
+    gpu: str,
+) -> Collected:
     chosen = instruments or gpu_instruments(progress)
     deadline_s = time.monotonic() + budget_s
     _write_json(out / ENVIRONMENT, chosen.environment())
@@ -163,9 +182,13 @@ def on_gpu(scenario: Scenario, gpu: str) -> Scenario:
 
 
 def _collect_one(
-    task: Task, out: Path, left_s: float, progress: Callable[[str], None], chosen: Instruments,
+    task: Task,
+    out: Path,
+    left_s: float,
+    progress: Callable[[str], None],
+    chosen: Instruments,
     gpu: str,
-) -> Collected:  # fmt: skip
+) -> Collected:
     match task:
         case "read-curve" | "read-curve-scored":
             target = out / CURVES[task]
@@ -203,9 +226,12 @@ def _collect_one(
             outcome = measure_scenarios(
                 [on_gpu(layer, gpu).with_kernels(GPU_KERNELS) for layer in layers()],
                 measure=_seasoned(chosen.layer, gpu),
-                folder=out / "layers", purpose=purpose, budget_s=left_s,
-                failed=out / "failed.jsonl", progress=progress,
-            )  # fmt: skip
+                folder=out / "layers",
+                purpose=purpose,
+                budget_s=left_s,
+                failed=out / "failed.jsonl",
+                progress=progress,
+            )
             return Collected(outcome.num_missing, outcome.num_failed)
 
 
@@ -267,10 +293,14 @@ def _collect_pairs(
 
     with chosen.pairs() as pair:
         outcome = measure_scenarios(
-            [run.with_kernels(GPU_KERNELS) for run in two_gpu_runs(gpu)], measure=pair,
-            folder=out / "pairs", purpose="validation", budget_s=left_s,
-            failed=out / "failed.jsonl", progress=progress,
-        )  # fmt: skip
+            [run.with_kernels(GPU_KERNELS) for run in two_gpu_runs(gpu)],
+            measure=pair,
+            folder=out / "pairs",
+            purpose="validation",
+            budget_s=left_s,
+            failed=out / "failed.jsonl",
+            progress=progress,
+        )
     return Collected(outcome.num_missing, outcome.num_failed)
 
 
@@ -279,8 +309,11 @@ def _collect_stages(
 ) -> Collected:
     """The whole stages of scenarios/fit. The budget is asked before each; an error ends it all."""
     deadline_s = time.monotonic() + left_s
-    todo = [path for path in sorted(FIT_SCENARIOS.glob("*.toml"))
-            if not (out / f"{path.stem}.jsonl").exists()]  # fmt: skip
+    todo = [
+        path
+        for path in sorted(FIT_SCENARIOS.glob("*.toml"))
+        if not (out / f"{path.stem}.jsonl").exists()
+    ]
     for done, path in enumerate(todo):
         if time.monotonic() > deadline_s:
             return Collected(len(todo) - done)
@@ -319,9 +352,13 @@ def gpu_instruments(progress: Callable[[str], None] = print) -> Instruments:
         return left
 
     return Instruments(
-        environment=lambda: environment_of(device), curve=lambda task: read_curve(device, sizes[task]),
-        stage=stage, layer=layer, programs=programs, pairs=lambda: ready_ranks(2, "cuda"),
-    )  # fmt: skip
+        environment=lambda: environment_of(device),
+        curve=lambda task: read_curve(device, sizes[task]),
+        stage=stage,
+        layer=layer,
+        programs=programs,
+        pairs=lambda: ready_ranks(2, "cuda"),
+    )
 
 
 def _own(trace: Trace | None) -> Trace:

@@ -55,8 +55,12 @@ def print_report(report: FitReport, console: Console) -> None:
 def _print_worst(reviewed: Sequence[Reviewed], console: Console) -> None:
     made = table(
         "The worst points, each predicted as if its shape had not been measured",
-        "point", "measured", "error", "likely reason", wide="likely reason",
-    )  # fmt: skip
+        "point",
+        "measured",
+        "error",
+        "likely reason",
+        wide="likely reason",
+    )
     for one, reason in worst(reviewed):
         made.add_row(escape(one.name), seconds(one.measured_s), signed(one.ratio - 1), reason)
     console.print(made)
@@ -98,14 +102,19 @@ def _as_csv(reviewed: Sequence[Reviewed]) -> str:
 
 def _as_data(report: FitReport) -> dict[str, object]:
     return {
-        "format": FORMAT, "version": VERSION,
+        "format": FORMAT,
+        "version": VERSION,
         "profile": {"name": report.profile_name, "digest": report.profile_digest},
         "boxes": [asdict(box) for box in report.boxes],
         "worst": [
-            {"name": one.name, "measured_s": one.measured_s, "predicted_s": one.predicted_s,
-             "likely_reason": reason}
+            {
+                "name": one.name,
+                "measured_s": one.measured_s,
+                "predicted_s": one.predicted_s,
+                "likely_reason": reason,
+            }
             for one, reason in worst(report.reviewed)
         ],
         "quarantined": list(report.quarantined),
         "run_to_run": asdict(report.spread) if report.spread else None,
-    }  # fmt: skip
+    }

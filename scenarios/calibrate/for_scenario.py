@@ -60,9 +60,14 @@ class Asked:
 
 
 def measure_for(
-    scenario_path: Path, base: Path, out: Path, budget_s: float, console: Console,
-    progress: Progress, instruments: Instruments | None = None,
-) -> str:  # fmt: skip
+    scenario_path: Path,
+    base: Path,
+    out: Path,
+    budget_s: float,
+    console: Console,
+    progress: Progress,
+    instruments: Instruments | None = None,
+) -> str:
     """Measure a scenario's ops on this GPU, write the profile with them; returns a sentence.
 
     Collectives and messages are left to the profile. Raises ProfileMismatchError for a scenario of
@@ -85,9 +90,11 @@ def measure_for(
     progress(f"[{budget_s:.0f} s left] {len(order)} shapes of {scenario.name}")
     num_left = chosen.programs([(p.name, p.program) for p in order], folder / FILE, budget_s)
     asked = Asked(
-        points=tuple(order), measured=_read(folder / FILE, order), left_out=wanted.left_out,
+        points=tuple(order),
+        measured=_read(folder / FILE, order),
+        left_out=wanted.left_out,
         notes=_notes(profile, environment, num_left),
-    )  # fmt: skip
+    )
     made = profile_with(profile, scenario, asked, environment, folder)
     print_asked(profile, made, scenario, asked, console)
     write_profile(made, out)
@@ -110,8 +117,12 @@ def profile_with(
 ) -> Profile:
     """The profile with these points as its own, which its provenance says."""
     ramp = (profile.machine[name].value for name in ("l2_full_hit", "l2_no_hit"))
-    by_kind = tables(asked.points, asked.measured, gpu_with_ramp(profile.gpu, *ramp),
-                     profile.machine["graph_launch_s"].value)  # fmt: skip
+    by_kind = tables(
+        asked.points,
+        asked.measured,
+        gpu_with_ramp(profile.gpu, *ramp),
+        profile.machine["graph_launch_s"].value,
+    )
     where = f"{environment['gpu']}, {environment.get('date_utc', 'undated')[:10]}"
     said = {
         "measured_for": f"{scenario.name}: {len(asked.measured)} of {len(asked.points)} shapes, "
@@ -120,8 +131,9 @@ def profile_with(
     }
     if asked.notes:
         said["measured_for_notes"] = "; ".join(asked.notes)
-    made = with_points(profile, by_kind, GPUS[profile.gpu], said,
-                       {f"for/{FILE}": file_hash(folder / FILE)})  # fmt: skip
+    made = with_points(
+        profile, by_kind, GPUS[profile.gpu], said, {f"for/{FILE}": file_hash(folder / FILE)}
+    )
     return replace(made, name=f"{profile.name}, for {scenario.name}")
 
 

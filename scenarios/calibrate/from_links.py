@@ -52,8 +52,13 @@ def profile_from_links(
     profile = _base(base, gpu, head["environment"])
     spec = GPUS.get(profile.gpu)
     if spec is None:
-        raise SpecError("--profile", profile.gpu, "is of a GPU without a datasheet here",
-                        f"use a profile of {', '.join(GPUS)}", str(base))  # fmt: skip
+        raise SpecError(
+            "--profile",
+            profile.gpu,
+            "is of a GPU without a datasheet here",
+            f"use a profile of {', '.join(GPUS)}",
+            str(base),
+        )
     _check_gpu(links, head, spec)
     refits = refits_of(links, profile, spec, head["environment"])
     made = with_links(profile, refits, links, head)
@@ -70,9 +75,10 @@ def refits_of(
 ) -> list[LinkRefit]:
     """Every transfer of the file that a profile holds. Raises FileFormatError for none."""
     found = {
-        name: timings for name, timings in read_links(links, usual_wires(spec.name)[0].name).items()
+        name: timings
+        for name, timings in read_links(links, usual_wires(spec.name)[0].name).items()
         if timings.fit
-    }  # fmt: skip
+    }
     if not found:
         raise FileFormatError(
             f"{links}: has no timings in graphs to fit; measure again with --modes graph"
@@ -80,12 +86,14 @@ def refits_of(
     fits = fit_links(found, source_of(links, environment))
     return [
         LinkRefit(
-            name=name, timings=timings, fit=fits[name],
+            name=name,
+            timings=timings,
+            fit=fits[name],
             old_error=_error(profile.transfers.get(name), timings),
             new_error=_error(fits[name], timings),
         )
         for name, timings in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def source_of(links: Path, environment: Mapping[str, str]) -> str:
@@ -109,11 +117,12 @@ def with_links(
         "links_onto": f"{profile.name}, digest {profile.digest}",
     }
     return replace(
-        profile, name=f"{profile.name}, with links of {day}",
+        profile,
+        name=f"{profile.name}, with links of {day}",
         transfers=profile.transfers | {one.name: one.fit for one in refits},
         provenance=profile.provenance | said,
         data_hashes=profile.data_hashes | {f"links/{links.name}": file_hash(links)},
-    )  # fmt: skip
+    )
 
 
 def print_refits(
@@ -122,14 +131,23 @@ def print_refits(
     """Old against new on held-out payloads, then what stays and what was not timed."""
     made = table(
         "Messages and collectives: mean error on held-out payloads",
-        "transfer", "fitted", "held out", "largest GB/s", "old", "new",
-    )  # fmt: skip
+        "transfer",
+        "fitted",
+        "held out",
+        "largest GB/s",
+        "old",
+        "new",
+    )
     for one in refits:
         size, seconds = max((*one.timings.fit, *one.timings.score))
         made.add_row(
-            one.name, str(len(one.timings.fit)), str(len(one.timings.score)),
-            f"{size / seconds / 1e9:.1f}", _shown(one.old_error), _shown(one.new_error),
-        )  # fmt: skip
+            one.name,
+            str(len(one.timings.fit)),
+            str(len(one.timings.score)),
+            f"{size / seconds / 1e9:.1f}",
+            _shown(one.old_error),
+            _shown(one.new_error),
+        )
     console.print(made)
     kept = sorted(old.transfers.keys() - {one.name for one in refits})
     if kept:
@@ -182,11 +200,19 @@ def _base(base: Path | None, gpu: str, environment: Mapping[str, str]) -> Profil
         return profile
     named = gpu or SPEC_OF_NAME.get(environment.get("gpu", ""), "")
     if not named:
-        raise SpecError("--gpu", environment.get("gpu"), "is no GPU known by this name",
-                        f"name one of {', '.join(GPUS)}, or a base with --profile")  # fmt: skip
+        raise SpecError(
+            "--gpu",
+            environment.get("gpu"),
+            "is no GPU known by this name",
+            f"name one of {', '.join(GPUS)}, or a base with --profile",
+        )
     if not profile_path(named).exists():
-        raise SpecError("--profile", None, f"is missing, and none is shipped for {named}",
-                        "give the profile to put them into with --profile FILE")  # fmt: skip
+        raise SpecError(
+            "--profile",
+            None,
+            f"is missing, and none is shipped for {named}",
+            "give the profile to put them into with --profile FILE",
+        )
     return load_profile(profile_path(named))
 
 

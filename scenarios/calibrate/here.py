@@ -31,9 +31,14 @@ SAME_MACHINE = ("gpu", "num_sms", "l2_bytes", "driver", "torch")
 
 
 def calibrate_here(
-    out: Path | None, budget_s: float, gpu: str, name: str, console: Console, progress: Progress,
+    out: Path | None,
+    budget_s: float,
+    gpu: str,
+    name: str,
+    console: Console,
+    progress: Progress,
     instruments: Instruments | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """Measure into a folder beside the profile, fit it, write the profile; returns a sentence.
 
     The folder keeps what was measured: an interrupted run, or one out of budget, goes on there.
@@ -98,10 +103,11 @@ def instruments_here(progress: Progress) -> Instruments:
 def gpu_of(environment: Mapping[str, str]) -> str:
     """Which known GPU this is, by its SMs and its L2. Raises SpecError for none, or for several."""
     found = [
-        name for name, spec in GPUS.items()
+        name
+        for name, spec in GPUS.items()
         if environment.get("num_sms") == str(spec.num_sms)
         and environment.get("l2_bytes") == str(spec.l2_bytes)
-    ]  # fmt: skip
+    ]
     if len(found) == 1:
         return found[0]
     what = f"{environment.get('gpu')} ({environment.get('num_sms')} SMs)"
@@ -118,6 +124,8 @@ def check_same_machine(folder: Path, environment: Mapping[str, str]) -> None:
     for key in SAME_MACHINE:
         if before.get(key) != environment.get(key):
             raise SpecError(
-                str(folder), environment.get(key), f"was measured where {key}={before.get(key)!r}",
+                str(folder),
+                environment.get(key),
+                f"was measured where {key}={before.get(key)!r}",
                 "write another profile with --out, or remove the folder",
-            )  # fmt: skip
+            )

@@ -41,10 +41,18 @@ def _draw_kind(kind: str, points: Sequence[Reviewed], folder: Path) -> Path:
     for number, (axis, name) in enumerate(zip(axes[0], features, strict=True)):
         for is_cold in (True, False):
             chosen = [p for p in points if p.is_cold is is_cold]
-            values = [p.features[number] if number < len(FEATURES[kind]) else p.measured_s
-                      for p in chosen]  # fmt: skip
-            axis.scatter(values, [p.ratio for p in chosen], s=6, alpha=0.5, linewidths=0,
-                         color=COLOURS[is_cold], label="cold" if is_cold else "warm")  # fmt: skip
+            values = [
+                p.features[number] if number < len(FEATURES[kind]) else p.measured_s for p in chosen
+            ]
+            axis.scatter(
+                values,
+                [p.ratio for p in chosen],
+                s=6,
+                alpha=0.5,
+                linewidths=0,
+                color=COLOURS[is_cold],
+                label="cold" if is_cold else "warm",
+            )
         _label(axis, name)
     axes[0][0].set_ylabel("predicted / measured, shape left out")
     axes[0][0].legend(loc="best", fontsize="small")

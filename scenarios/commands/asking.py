@@ -25,8 +25,9 @@ from layerwise.scenarios.commands.shared import note, note_changes, print_json, 
 
 
 def paper(
-    model: Annotated[ModelName, typer.Option(help="16 layers, or the 112 of 30 B.")]
-    = ModelName.PAPER_16,
+    model: Annotated[
+        ModelName, typer.Option(help="16 layers, or the 112 of 30 B.")
+    ] = ModelName.PAPER_16,
     phase: Annotated[PhaseName, typer.Option(help="Decode, or prefill.")] = PhaseName.DECODE,
     launch: Annotated[LaunchName, typer.Option(help="CUDA graph, or eager.")] = LaunchName.GRAPH,
     as_json: JsonOption = False,
@@ -34,7 +35,7 @@ def paper(
     trace_slices: SlicesOption = MAX_SLICES,
     changes: SetOption = None,
     profile: ProfileOption = None,
-) -> None:  # fmt: skip
+) -> None:
     """The paper's claims beside predictions and measurements, with a verdict for each.
 
     Example: layerwise paper --phase prefill
@@ -43,9 +44,11 @@ def paper(
     from layerwise.sim.plan.overrides import parse_settings
 
     question = Question(
-        model=model.value, phase=phase.value, launch=launch.value,
+        model=model.value,
+        phase=phase.value,
+        launch=launch.value,
         changes=parse_settings(changes or ()),
-    )  # fmt: skip
+    )
     gpu = question.scenario("layer-wise").cluster.gpu.name
     report = ask(question, profile_or_none(profile, gpu), default_traces())
     note_changes(changes)
@@ -220,10 +223,16 @@ def rank(
     constants = profile_or_none(profile, asked.cluster.gpu.name)
     with showing_progress(console(stderr=True)) as progress:
         ranking = rank_placements(
-            asked.model, asked.cluster, asked.workload, constants, run=asked.run,
-            tpot_below_s=limit_s, fits_only=fits_only, workers=available_workers(),
+            asked.model,
+            asked.cluster,
+            asked.workload,
+            constants,
+            run=asked.run,
+            tpot_below_s=limit_s,
+            fits_only=fits_only,
+            workers=available_workers(),
             progress=progress,
-        )  # fmt: skip
+        )
     note_changes(changes)
     if plot is not None:
         from layerwise.scenarios.rank.plot import write_plot
@@ -274,9 +283,7 @@ def sweep(
 
     asked = load_sweep(file, parse_settings(changes or ()))
     given = load_profile(profile) if profile else None
-    outcome = sweep_to(
-        asked, out, given, num_workers=workers, dask=dask, reuse=reuse or ()
-    )  # fmt: skip
+    outcome = sweep_to(asked, out, given, num_workers=workers, dask=dask, reuse=reuse or ())
     note_changes(changes)
     from layerwise.scenarios.sweep.tables import outcome_as_data, print_outcome
 

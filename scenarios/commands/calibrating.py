@@ -48,14 +48,17 @@ def calibrate(
     ] = None,
     budget_s: Annotated[
         float,
-        typer.Option(parser=parse_seconds, metavar="TIME",
-                     help="Time to measure; 10min, to anchor 5min, for a scenario 2min."),
+        typer.Option(
+            parser=parse_seconds,
+            metavar="TIME",
+            help="Time to measure; 10min, to anchor 5min, for a scenario 2min.",
+        ),
     ] = 0.0,
     gpu: Annotated[str, typer.Option(help="The GPU; found out where it is measured.")] = "",
     name: Annotated[str, typer.Option(help="The profile's name; the GPU's by default.")] = "",
     profile: ProfileOption = None,
     as_json: JsonOption = False,
-) -> None:  # fmt: skip
+) -> None:
     """Measure this machine's GPU, fit, score on points kept apart, write a profile and its faults.
 
     With --collect or --fit one half of that; --anchor moves a shipped profile here in minutes;
@@ -70,9 +73,18 @@ def calibrate(
 
     check_gpu(gpu, "a .toml file is predicted from its datasheet, without a profile")
     asked = Asked(
-        collect=collect, fit=fit, anchor=anchor, scenario=scenario, links=links, out=out,
-        what=tuple(what or ()), budget_s=budget_s, gpu=gpu, name=name, profile=profile,
-    )  # fmt: skip
+        collect=collect,
+        fit=fit,
+        anchor=anchor,
+        scenario=scenario,
+        links=links,
+        out=out,
+        what=tuple(what or ()),
+        budget_s=budget_s,
+        gpu=gpu,
+        name=name,
+        profile=profile,
+    )
     said = run(asked, console(stderr=as_json), note)
     if as_json:
         from layerwise.scenarios.commands.written import calibrated_as_data

@@ -89,8 +89,11 @@ def measure(
     stall_s: Annotated[float, _seconds_option("stall_s")] = Options.stall_s,
     imported: Annotated[
         list[Path] | None,
-        typer.Option("--import", metavar="FILE",
-                     help="Run nothing: take nsys's .sqlite or torch.profiler's .json (repeatable)."),
+        typer.Option(
+            "--import",
+            metavar="FILE",
+            help="Run nothing: take nsys's .sqlite or torch.profiler's .json (repeatable).",
+        ),
     ] = None,
     rank_of: Annotated[
         list[str] | None,
@@ -101,7 +104,7 @@ def measure(
     ] = None,
     changes: SetOption = None,
     as_json: JsonOption = False,
-) -> None:  # fmt: skip
+) -> None:
     """Run a scenario for real, on GPUs or on the CPU, and write its trace. Needs torch.
 
     Example: layerwise measure scenario.toml --out trace.jsonl.gz

@@ -69,9 +69,14 @@ def explore(
     from layerwise.scenarios.report.making import serve
 
     profiles = lru_cache(lambda gpu: profile_or_none(profile, gpu))
-    serve(profiles, models or (), port, lambda url: (
-        print(json.dumps({"url": url}), flush=True) if as_json else print(url, flush=True)
-    ))  # fmt: skip
+    serve(
+        profiles,
+        models or (),
+        port,
+        lambda url: (
+            print(json.dumps({"url": url}), flush=True) if as_json else print(url, flush=True)
+        ),
+    )
 
 
 def schema(

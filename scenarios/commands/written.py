@@ -13,14 +13,21 @@ def trace_as_data(path: Path, said: str) -> dict[str, Any]:
 
     trace = read_trace(path)
     return {
-        "trace": str(path), "said": said.splitlines(), "name": trace.name, "purpose": trace.purpose,
-        "kernel_set": trace.kernel_set, "timing": trace.timing, "num_rows": len(trace.rows),
+        "trace": str(path),
+        "said": said.splitlines(),
+        "name": trace.name,
+        "purpose": trace.purpose,
+        "kernel_set": trace.kernel_set,
+        "timing": trace.timing,
+        "num_rows": len(trace.rows),
         "num_ranks": len({row.rank for row in trace.rows}),
         "untraced_step_s": median(trace.untraced_step_s) if trace.untraced_step_s else None,
-        "num_steps_timed": len(trace.untraced_step_s), "traced_ratio": trace.traced_ratio or None,
-        "measured": dict(trace.measured), "environment": dict(trace.environment),
+        "num_steps_timed": len(trace.untraced_step_s),
+        "traced_ratio": trace.traced_ratio or None,
+        "measured": dict(trace.measured),
+        "environment": dict(trace.environment),
         "cautions": list(trace.cautions()),
-    }  # fmt: skip
+    }
 
 
 def calibrated_as_data(out: Path | None, said: str) -> dict[str, Any]:
@@ -32,17 +39,22 @@ def calibrated_as_data(out: Path | None, said: str) -> dict[str, Any]:
     profile = load_profile(out)
     kinds = {
         kind: {
-            "num_points": fit.num_points, "form_median_error": fit.form_median_error,
+            "num_points": fit.num_points,
+            "form_median_error": fit.form_median_error,
             "held_out_median_error": fit.held_out_median_error,
             "held_out_p90_error": fit.held_out_p90_error,
         }
         for kind, fit in profile.fits.items()
-    }  # fmt: skip
+    }
     return {
         "said": said.splitlines(),
         "profile": {
-            "path": str(out), "name": profile.name, "digest": profile.digest, "gpu": profile.gpu,
-            "step_factor": profile.step_factor, "provenance": dict(profile.provenance),
+            "path": str(out),
+            "name": profile.name,
+            "digest": profile.digest,
+            "gpu": profile.gpu,
+            "step_factor": profile.step_factor,
+            "provenance": dict(profile.provenance),
         },
         "fits": kinds,
-    }  # fmt: skip
+    }

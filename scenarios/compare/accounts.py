@@ -92,8 +92,9 @@ def measured_transfers(
     """
     spans = {
         (row.repeat, (row.step, row.rank, row.op)): row.duration_s
-        for row in rows if row.kind in (*MESSAGES, *COLLECTIVES) and not row.replaced
-    }  # fmt: skip
+        for row in rows
+        if row.kind in (*MESSAGES, *COLLECTIVES) and not row.replaced
+    }
     steps = {key[0] for _, key in spans}
     found: dict[tuple[int, RowKey], float] = {}
     for (repeat, key), own_s in spans.items():

@@ -76,9 +76,11 @@ def choose_traces(
         return (trace,)
     if not (everything or asked):
         raise SpecError(
-            "--measured", None, "is missing",
+            "--measured",
+            None,
+            "is missing",
             "give --measured TRACE, --all, or a scenario file whose trace is committed",
-        )  # fmt: skip
+        )
     paths = validation_trace_paths()
     traces = tuple(read_trace(path) for path in paths)
     for trace, path in zip(traces, paths, strict=True):
@@ -104,9 +106,11 @@ def _compared(trace: Trace, profile: Profile) -> Compared:
     committed = read_prediction(path)
     if committed and comparison.ops and committed.ops.keys() != {s.op for s in comparison.ops}:
         return Compared(
-            comparison=comparison, committed=None, profile=profile,
+            comparison=comparison,
+            committed=None,
+            profile=profile,
             earlier=Earlier(told=f"not committed before: {path.name} is of other ops"),
-        )  # fmt: skip
+        )
     earlier = earlier_than(
         trace.environment.get("date_utc", ""), path, committed.created if committed else ""
     )
@@ -174,14 +178,21 @@ def _as_data(each: Compared) -> dict[str, Any]:
 def score_as_data(score: Score) -> dict[str, Any]:
     """One line with stable keys, SI units in their names."""
     return {
-        "level": score.level, "name": score.name, "part": score.part, "ranks": list(score.ranks),
-        "count": score.count, **asdict(score.times), "error": score.error,
-        "interval_s": _interval(score), "spread": score.spread, "share": score.share,
+        "level": score.level,
+        "name": score.name,
+        "part": score.part,
+        "ranks": list(score.ranks),
+        "count": score.count,
+        **asdict(score.times),
+        "error": score.error,
+        "interval_s": _interval(score),
+        "spread": score.spread,
+        "share": score.share,
         "is_extrapolated": score.extrapolated,
         "unfitted": list(sentences(score.unfitted)),
         "first_step": asdict(score.first) if score.first else None,
         "last_step": asdict(score.last) if score.last else None,
-    }  # fmt: skip
+    }
 
 
 def _interval(score: Score | StageScore) -> dict[str, Any] | None:

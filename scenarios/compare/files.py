@@ -17,11 +17,30 @@ from layerwise.sim.uncertainty import around
 # As many ops as a person can tell apart in a picture; of more, those with the largest shares.
 MOST_OPS = 40
 COLUMNS = (
-    "run", "gpu", "is_scored", "level", "name", "part", "ranks", "count", "speed_of_light_s",
-    "uncalibrated_s", "predicted_s", "interval_low_s", "interval_high_s", "measured_s", "spread",
-    "error", "is_inside", "share", "is_extrapolated", "first_step_predicted_s",
-    "first_step_measured_s", "last_step_predicted_s", "last_step_measured_s",
-)  # fmt: skip
+    "run",
+    "gpu",
+    "is_scored",
+    "level",
+    "name",
+    "part",
+    "ranks",
+    "count",
+    "speed_of_light_s",
+    "uncalibrated_s",
+    "predicted_s",
+    "interval_low_s",
+    "interval_high_s",
+    "measured_s",
+    "spread",
+    "error",
+    "is_inside",
+    "share",
+    "is_extrapolated",
+    "first_step_predicted_s",
+    "first_step_measured_s",
+    "last_step_predicted_s",
+    "last_step_measured_s",
+)
 
 
 def write_csv(compared: tuple[Compared, ...], path: Path) -> str:
@@ -44,20 +63,30 @@ def _csv_row(each: Compared, score: Score) -> dict[str, Any]:
     stage, times, interval = each.comparison.stage, score.times, score.interval
     first, last = score.first, score.last
     return {
-        "run": stage.name, "gpu": stage.gpu, "is_scored": stage.is_scored, "level": score.level,
-        "name": score.name, "part": score.part, "ranks": " ".join(map(str, score.ranks)),
-        "count": score.count, "speed_of_light_s": times.speed_of_light_s,
-        "uncalibrated_s": times.uncalibrated_s, "predicted_s": times.predicted_s,
+        "run": stage.name,
+        "gpu": stage.gpu,
+        "is_scored": stage.is_scored,
+        "level": score.level,
+        "name": score.name,
+        "part": score.part,
+        "ranks": " ".join(map(str, score.ranks)),
+        "count": score.count,
+        "speed_of_light_s": times.speed_of_light_s,
+        "uncalibrated_s": times.uncalibrated_s,
+        "predicted_s": times.predicted_s,
         "interval_low_s": interval.low if interval else "",
         "interval_high_s": interval.high if interval else "",
-        "measured_s": times.measured_s, "spread": score.spread, "error": score.error,
-        "is_inside": "" if score.is_inside is None else score.is_inside, "share": score.share,
+        "measured_s": times.measured_s,
+        "spread": score.spread,
+        "error": score.error,
+        "is_inside": "" if score.is_inside is None else score.is_inside,
+        "share": score.share,
         "is_extrapolated": score.extrapolated,
         "first_step_predicted_s": first.predicted_s if first else "",
         "first_step_measured_s": first.measured_s if first else "",
         "last_step_predicted_s": last.predicted_s if last else "",
         "last_step_measured_s": last.measured_s if last else "",
-    }  # fmt: skip
+    }
 
 
 def write_plot(compared: tuple[Compared, ...], path: Path) -> str:
@@ -96,16 +125,25 @@ def _draw_pairs(axes: Any, drawn: list[tuple[Compared, Score]]) -> None:
         low = [m - end.low for m, end in zip(middle, ends, strict=True)]
         high = [end.high - m for m, end in zip(middle, ends, strict=True)]
         axes.errorbar(
-            [score.measured_s * 1e6 for score in scores], middle, yerr=(low, high), fmt="o",
-            markersize=3, linewidth=1, label=name,
-        )  # fmt: skip
+            [score.measured_s * 1e6 for score in scores],
+            middle,
+            yerr=(low, high),
+            fmt="o",
+            markersize=3,
+            linewidth=1,
+            label=name,
+        )
     values = [
         v * 1e6 for each in runs.values() for s in each for v in (s.measured_s, s.predicted_s)
     ]
     edges = (min(values, default=1.0), max(values, default=1.0))
     axes.plot(edges, edges, color="grey", linewidth=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="measured, us per step",
-             ylabel="predicted with 90 % interval, us per step")  # fmt: skip
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="measured, us per step",
+        ylabel="predicted with 90 % interval, us per step",
+    )
     axes.legend(fontsize=7)
 
 

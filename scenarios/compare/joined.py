@@ -40,9 +40,18 @@ from layerwise.sim.profile import Profile
 from layerwise.sim.trace import Trace
 
 __all__ = [
-    "STAGE_TOLERANCE", "Comparison", "Score", "StageScore", "compare", "median_error", "median_size",
-    "op_label", "passes", "require_unseen", "score_stage",
-]  # fmt: skip
+    "STAGE_TOLERANCE",
+    "Comparison",
+    "Score",
+    "StageScore",
+    "compare",
+    "median_error",
+    "median_size",
+    "op_label",
+    "passes",
+    "require_unseen",
+    "score_stage",
+]
 
 
 def compare(trace: Trace, profile: Profile) -> Comparison:
@@ -58,24 +67,40 @@ def compare(trace: Trace, profile: Profile) -> Comparison:
     whole = _whole_step(asked, stage, uncalibrated)
     if not trace.rows:
         return Comparison(
-            stage=stage, scores=(whole,), num_replaced=0, pacing=None, fitted=asked.fitted,
-            trace=trace, unfitted=predicted.unfitted,
-        )  # fmt: skip
+            stage=stage,
+            scores=(whole,),
+            num_replaced=0,
+            pacing=None,
+            fitted=asked.fitted,
+            trace=trace,
+            unfitted=predicted.unfitted,
+        )
     steps = set(predicted.repeated_steps)
-    check_joined(trace, {
-        (row.step, row.rank, row.op): row.kind for row in predicted.rows
-        if row.step in steps and row.rank in asked.ranks
-    })  # fmt: skip
+    check_joined(
+        trace,
+        {
+            (row.step, row.rank, row.op): row.kind
+            for row in predicted.rows
+            if row.step in steps and row.rank in asked.ranks
+        },
+    )
     members = {} if asked.is_alone else members_of(predicted.run, asked.ranks, sorted(steps))
     sides = Sides(
-        trace=trace, predicted=predicted, others=(asked.light, uncalibrated), members=members,
+        trace=trace,
+        predicted=predicted,
+        others=(asked.light, uncalibrated),
+        members=members,
         step_factor=profile.step_factor,
-    )  # fmt: skip
+    )
     return Comparison(
-        stage=stage, scores=(*scores_of(sides), whole), pacing=pacing_of(sides),
+        stage=stage,
+        scores=(*scores_of(sides), whole),
+        pacing=pacing_of(sides),
         num_replaced=len({(r.step, r.rank, r.op) for r in trace.rows if r.replaced}),
-        fitted=asked.fitted, trace=trace, unfitted=predicted.unfitted,
-    )  # fmt: skip
+        fitted=asked.fitted,
+        trace=trace,
+        unfitted=predicted.unfitted,
+    )
 
 
 def score_stage(trace: Trace, profile: Profile) -> StageScore:
@@ -177,15 +202,24 @@ def _whole_step(asked: _Asked, stage: StageScore, uncalibrated: PredictedRun) ->
         first, last = (
             Times(*(run.duration_s(step) for run in runs)).with_measured(median(seconds))
             for step, seconds in (
-                (predicted.repeated_steps[0], each[0]), (predicted.repeated_steps[-1], each[-1]),
+                (predicted.repeated_steps[0], each[0]),
+                (predicted.repeated_steps[-1], each[-1]),
             )
-        )  # fmt: skip
+        )
     times = Times(stage.speed_of_light_s, stage.uncalibrated_s, stage.predicted_s, stage.measured_s)
     return Score(
-        level="run", name="step, no tracer attached", part="step", ranks=asked.ranks,
-        count=len(trace.untraced_step_s), times=times, share=1.0, half_width=stage.half_width,
-        spread=stage.spread, first=first, last=last,
-    )  # fmt: skip
+        level="run",
+        name="step, no tracer attached",
+        part="step",
+        ranks=asked.ranks,
+        count=len(trace.untraced_step_s),
+        times=times,
+        share=1.0,
+        half_width=stage.half_width,
+        spread=stage.spread,
+        first=first,
+        last=last,
+    )
 
 
 def _by_step(trace: Trace, predicted: PredictedRun) -> list[tuple[float, ...]]:

@@ -15,8 +15,11 @@ PHASES = {"attn": "attention", "mlp": "mlp"}
 EDGES, TRANSFERS = "edges", "transfers"
 PARTS_OF_A_STEP: tuple[Part, ...] = ("between", "overlapped", "step")
 NAMES: dict[Part, str] = {
-    "wait": "waiting", "between": "between ops", "overlapped": "overlapped", "step": "whole step",
-}  # fmt: skip
+    "wait": "waiting",
+    "between": "between ops",
+    "overlapped": "overlapped",
+    "step": "whole step",
+}
 
 
 def scores_of(sides: Sides) -> Iterator[Score]:
@@ -101,30 +104,48 @@ def _run_lines(sides: Sides, rank: int) -> Iterator[Score]:
 
 
 def _score(
-    sides: Sides, level: Level, name: str, part: Part, labels: Sequence[str],
+    sides: Sides,
+    level: Level,
+    name: str,
+    part: Part,
+    labels: Sequence[str],
     ranks: Sequence[int] = (),
-) -> Score:  # fmt: skip
+) -> Score:
     keys = [key for label in labels for key in sides.keys[label] if not ranks or key[1] in ranks]
     ran = tuple(sorted({rank for _, rank, _ in keys}))
     places = len({key[:2] for key in keys})
     times, first, last = over_steps(sides, part, keys)
     return Score(
-        level=level, name=name, part=part, ranks=ran, count=round(len(keys) / places),
-        times=times, first=first, last=last, share=_share(sides, times, ran),
+        level=level,
+        name=name,
+        part=part,
+        ranks=ran,
+        count=round(len(keys) / places),
+        times=times,
+        first=first,
+        last=last,
+        share=_share(sides, times, ran),
         half_width=_half_width(sides, level, labels, keys) if part == "work" else None,
         spread=_spread(sides, keys) if part == "work" else 0.0,
         extrapolated=any(label in sides.extrapolated for label in labels),
         unfitted=tuple(dict.fromkeys(c for label in labels for c in sides.unfitted.get(label, ()))),
-    )  # fmt: skip
+    )
 
 
 def _rest(sides: Sides, level: Level, name: str, part: Part, ranks: Sequence[int]) -> Score:
     keys = [(step, rank, "") for step, rank in sides.measured if rank in ranks]
     times, first, last = over_steps(sides, part, keys)
     return Score(
-        level=level, name=name, part=part, ranks=tuple(ranks), count=0, times=times,
-        first=first, last=last, share=_share(sides, times, ranks),
-    )  # fmt: skip
+        level=level,
+        name=name,
+        part=part,
+        ranks=tuple(ranks),
+        count=0,
+        times=times,
+        first=first,
+        last=last,
+        share=_share(sides, times, ranks),
+    )
 
 
 def _share(sides: Sides, times: Times, ranks: Sequence[int]) -> float:

@@ -71,8 +71,9 @@ def check_joined(trace: Trace, predicted: Mapping[RowKey, str]) -> None:
 
     `predicted`: the kind of each op of the measured steps, on the ranks that ran.
     """
-    measured = {(row.step, row.rank, row.op): line
-                for line, row in enumerate(trace.rows, FIRST_ROW_LINE)}  # fmt: skip
+    measured = {
+        (row.step, row.rank, row.op): line for line, row in enumerate(trace.rows, FIRST_ROW_LINE)
+    }
     extra = sorted(measured.keys() - predicted.keys())
     if extra:
         names = ", ".join(f"{_name(key)} (line {measured[key]})" for key in extra[:NAMED])

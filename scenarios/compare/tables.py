@@ -24,9 +24,11 @@ from layerwise.scenarios.tables import escape
 MOST_LINES = 40
 NAMED = 3  # of fitted shapes, so many are named
 TITLES: dict[Level, str] = {
-    "op": "op by op", "layer": "by layer", "stage": "by stage, rank and phase",
+    "op": "op by op",
+    "layer": "by layer",
+    "stage": "by stage, rank and phase",
     "run": "the run and its step",
-}  # fmt: skip
+}
 LEGEND = (
     "'light': speed of light; 'uncal.': datasheet rates times published efficiencies; 'calibr.': this "
     "profile's. 'in': the measured median lies in the 90 % interval. 'share': of the rank's whole step, "
@@ -54,9 +56,18 @@ def print_comparisons(compared: tuple[Compared, ...], out: Console, *, level: Le
         out.print(LEGEND, style="dim")
         out.print()
     made = tables.table(
-        "Whole steps, no tracer attached", "run", "speed\nof light", "uncal.", "before", "calibr.",
-        "+-", "measured", "spread", "error", "",
-    )  # fmt: skip
+        "Whole steps, no tracer attached",
+        "run",
+        "speed\nof light",
+        "uncal.",
+        "before",
+        "calibr.",
+        "+-",
+        "measured",
+        "spread",
+        "error",
+        "",
+    )
     for each in compared:
         made.add_row(*_stage_cells(each))
     out.print(made)
@@ -91,9 +102,19 @@ def print_level(comparison: Comparison, level: Level, out: Console) -> None:
     made = tables.table(
         f"{comparison.stage.name}, {TITLES[level]}: {unit} per step{growing} "
         f"({comparison.stage.gpu})",
-        level, "n", "light", "uncal.", "calibr.", "90 %", "measured", "spread", "error", "in",
-        "share", gap=1,
-    )  # fmt: skip
+        level,
+        "n",
+        "light",
+        "uncal.",
+        "calibr.",
+        "90 %",
+        "measured",
+        "spread",
+        "error",
+        "in",
+        "share",
+        gap=1,
+    )
     for line in lines:
         made.add_row(*_cells(line, show), style="" if line.part in ("work", "step") else "dim")
     out.print(made)
@@ -107,19 +128,32 @@ def print_level_trend(comparison: Comparison, level: Level, out: Console) -> Non
         return
     _, show = _unit_for(lines)
     made = tables.table(
-        f"{comparison.stage.name}: from the first step to the last", level, "calibr.\nfirst",
-        "calibr.\nlast", "growth", "measured\nfirst", "measured\nlast", "growth", "error\nfirst",
-        "error\nlast", gap=1,
-    )  # fmt: skip
+        f"{comparison.stage.name}: from the first step to the last",
+        level,
+        "calibr.\nfirst",
+        "calibr.\nlast",
+        "growth",
+        "measured\nfirst",
+        "measured\nlast",
+        "growth",
+        "error\nfirst",
+        "error\nlast",
+        gap=1,
+    )
     for line in lines:
         first, last = line.first, line.last
         if first and last:
             made.add_row(
-                _name(line), show(first.predicted_s), show(last.predicted_s),
-                _growth(first.predicted_s, last.predicted_s), show(first.measured_s),
-                show(last.measured_s), _growth(first.measured_s, last.measured_s),
-                _error(line, first.error), _error(line, last.error),
-            )  # fmt: skip
+                _name(line),
+                show(first.predicted_s),
+                show(last.predicted_s),
+                _growth(first.predicted_s, last.predicted_s),
+                show(first.measured_s),
+                show(last.measured_s),
+                _growth(first.measured_s, last.measured_s),
+                _error(line, first.error),
+                _error(line, last.error),
+            )
     out.print(made)
     out.print()
 
@@ -127,13 +161,16 @@ def print_level_trend(comparison: Comparison, level: Level, out: Console) -> Non
 def _cells(line: Score, show: Callable[[float], str]) -> tuple[str, ...]:
     interval, inside = line.interval, line.is_inside
     return (
-        _name(line), str(line.count or ""),
+        _name(line),
+        str(line.count or ""),
         *(show(value) for value in line.times.values[:3]),
         f"{show(interval.low)}-{show(interval.high)}" if interval else "",
-        show(line.measured_s), tables.percent(line.spread) if line.spread else "",
-        _error(line, line.error), "" if inside is None else "yes" if inside else "NO",
+        show(line.measured_s),
+        tables.percent(line.spread) if line.spread else "",
+        _error(line, line.error),
+        "" if inside is None else "yes" if inside else "NO",
         tables.percent(line.share),
-    )  # fmt: skip
+    )
 
 
 def _name(line: Score) -> str:
@@ -230,20 +267,30 @@ def _print_summary(compared: Sequence[Compared], out: Console) -> None:
     found = tuple(compared)
     middle, size = median_op_error(found), median_absolute_op_error(found)
     if middle is not None and size is not None:
-        out.print(f"\nMedian error over all ops: signed {tables.signed(middle)}, "
-                  f"absolute {tables.percent(size)}.")  # fmt: skip
-    mismatched = [escape(c.comparison.stage.name) for c in found
-                  if c.committed and c.committed.profile_digest != c.profile.digest]  # fmt: skip
+        out.print(
+            f"\nMedian error over all ops: signed {tables.signed(middle)}, "
+            f"absolute {tables.percent(size)}."
+        )
+    mismatched = [
+        escape(c.comparison.stage.name)
+        for c in found
+        if c.committed and c.committed.profile_digest != c.profile.digest
+    ]
     if mismatched:
         digests = ", ".join(dict.fromkeys(c.profile.digest for c in found))
         out.print(f"Committed with another profile than {digests}: {', '.join(mismatched)}.")
     stages = [each.comparison.stage for each in found if each.comparison.stage.is_scored]
     failed = [escape(stage.name) for stage in stages if not stage.passes]
     if failed:
-        out.print(f"FAIL: {len(failed)} of {len(stages)} validation stages are off by more than "
-                  f"{STAGE_TOLERANCE:.0%}: {', '.join(failed)}.", style="bold red")  # fmt: skip
+        out.print(
+            f"FAIL: {len(failed)} of {len(stages)} validation stages are off by more than "
+            f"{STAGE_TOLERANCE:.0%}: {', '.join(failed)}.",
+            style="bold red",
+        )
     elif stages:
-        out.print(f"PASS: all {len(stages)} validation stages are within {STAGE_TOLERANCE:.0%}.",
-                  style="green")  # fmt: skip
+        out.print(
+            f"PASS: all {len(stages)} validation stages are within {STAGE_TOLERANCE:.0%}.",
+            style="green",
+        )
     else:
         out.print("No validation: none of these runs was made for it, or counts.", style="dim")

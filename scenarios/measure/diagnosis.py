@@ -17,9 +17,12 @@ Section = Literal["software", "GPUs", "links", "communication", "instruments", "
 
 # Names that devices report. Source: the first two, traces committed here; others, nvidia-smi's.
 SPEC_OF_NAME = {
-    "NVIDIA H100 80GB HBM3": "h100-sxm", "NVIDIA H200": "h200", "NVIDIA H100 PCIe": "h100-pcie",
-    "NVIDIA A100-SXM4-80GB": "a100-80gb", "NVIDIA B200": "b200",
-}  # fmt: skip
+    "NVIDIA H100 80GB HBM3": "h100-sxm",
+    "NVIDIA H200": "h200",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA A100-SXM4-80GB": "a100-80gb",
+    "NVIDIA B200": "b200",
+}
 # A healthy H100 reads 92 to 93 % of its datasheet (validation traces), an H200 93 to 95 %.
 LEAST_READ_SHARE = 0.88
 # Copies reach 83 to 88 % of NVLink's rate on H100 and H200. Source: nvbandwidth and
@@ -63,9 +66,13 @@ class Finding:
 def findings_of(machine: Machine) -> tuple[Finding, ...]:
     """Everything that was looked at, in the order of printing."""
     return (
-        *_software(machine), *_gpus(machine), *_links(machine), *_communication(machine),
-        *_instruments(machine), *_process(machine),
-    )  # fmt: skip
+        *_software(machine),
+        *_gpus(machine),
+        *_links(machine),
+        *_communication(machine),
+        *_instruments(machine),
+        *_process(machine),
+    )
 
 
 def has_torch(machine: Machine) -> bool:

@@ -60,8 +60,12 @@ def import_to(scenario: Scenario, out: Path, files: ImportedFiles, options: Opti
     if not files.paths:
         raise SpecError("--import", None, "is missing", "name a file beside --rank-of, --untraced")
     if unused := [option for option in options.given() if option not in READ_BY_IMPORTS]:
-        raise SpecError("--import", [str(p) for p in files.paths], f"runs nothing for {unused}",
-                        "leave them out")  # fmt: skip
+        raise SpecError(
+            "--import",
+            [str(p) for p in files.paths],
+            f"runs nothing for {unused}",
+            "leave them out",
+        )
     require_torch()
     from layerwise.hw.imported.trace import import_trace
     from layerwise.sim.trace import read_trace, write_trace
@@ -124,17 +128,21 @@ def _energy_line(trace: Trace) -> str:
     """Joules where they were measured, else why not; power and clocks beside."""
     found, parts = trace.measured, []
     if "energy_per_step_j" in found:
-        parts.append(f"{found['energy_per_step_j']:.4g} J a step, "
-                     f"{found['energy_per_token_j']:.4g} J a token "
-                     f"(+-{found['energy_uncertainty']:.0%})")  # fmt: skip
+        parts.append(
+            f"{found['energy_per_step_j']:.4g} J a step, "
+            f"{found['energy_per_token_j']:.4g} J a token "
+            f"(+-{found['energy_uncertainty']:.0%})"
+        )
     else:
         reason = trace.environment.get("energy") or trace.environment.get("power")
         parts.append(f"energy: {reason}" if reason else "")
     if "mean_power_w" in found:
         parts.append(f"{found['mean_power_w']:.0f} W, at most {found['max_power_w']:.0f} W a GPU")
     if "mean_sm_clock_hz" in found:
-        parts.append(f"SM clock {found['mean_sm_clock_hz'] / 1e6:.0f} MHz, at least "
-                     f"{found['min_sm_clock_hz'] / 1e6:.0f} MHz")  # fmt: skip
+        parts.append(
+            f"SM clock {found['mean_sm_clock_hz'] / 1e6:.0f} MHz, at least "
+            f"{found['min_sm_clock_hz'] / 1e6:.0f} MHz"
+        )
         parts.append(f"{found['max_temperature_c']:.0f} C")
     return "; ".join(filter(None, parts))
 
@@ -143,9 +151,11 @@ def require_torch(needed_for: str = "measure") -> None:
     """Raise MissingPackageError, saying what works without it, when torch is not installed."""
     if find_spec("torch") is None:
         raise MissingPackageError(
-            "torch", needed_for, "pip install '.[hw]'",
+            "torch",
+            needed_for,
+            "pip install '.[hw]'",
             "all that predicts (layerwise paper, predict, compare)",
-        )  # fmt: skip
+        )
 
 
 def _check_kernels(scenario: Scenario, device: DeviceType) -> None:
@@ -160,8 +170,12 @@ def _check_kernels(scenario: Scenario, device: DeviceType) -> None:
         keys = ["prefill_attention", *(["chunked_prefill_attention"] if chunked else [])]
     for key in keys:
         if getattr(kernels, key) == "cudnn":
-            raise SpecError(f"kernels.{key}", "cudnn", "runs on GPUs alone, and --device is 'cpu'",
-                            "use 'math' or 'flash', or leave [kernels] out")  # fmt: skip
+            raise SpecError(
+                f"kernels.{key}",
+                "cudnn",
+                "runs on GPUs alone, and --device is 'cpu'",
+                "use 'math' or 'flash', or leave [kernels] out",
+            )
 
 
 def best_microbatches(scenario: Scenario, profile: Profile | None) -> int:

@@ -44,7 +44,7 @@ def report_as_data(report: Report) -> dict[str, Any]:
             asdict(stage) | {"error": stage.error, "passes": stage.passes}
             for stage in report.stages
         ],
-    }  # fmt: skip
+    }
 
 
 def _entry(entry: Entry, found: tuple[Remedy, ...]) -> dict[str, Any]:

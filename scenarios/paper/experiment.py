@@ -165,30 +165,34 @@ def _entry(
     return Entry(
         scenario=scenario,
         all_reduce=kernels.all_reduce if baseline else "",
-        claimed_tokens_per_s=claims.BASELINE_TOKENS_PER_S if baseline
+        claimed_tokens_per_s=claims.BASELINE_TOKENS_PER_S
+        if baseline
         else claims.LAYER_WISE_TOKENS_PER_S,
-        claimed_inverse_throughput_s=claims.BASELINE_INVERSE_THROUGHPUT_S if baseline
+        claimed_inverse_throughput_s=claims.BASELINE_INVERSE_THROUGHPUT_S
+        if baseline
         else claims.LAYER_WISE_INVERSE_THROUGHPUT_S,
         beliefs=beliefs,
         measured_stage_s=measured_stage_s(
             scenario.with_microbatches(chosen.num_microbatches), traces
         ),
-    )  # fmt: skip
+    )
 
 
 def _believe(scenario: Scenario, bound: Prediction, profile: Profile | None) -> Beliefs:
     """The uncalibrated prediction takes the calibrated one's number of microbatches."""
     if profile is None:
         return Beliefs(
-            speed_of_light=bound, uncalibrated=predict(scenario, None, "uncalibrated"),
+            speed_of_light=bound,
+            uncalibrated=predict(scenario, None, "uncalibrated"),
             calibrated=None,
-        )  # fmt: skip
+        )
     calibrated = predict(scenario, profile)
     fixed = scenario.with_microbatches(calibrated.num_microbatches)
     return Beliefs(
-        speed_of_light=bound, uncalibrated=predict(fixed, profile, "uncalibrated"),
+        speed_of_light=bound,
+        uncalibrated=predict(fixed, profile, "uncalibrated"),
         calibrated=calibrated,
-    )  # fmt: skip
+    )
 
 
 def _judge(
@@ -199,20 +203,36 @@ def _judge(
     theirs, mine = baseline.beliefs, ours.beliefs
     asked = name_of(ours.scenario.workload)
     return (
-        claims.judge_rate("baseline_rate", "baseline",
-                          baseline.claimed_tokens_per_s, theirs, gpu, readings),
-        claims.judge_rate("layer_wise_rate", "layer-wise",
-                          ours.claimed_tokens_per_s, mine, gpu, readings),
+        claims.judge_rate(
+            "baseline_rate", "baseline", baseline.claimed_tokens_per_s, theirs, gpu, readings
+        ),
+        claims.judge_rate(
+            "layer_wise_rate", "layer-wise", ours.claimed_tokens_per_s, mine, gpu, readings
+        ),
         claims.judge_gain(tuple(entry.beliefs for entry in entries[:-1]), mine, gpu, readings),
-        claims.judge_rate("baseline_tpot", "baseline", baseline.claimed_inverse_throughput_s,
-                          theirs, gpu, readings, inverse=True),
-        claims.judge_rate("layer_wise_tpot", "layer-wise", ours.claimed_inverse_throughput_s,
-                          mine, gpu, readings, inverse=True),
+        claims.judge_rate(
+            "baseline_tpot",
+            "baseline",
+            baseline.claimed_inverse_throughput_s,
+            theirs,
+            gpu,
+            readings,
+            inverse=True,
+        ),
+        claims.judge_rate(
+            "layer_wise_tpot",
+            "layer-wise",
+            ours.claimed_inverse_throughput_s,
+            mine,
+            gpu,
+            readings,
+            inverse=True,
+        ),
         *mechanism.judge_cache(model, gpu, ours.best),
         mechanism.judge_parameters(model),
         mechanism.judge_equal_load(asked, baseline.best, ours.best),
         mechanism.judge_communication(asked, gpu, baseline.best, ours.best),
-    )  # fmt: skip
+    )
 
 
 def _with_head(profile: Profile | None, baseline: Entry, layer_wise: Entry) -> Sensitivity:

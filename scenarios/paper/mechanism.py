@@ -29,26 +29,37 @@ def judge_cache(model: ModelSpec, gpu: GpuSpec, layer_wise: Prediction) -> tuple
     fullest = max(b.weight_bytes + b.kv_bytes for b in layer_wise.memory)
     return (
         _judge_capacity(
-            "cache", f"one layer (~{LAYER_BYTES / 1e9:.0f} GB) fits in cache", "the paper's layer",
-            LAYER_BYTES, gpu, f"weights and KV of a stage are {fullest / 1e9:.1f} GB",
+            "cache",
+            f"one layer (~{LAYER_BYTES / 1e9:.0f} GB) fits in cache",
+            "the paper's layer",
+            LAYER_BYTES,
+            gpu,
+            f"weights and KV of a stage are {fullest / 1e9:.1f} GB",
         ),
         _judge_capacity(
-            "cache_weights", "one layer's weights fit in cache", "one layer's weights alone",
-            model.layer_weight_bytes, gpu, "",
+            "cache_weights",
+            "one layer's weights fit in cache",
+            "one layer's weights alone",
+            model.layer_weight_bytes,
+            gpu,
+            "",
         ),
-    )  # fmt: skip
+    )
 
 
 def _judge_capacity(
     key: str, claim: str, what: str, size_bytes: float, gpu: GpuSpec, remark: str
 ) -> Judged:
     return Judged(
-        key=key, claim=claim, reading=ANY_READING, remark=remark,
+        key=key,
+        claim=claim,
+        reading=ANY_READING,
+        remark=remark,
         verdict="holds" if size_bytes <= gpu.l2_bytes else "cannot hold",
         figure=f"{what}, {size_bytes / 1e6:,.1f} MB, "
         f"{'is' if size_bytes == LAYER_BYTES else 'are'} {size_bytes / gpu.l2_bytes:.3g} times "
         f"the {gpu.l2_bytes / 1e6:.1f} MB L2",
-    )  # fmt: skip
+    )
 
 
 def judge_parameters(model: ModelSpec) -> Judged:
@@ -61,11 +72,15 @@ def judge_parameters(model: ModelSpec) -> Judged:
         f"are {total / 1e9:.2f} B parameters"
     )
     return Judged(
-        key="parameters", claim=f"{PARAMETERS / 1e9:.0f} B parameters", reading=ANY_READING, figure=figure,
+        key="parameters",
+        claim=f"{PARAMETERS / 1e9:.0f} B parameters",
+        reading=ANY_READING,
+        figure=figure,
         verdict="holds" if agrees else "cannot hold",
-        remark=f"with {model.num_layers} layers, not the paper's {NUM_LAYERS}" if agrees
+        remark=f"with {model.num_layers} layers, not the paper's {NUM_LAYERS}"
+        if agrees
         else f"{PARAMETERS / 1e9:.0f} B need {needed:.0f} such layers",
-    )  # fmt: skip
+    )
 
 
 def judge_equal_load(reading: str, baseline: Prediction, layer_wise: Prediction) -> Judged:
@@ -73,11 +88,13 @@ def judge_equal_load(reading: str, baseline: Prediction, layer_wise: Prediction)
     busy = layer_wise.busy_share_by_rank
     spread, theirs = load_spread(layer_wise), load_spread(baseline)
     return Judged(
-        key="equal_load", claim="all 16 GPUs equally loaded", reading=reading,
+        key="equal_load",
+        claim="all 16 GPUs equally loaded",
+        reading=reading,
         verdict="holds" if spread <= EQUAL_LOAD_SPREAD else "does not hold",
         figure=f"busiest {max(busy):.1%}, idlest {min(busy):.1%}: a spread of {spread:.2%}",
         remark=f"without an LM head; the baseline's spread is {theirs:.2%}",
-    )  # fmt: skip
+    )
 
 
 def load_spread(prediction: Prediction) -> float:
@@ -99,10 +116,13 @@ def judge_communication(
         f"of the baseline's {theirs:.1%} ({_megabytes(baseline)} MB)"
     )
     return Judged(
-        key="communication", claim="minimal communication", reading=reading, figure=figure,
+        key="communication",
+        claim="minimal communication",
+        reading=reading,
+        figure=figure,
         verdict="holds" if ours <= MINIMAL_LINK_SHARE else "does not hold",
         remark=what_decides(gpu, baseline, layer_wise),
-    )  # fmt: skip
+    )
 
 
 def link_share(prediction: Prediction) -> float:

@@ -43,10 +43,13 @@ Ratio = Callable[[Mapping[str, object]], float]
 
 # Changes of workload and hardware, one at a time; none beyond this factor either way.
 RATE_KEYS = {
-    "workload.batch_size": "batch", "workload.context_tokens": "context",
-    "cluster.gpu.hbm_bytes_per_s": "HBM", "cluster.nvlink.bytes_per_s": "NVLink",
-    "cluster.nic.bytes_per_s": "NIC", "cluster.gpu.l2_bytes": "L2",
-}  # fmt: skip
+    "workload.batch_size": "batch",
+    "workload.context_tokens": "context",
+    "cluster.gpu.hbm_bytes_per_s": "HBM",
+    "cluster.nvlink.bytes_per_s": "NVLink",
+    "cluster.nic.bytes_per_s": "NIC",
+    "cluster.gpu.l2_bytes": "L2",
+}
 NAMES = RATE_KEYS | {"model.num_layers": "layers"}
 MAX_FACTOR = 1000.0
 # Source: paper, table "Latency Analysis".
@@ -97,8 +100,12 @@ def _sizes(model: ModelSpec) -> Iterator[Numbered]:
     tokens = 10_000 * model.hidden_size
     rows: tuple[tuple[str, str, float, float], ...] = (
         ("each attention projection", "_parameters", 16.8e6, square),
-        ("attention of a layer", "_parameters", 67.1e6,
-         2 * square + 2 * model.hidden_size * model.key_value_size),
+        (
+            "attention of a layer",
+            "_parameters",
+            67.1e6,
+            2 * square + 2 * model.hidden_size * model.key_value_size,
+        ),
         ("each MLP projection", "_parameters", 67.1e6, wide),
         ("MLP of a layer", "_parameters", 201.3e6, 3 * wide),
         ("parameters of a layer", "_parameters", 268.4e6, model.parameters_per_layer),
@@ -106,11 +113,17 @@ def _sizes(model: ModelSpec) -> Iterator[Numbered]:
         ("activations of a sequence", "_elements", 40.96e6, tokens),
         ("activations of the batch", "_elements", 5.24e9, 128 * tokens),
         ("activations of the batch", "_bytes", 10.49e9, 128 * tokens * model.dtype_bytes),
-    )  # fmt: skip
+    )
     for claim, unit, claimed, found in rows:
         holds = abs(found / claimed - 1) <= ROUNDING
-        yield Numbered(claim=claim, unit=unit, claimed=claimed, found=found, reading="",
-                       verdict="holds" if holds else "cannot hold")  # fmt: skip
+        yield Numbered(
+            claim=claim,
+            unit=unit,
+            claimed=claimed,
+            found=found,
+            reading="",
+            verdict="holds" if holds else "cannot hold",
+        )
     total = ("model.num_layers", model.num_layers)
     yield _sized("parameters", "_parameters", PARAMETERS, model.parameters, total)
     yield _sized("size of the model", "_bytes", 60e9, model.parameters * model.dtype_bytes, total)
@@ -125,20 +138,36 @@ def _sized(
     verdict: Verdict = "holds" if agreement(found, claimed) == "holds" else "cannot hold"
     factor = round(value * claimed / found) / value
     change = Change(key=key, value=value * factor, factor=factor)
-    return Numbered(claim=claim, unit=unit, claimed=claimed, found=found, reading="",
-                    verdict=verdict, change=None if verdict == "holds" else change)  # fmt: skip
+    return Numbered(
+        claim=claim,
+        unit=unit,
+        claimed=claimed,
+        found=found,
+        reading="",
+        verdict=verdict,
+        change=None if verdict == "holds" else change,
+    )
 
 
 def _capacities(report: Report) -> Iterator[Numbered]:
     """A layer in cache: the paper's 11 GB, and its weights alone."""
     gpu, model = report.layer_wise.scenario.cluster.gpu, report.layer_wise.scenario.model
     judged = {each.key: each for each in report.claims}
-    for key, claim, size in (("cache", "a layer fits on chip", LAYER_BYTES),
-                             ("cache_weights", "its weights fit on chip", model.layer_weight_bytes)):  # fmt: skip
+    for key, claim, size in (
+        ("cache", "a layer fits on chip", LAYER_BYTES),
+        ("cache_weights", "its weights fit on chip", model.layer_weight_bytes),
+    ):
         verdict = judged[key].verdict
         change = Change(key="cluster.gpu.l2_bytes", value=size, factor=size / gpu.l2_bytes)
-        yield Numbered(claim=claim, unit="_bytes", claimed=size, found=gpu.l2_bytes, reading="",
-                       verdict=verdict, change=None if verdict == "holds" else change)  # fmt: skip
+        yield Numbered(
+            claim=claim,
+            unit="_bytes",
+            claimed=size,
+            found=gpu.l2_bytes,
+            reading="",
+            verdict=verdict,
+            change=None if verdict == "holds" else change,
+        )
 
 
 def _rates(report: Report) -> Iterator[Numbered]:
@@ -153,7 +182,7 @@ def _rates(report: Report) -> Iterator[Numbered]:
         "baseline_rate": (BASELINE_TOKENS_PER_S, lambda r: r.baseline_tokens_per_s, theirs),
         "layer_wise_rate": (LAYER_WISE_TOKENS_PER_S, lambda r: r.layer_wise_tokens_per_s, ours),
         "gain": (1 + GAIN, lambda r: 1 + r.gain, gain),
-    }  # fmt: skip
+    }
     changed: dict[str, Change | None] = {}
     nearest: dict[str, tuple[Reading, float]] = {}
     for key, (claimed, found_in, rate) in rates.items():
@@ -175,13 +204,26 @@ def _rates(report: Report) -> Iterator[Numbered]:
         ("baseline_rate", 'baseline "TPOT"', "_s", lambda x: 1 / x),
         ("layer_wise_rate", 'layer-wise "TPOT"', "_s", lambda x: 1 / x),
         ("gain", '"TPOT", change', "_gain", lambda x: 1 / x - 1),
-    )  # fmt: skip
-    own = (BASELINE_TOKENS_PER_S, LAYER_WISE_TOKENS_PER_S, GAIN, BASELINE_INVERSE_THROUGHPUT_S,
-           LAYER_WISE_INVERSE_THROUGHPUT_S, TPOT_CHANGE)  # fmt: skip
+    )
+    own = (
+        BASELINE_TOKENS_PER_S,
+        LAYER_WISE_TOKENS_PER_S,
+        GAIN,
+        BASELINE_INVERSE_THROUGHPUT_S,
+        LAYER_WISE_INVERSE_THROUGHPUT_S,
+        TPOT_CHANGE,
+    )
     for claimed, (key, claim, unit, show) in zip(own, shown, strict=True):
         reading, found = nearest[key]
-        yield Numbered(claim=claim, unit=unit, claimed=claimed, found=show(found),
-                       reading=reading.name, verdict=judged[key].verdict, change=changed[key])  # fmt: skip
+        yield Numbered(
+            claim=claim,
+            unit=unit,
+            claimed=claimed,
+            found=show(found),
+            reading=reading.name,
+            verdict=judged[key].verdict,
+            change=changed[key],
+        )
     for key in ("equal_load", "communication"):
         yield _stated(judged[key], report)
 
@@ -191,11 +233,13 @@ def _stated(judged: Judged, report: Report) -> Numbered:
     equal = judged.key == "equal_load"
     best = report.layer_wise.best
     return Numbered(
-        claim="load spread, at most" if equal else "links' share, at most", unit="_share",
+        claim="load spread, at most" if equal else "links' share, at most",
+        unit="_share",
         claimed=EQUAL_LOAD_SPREAD if equal else MINIMAL_LINK_SHARE,
         found=load_spread(best) if equal else link_share(best),
-        reading=judged.reading, verdict=judged.verdict,
-    )  # fmt: skip
+        reading=judged.reading,
+        verdict=judged.verdict,
+    )
 
 
 def _rate_of(report: Report, strategy: str) -> Ratio:

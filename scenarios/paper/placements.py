@@ -26,9 +26,10 @@ from layerwise.sim.uncertainty import around, half_width_of_ratio
 NOT_MEASURED = "not measured"
 # Headings over two lines, so that the widest rates and their intervals stay on one.
 NARROW_NAMES: dict[Belief, str] = {
-    "speed_of_light": "speed\nof light", "uncalibrated": "uncali-\nbrated",
+    "speed_of_light": "speed\nof light",
+    "uncalibrated": "uncali-\nbrated",
     "calibrated": "calibrated",
-}  # fmt: skip
+}
 CUSTOM_NOTE = (
     "NCCL: with NCCL's all-reduce. * custom: with the serving engines' one-shot all-reduce kernel, "
     "or their two-shot one where payloads are large."
@@ -52,8 +53,12 @@ def print_rates(report: Report, out: Console) -> None:
     names = [NARROW_NAMES[each.belief] for each in _predictions(report.layer_wise)]
     made = tables.table(
         f"{rate.label[0].upper()}{rate.label[1:]}, under every belief",
-        "", "claimed", *names, *(["90 %"] if report.profile else []), "measured",
-    )  # fmt: skip
+        "",
+        "claimed",
+        *names,
+        *(["90 %"] if report.profile else []),
+        "measured",
+    )
     for entry in report.entries:
         cells = [_cell(rate, each) for each in _predictions(entry)]
         claimed = tables.number(entry.claimed_tokens_per_s)
@@ -154,31 +159,61 @@ def _lines(entry: Entry) -> list[_Line]:
     capacity = entry.scenario.cluster.gpu.hbm_bytes
     nvlink, nic = entry.scenario.cluster.nvlink.name, entry.scenario.cluster.nic.name
     return [
-        _Line(label="tokens/s" if decoding else "prompt tokens/s",
-              claimed=tables.number(entry.claimed_tokens_per_s),
-              show=lambda p: tables.number(p.tokens_per_s)),
-        *([_Line(label=INTERVAL, show=_half_width, measured="", is_rate=False)]
-          if entry.beliefs.calibrated else []),
-        _Line(label='1/throughput ("TPOT"), ms',
-              claimed=f"{entry.claimed_inverse_throughput_s * 1e3:.3f}",
-              show=lambda p: tables.milliseconds(p.inverse_throughput_s)),
-        *(_decode_lines() if decoding else [
-            _Line(label="whole batch, from idle, ms",
-                  show=lambda p: tables.milliseconds(p.step_s)),
-        ]),
+        _Line(
+            label="tokens/s" if decoding else "prompt tokens/s",
+            claimed=tables.number(entry.claimed_tokens_per_s),
+            show=lambda p: tables.number(p.tokens_per_s),
+        ),
+        *(
+            [_Line(label=INTERVAL, show=_half_width, measured="", is_rate=False)]
+            if entry.beliefs.calibrated
+            else []
+        ),
+        _Line(
+            label='1/throughput ("TPOT"), ms',
+            claimed=f"{entry.claimed_inverse_throughput_s * 1e3:.3f}",
+            show=lambda p: tables.milliseconds(p.inverse_throughput_s),
+        ),
+        *(
+            _decode_lines()
+            if decoding
+            else [
+                _Line(
+                    label="whole batch, from idle, ms", show=lambda p: tables.milliseconds(p.step_s)
+                ),
+            ]
+        ),
         _stage_line(entry),
-        _Line(label="microbatches (best found)", show=lambda p: str(p.num_microbatches),
-              measured="", is_rate=False),
-        _Line(label=f"fullest GPU, GB of {capacity / 1e9:.0f}",
-              show=lambda p: tables.gigabytes(p.peak_memory_bytes), is_rate=False),
-        _Line(label=f"over NVLink {_per(decoding)}, MB", is_rate=False,
-              show=lambda p: tables.megabytes(p.wire_bytes.get(nvlink, 0))),
-        _Line(label=f"over NICs {_per(decoding)}, MB", is_rate=False,
-              show=lambda p: tables.megabytes(p.wire_bytes.get(nic, 0))),
-        *(_Line(label=f"time bound by {BOUND_NAMES[bound]}",
-                show=lambda p, bound=bound: tables.percent(p.share[bound])) for bound in BOUNDS),
+        _Line(
+            label="microbatches (best found)",
+            show=lambda p: str(p.num_microbatches),
+            measured="",
+            is_rate=False,
+        ),
+        _Line(
+            label=f"fullest GPU, GB of {capacity / 1e9:.0f}",
+            show=lambda p: tables.gigabytes(p.peak_memory_bytes),
+            is_rate=False,
+        ),
+        _Line(
+            label=f"over NVLink {_per(decoding)}, MB",
+            is_rate=False,
+            show=lambda p: tables.megabytes(p.wire_bytes.get(nvlink, 0)),
+        ),
+        _Line(
+            label=f"over NICs {_per(decoding)}, MB",
+            is_rate=False,
+            show=lambda p: tables.megabytes(p.wire_bytes.get(nic, 0)),
+        ),
+        *(
+            _Line(
+                label=f"time bound by {BOUND_NAMES[bound]}",
+                show=lambda p, bound=bound: tables.percent(p.share[bound]),
+            )
+            for bound in BOUNDS
+        ),
         _Line(label="pipeline bubble", show=lambda p: tables.percent(p.bubble)),
-    ]  # fmt: skip
+    ]
 
 
 def _per(decoding: bool) -> str:
@@ -187,11 +222,10 @@ def _per(decoding: bool) -> str:
 
 def _decode_lines() -> list[_Line]:
     return [
-        _Line(label="per token of a sequence, ms",
-              show=lambda p: tables.milliseconds(p.tpot_s)),
+        _Line(label="per token of a sequence, ms", show=lambda p: tables.milliseconds(p.tpot_s)),
         _Line(label="step, steady stream, ms", show=lambda p: tables.milliseconds(p.step_s)),
         _Line(label="one step from idle, ms", show=lambda p: tables.milliseconds(p.from_idle_s)),
-    ]  # fmt: skip
+    ]
 
 
 def _stage_line(entry: Entry) -> _Line:
@@ -205,5 +239,8 @@ def _stage_line(entry: Entry) -> _Line:
         measured = tables.milliseconds(entry.measured_stage_s)
         error = work_s(entry.beliefs.calibrated) / entry.measured_stage_s - 1
         measured += f" ({tables.signed(error)})"
-    return _Line(label="busy time of busiest GPU, ms", measured=measured,
-                 show=lambda p: tables.milliseconds(work_s(p)))  # fmt: skip
+    return _Line(
+        label="busy time of busiest GPU, ms",
+        measured=measured,
+        show=lambda p: tables.milliseconds(work_s(p)),
+    )

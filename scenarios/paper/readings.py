@@ -86,7 +86,11 @@ def _reading(pair: Pair, *, is_asked: bool) -> Reading:
     workload = pair.layer_wise.scenario.workload
     theirs, ours = pair.baseline.prediction, pair.layer_wise.prediction
     return Reading(
-        name=name_of(workload), phase=workload.phase, context_tokens=workload.context_tokens,
-        baseline_tokens_per_s=theirs.tokens_per_s, layer_wise_tokens_per_s=ours.tokens_per_s,
-        fits=theirs.fits and ours.fits, is_asked=is_asked,
-    )  # fmt: skip
+        name=name_of(workload),
+        phase=workload.phase,
+        context_tokens=workload.context_tokens,
+        baseline_tokens_per_s=theirs.tokens_per_s,
+        layer_wise_tokens_per_s=ours.tokens_per_s,
+        fits=theirs.fits and ours.fits,
+        is_asked=is_asked,
+    )

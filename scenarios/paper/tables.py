@@ -18,8 +18,11 @@ from layerwise.sim.plan.model import ModelSpec
 from layerwise.sim.predict import Prediction
 
 VERDICT_STYLE: dict[Verdict, str] = {
-    "holds": "green", "does not hold": "yellow", "cannot hold": "red", "not decided": "dim",
-}  # fmt: skip
+    "holds": "green",
+    "does not hold": "yellow",
+    "cannot hold": "red",
+    "not decided": "dim",
+}
 
 
 def print_report(report: Report, out: Console) -> None:
@@ -75,9 +78,12 @@ def describe_profile(report: Report) -> str:
 def _print_budget(report: Report, out: Console) -> None:
     pairs = ((report.baselines[0], report.remedies[0]), (report.layer_wise, report.remedies[-1]))
     print_budget(
-        {entry.best.placement: max(entry.best.memory, key=lambda budget: budget.total_bytes)
-         for entry, _ in pairs}, out,
-    )  # fmt: skip
+        {
+            entry.best.placement: max(entry.best.memory, key=lambda budget: budget.total_bytes)
+            for entry, _ in pairs
+        },
+        out,
+    )
     for entry, found in pairs:
         print_remedies(entry.best.placement, found, out)
     out.print()
@@ -99,9 +105,13 @@ def _print_stages(report: Report, out: Console) -> None:
 
 def _stage_cells(stage: StageScore) -> tuple[str | Text, ...]:
     return (
-        escape(stage.name), tables.seconds(stage.speed_of_light_s), tables.seconds(stage.predicted_s),
-        tables.seconds(stage.measured_s), tables.signed(stage.error), mark_of(stage),
-    )  # fmt: skip
+        escape(stage.name),
+        tables.seconds(stage.speed_of_light_s),
+        tables.seconds(stage.predicted_s),
+        tables.seconds(stage.measured_s),
+        tables.signed(stage.error),
+        mark_of(stage),
+    )
 
 
 def _print_claims(report: Report, out: Console) -> None:
@@ -121,15 +131,19 @@ def _print_claims(report: Report, out: Console) -> None:
 def _print_readings(report: Report, out: Console) -> None:
     made = tables.table(
         "Which reading of the workload comes nearest to both claims?",
-        "reading", "baseline", "layer-wise", "claim / prediction",
-    )  # fmt: skip
+        "reading",
+        "baseline",
+        "layer-wise",
+        "claim / prediction",
+    )
     full = max(reading.context_tokens for reading in report.readings)
     for reading in report.readings:
         theirs, ours = reading.claim_ratios
         cells = (
             tables.number(reading.baseline_tokens_per_s),
-            tables.number(reading.layer_wise_tokens_per_s), f"{theirs:.3g} and {ours:.3g}",
-        )  # fmt: skip
+            tables.number(reading.layer_wise_tokens_per_s),
+            f"{theirs:.3g} and {ours:.3g}",
+        )
         name = reading.name
         if reading.context_tokens < full:
             name += f" (mean of 0 to {full:,})"
@@ -138,8 +152,10 @@ def _print_readings(report: Report, out: Console) -> None:
     fitting = [reading for reading in report.readings if reading.fits]
     if fitting:
         nearest = min(fitting, key=lambda reading: reading.factor)
-        out.print(f"Nearest: {nearest.name}; "
-                  f"the farther claim is off by a factor of {nearest.factor:.3g}.")  # fmt: skip
+        out.print(
+            f"Nearest: {nearest.name}; "
+            f"the farther claim is off by a factor of {nearest.factor:.3g}."
+        )
     out.print()
 
 

@@ -115,9 +115,15 @@ class Reading:
 
 
 def judge_rate(
-    key: str, who: Who, claimed: float, beliefs: Beliefs, gpu: GpuSpec,
-    readings: tuple[Reading, ...], *, inverse: bool = False,
-) -> Judged:  # fmt: skip
+    key: str,
+    who: Who,
+    claimed: float,
+    beliefs: Beliefs,
+    gpu: GpuSpec,
+    readings: tuple[Reading, ...],
+    *,
+    inverse: bool = False,
+) -> Judged:
     """A rate in tokens/s, or (`inverse`) seconds per token over the whole batch.
 
     The latter is the kinder reading of what the paper calls TPOT: between two tokens of one
@@ -129,8 +135,10 @@ def judge_rate(
     verdict, figure = _without_rates(beliefs, inverse=inverse)
     if not verdict and pinned < claimed_tokens_per_s:
         verdict = "cannot hold"
-        figure = (f"in this reading the speed of light is {_rate(bound.tokens_per_s, inverse)}, "
-                  f"{_short_rate(pinned, inverse)} with a full L2 of weights pinned")  # fmt: skip
+        figure = (
+            f"in this reading the speed of light is {_rate(bound.tokens_per_s, inverse)}, "
+            f"{_short_rate(pinned, inverse)} with a full L2 of weights pinned"
+        )
         if predicted:
             figure += f" (predicted {_short_rate(predicted.tokens_per_s, inverse)})"
     if not verdict and predicted:
@@ -144,14 +152,20 @@ def judge_rate(
             notes[0] += f"; one sequence waits {milliseconds(bound.tpot_s)} or more for a token"
     if verdict in ("does not hold", "cannot hold"):
         found = _where_rate_holds(who, claimed_tokens_per_s, readings)
-        notes.append(_would_hold((reading.name, _rate(reading.tokens_per_s(who), inverse))
-                                 for reading in found))  # fmt: skip
+        notes.append(
+            _would_hold(
+                (reading.name, _rate(reading.tokens_per_s(who), inverse)) for reading in found
+            )
+        )
     sign = f'"TPOT" {claimed * 1e3:.3f} ms' if inverse else f"{thousands(claimed)} tokens/s"
     return Judged(
-        key=key, claim=f"{who}: {sign}", reading=_asked(readings).name,
-        verdict=verdict or "not decided", figure=figure,
+        key=key,
+        claim=f"{who}: {sign}",
+        reading=_asked(readings).name,
+        verdict=verdict or "not decided",
+        figure=figure,
         remark="; ".join(note for note in notes if note),
-    )  # fmt: skip
+    )
 
 
 def judge_gain(
@@ -175,16 +189,21 @@ def judge_gain(
         verdict = "holds" if _reaches_gain(ours / best - 1) else "does not hold"
         if not _reaches_gain(ceiling):
             verdict = "cannot hold"
-            figure += (f"; in this reading {ceiling:+.1%} with layer-wise at the speed of light "
-                       "and a full L2 of weights pinned")  # fmt: skip
+            figure += (
+                f"; in this reading {ceiling:+.1%} with layer-wise at the speed of light "
+                "and a full L2 of weights pinned"
+            )
     if verdict in ("does not hold", "cannot hold"):
         found = [r for r in readings if r.fits and not r.is_asked and _reaches_gain(r.gain)]
         notes.append(_would_hold((reading.name, f"{reading.gain:+.1%}") for reading in found))
     return Judged(
-        key="gain", claim=f"{GAIN:+.0%} over the baseline", reading=_asked(readings).name,
-        verdict=verdict or "not decided", figure=figure,
+        key="gain",
+        claim=f"{GAIN:+.0%} over the baseline",
+        reading=_asked(readings).name,
+        verdict=verdict or "not decided",
+        figure=figure,
         remark="; ".join(note for note in notes if note),
-    )  # fmt: skip
+    )
 
 
 def pinned_tokens_per_s(bound: Prediction, gpu: GpuSpec) -> float:

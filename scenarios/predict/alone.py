@@ -55,9 +55,11 @@ class PredictedRun:
     def kernel_set(self, only_rank: int, steps: Iterable[int]) -> str:
         """The hash that a measured trace of these steps must carry, over its ranks' programs."""
         programs = [
-            program for step in steps for program in self.run[step].programs
+            program
+            for step in steps
+            for program in self.run[step].programs
             if only_rank in (-1, program.rank)
-        ]  # fmt: skip
+        ]
         parts = tuple(chain.from_iterable(program.parts for program in programs))
         return kernel_set_hash(replace(programs[0], parts=parts))
 
@@ -133,9 +135,10 @@ def _same(scenario: Scenario, measured: Scenario) -> bool:
 
     def bare(one: Scenario) -> Scenario:
         run = RunSpec(
-            launch=one.run.launch, persisting_weights=one.run.persisting_weights,
+            launch=one.run.launch,
+            persisting_weights=one.run.persisting_weights,
             steps_per_graph=one.run.steps_per_graph,
-        )  # fmt: skip
+        )
         return replace(one, name="", run=run)
 
     return bare(measured) == bare(scenario)

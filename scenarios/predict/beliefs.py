@@ -84,8 +84,10 @@ def predict_all(scenario: Scenario, profile: Profile | None) -> ThreeBeliefs:
         alone = predict_run(fixed, constants).step_s
     return ThreeBeliefs(
         speed_of_light=predict(scenario, profile, "speed_of_light"),
-        uncalibrated=uncalibrated, calibrated=calibrated, alone_step_s=alone,
-    )  # fmt: skip
+        uncalibrated=uncalibrated,
+        calibrated=calibrated,
+        alone_step_s=alone,
+    )
 
 
 def commit_prediction(scenario: Scenario, profile: Profile | None, path: Path) -> str:
@@ -109,9 +111,12 @@ def _committed(scenario: Scenario, profile: Profile) -> CommittedPrediction:
     for row in rows:
         ops[row.op.partition("@")[0]] += row.duration_s / num_spans
     return CommittedPrediction(
-        name=scenario.name, profile_digest=profile.digest, predicted_step_s=run.step_s,
-        created=datetime.now(UTC).isoformat(timespec="seconds"), ops=dict(ops),
-    )  # fmt: skip
+        name=scenario.name,
+        profile_digest=profile.digest,
+        predicted_step_s=run.step_s,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        ops=dict(ops),
+    )
 
 
 def read_prediction(path: Path) -> CommittedPrediction | None:
@@ -149,11 +154,15 @@ def unfitted_as_data(changes: Iterable[Change]) -> list[dict[str, Any]]:
     """What no fit has seen, a record each; `log_half_width` None: it takes the interval away."""
     return [
         {
-            "aspect": one.aspect, "kind": one.kind, "used": one.used, "fitted": list(one.fitted),
-            "log_half_width": one.half_width, "said": " ".join(sentences([one])),
+            "aspect": one.aspect,
+            "kind": one.kind,
+            "used": one.used,
+            "fitted": list(one.fitted),
+            "log_half_width": one.half_width,
+            "said": " ".join(sentences([one])),
         }
         for one in changes
-    ]  # fmt: skip
+    ]
 
 
 def _interval(prediction: Prediction) -> dict[str, Any] | None:
@@ -163,11 +172,13 @@ def _interval(prediction: Prediction) -> dict[str, Any] | None:
     if found is None or step is None or rate is None:
         return None
     return {
-        "coverage": 0.9, "log_half_width": found.half_width,
-        "step_s": asdict(step), "tokens_per_s": asdict(rate),
+        "coverage": 0.9,
+        "log_half_width": found.half_width,
+        "step_s": asdict(step),
+        "tokens_per_s": asdict(rate),
         "inverse_throughput_s": {"low": 1 / rate.high, "high": 1 / rate.low},
         "beyond": [asdict(one) | {"carried": one.carried} for one in found.beyond],
-    }  # fmt: skip
+    }
 
 
 def count_ops(scenario: Scenario, prediction: Prediction) -> int:
@@ -291,7 +302,10 @@ def provenance_of(profile: Profile | None) -> dict[str, Any]:
     return {
         "package_version": package,
         "profile": {
-            "name": profile.name, "digest": profile.digest, "gpu": profile.gpu,
-            "provenance": dict(profile.provenance), "data_hashes": dict(profile.data_hashes),
+            "name": profile.name,
+            "digest": profile.digest,
+            "gpu": profile.gpu,
+            "provenance": dict(profile.provenance),
+            "data_hashes": dict(profile.data_hashes),
         },
-    }  # fmt: skip
+    }

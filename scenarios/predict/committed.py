@@ -107,12 +107,15 @@ def earlier_than(run_date: str, path: Path, created: str) -> Earlier:
     if brought is None or brought >= ran:
         return Earlier(
             told=f"not committed before: commit {found.commit}, {_shown(found.at)}, is later",
-            commit=found.commit, committed_at=found.at,
-        )  # fmt: skip
+            commit=found.commit,
+            committed_at=found.at,
+        )
     return Earlier(
         told=f"predicted before the run (commit {found.commit}, {_shown(found.at)})",
-        is_before=True, commit=found.commit, committed_at=found.at,
-    )  # fmt: skip
+        is_before=True,
+        commit=found.commit,
+        committed_at=found.at,
+    )
 
 
 def _introduced(path: Path) -> _Introduced | None:

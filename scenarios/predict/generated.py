@@ -24,10 +24,11 @@ def generate_all(
     return {
         shown.belief: generate(
             scenario.with_microbatches(shown.num_microbatches),
-            cost_model(scenario.cluster, profile, shown.belief), num_tokens,
+            cost_model(scenario.cluster, profile, shown.belief),
+            num_tokens,
         )
         for shown in beliefs.shown
-    }  # fmt: skip
+    }
 
 
 def print_generated(
@@ -38,8 +39,9 @@ def print_generated(
     out.print()
     made = tables.table(
         f"{any_run.num_tokens:,} tokens of each of {any_run.batch_size} sequences, the context growing",
-        "", *(names[belief] for belief in found),
-    )  # fmt: skip
+        "",
+        *(names[belief] for belief in found),
+    )
     lines = {
         "in all": lambda g: tables.seconds(g.total_s),
         "tokens/s": lambda g: tables.number(g.tokens_per_s),

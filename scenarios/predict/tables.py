@@ -18,15 +18,21 @@ from layerwise.sim.predict import BOUNDS, Prediction
 from layerwise.sim.profile import Profile
 
 BOUND_NAMES = {
-    "hbm": "HBM", "l2": "L2", "compute": "compute", "link": "links", "launch": "launch",
+    "hbm": "HBM",
+    "l2": "L2",
+    "compute": "compute",
+    "link": "links",
+    "launch": "launch",
     "wait": "peers",
-}  # fmt: skip
+}
 
 NUM_BEYOND = 8
 
 BELIEF_NAMES: dict[Belief, str] = {
-    "speed_of_light": "speed of light", "uncalibrated": "uncalibrated", "calibrated": "calibrated",
-}  # fmt: skip
+    "speed_of_light": "speed of light",
+    "uncalibrated": "uncalibrated",
+    "calibrated": "calibrated",
+}
 INTERVAL = "  90 % interval"
 UNCALIBRATED_NOTE = (
     "Uncalibrated: datasheet rates times efficiencies published by others; "
@@ -53,8 +59,10 @@ def print_predicted(
     print_cautions(scenario, beliefs.best, out)
     print_beyond(beliefs.best, out)
     if beliefs.alone_step_s is not None:
-        out.print(f"Step of rank {scenario.run.only_rank} alone, peers replaced: "
-                  f"{tables.seconds(beliefs.alone_step_s)}.")  # fmt: skip
+        out.print(
+            f"Step of rank {scenario.run.only_rank} alone, peers replaced: "
+            f"{tables.seconds(beliefs.alone_step_s)}."
+        )
     if not beliefs.best.fits:
         fullest = max(beliefs.best.memory, key=lambda budget: budget.total_bytes)
         out.print()
@@ -68,10 +76,11 @@ def placement_name(scenario: Scenario, profile: Profile | None) -> str:
     kernels = scenario.kernels_on(profile.kernels if profile else None)
     shards = placement.tensor_parallel
     return Layout(
-        tensor_parallel=shards, pipeline_parallel=placement.num_stages,
+        tensor_parallel=shards,
+        pipeline_parallel=placement.num_stages,
         data_parallel=placement.data_parallel,
         all_reduce=kernels.all_reduce if shards > 1 else "nccl",
-    ).name  # fmt: skip
+    ).name
 
 
 def _describe_beliefs(scenario: Scenario, profile: Profile | None) -> str:
@@ -94,15 +103,23 @@ def print_beyond(prediction: Prediction, out: Console) -> None:
     if not found:
         return
     made = tables.table(
-        "Outside what was calibrated", "op", "dimensions", "distance", "of the step", "op's 90 %",
+        "Outside what was calibrated",
+        "op",
+        "dimensions",
+        "distance",
+        "of the step",
+        "op's 90 %",
         "in the step's",
-    )  # fmt: skip
+    )
     for one in found[:NUM_BEYOND]:
         made.add_row(
-            one.name, " x ".join(f"{size:g}" for size in one.dimensions), f"{one.distance:.2f}",
-            tables.percent(one.share), f"+-{math.expm1(one.half_width):.1%}",
+            one.name,
+            " x ".join(f"{size:g}" for size in one.dimensions),
+            f"{one.distance:.2f}",
+            tables.percent(one.share),
+            f"+-{math.expm1(one.half_width):.1%}",
             f"+-{math.expm1(one.carried):.2%}",
-        )  # fmt: skip
+        )
     out.print(made)
     out.print(
         "distance: to the nearest calibrated shape; 0.7 is a factor of two in one dimension. The "
@@ -115,15 +132,28 @@ def print_beyond(prediction: Prediction, out: Console) -> None:
 def print_budget(fullest: dict[str, MemoryBudget], out: Console) -> None:
     """The budget of each placement's fullest GPU, when it does not fit."""
     made = tables.table(
-        "Memory of the fullest GPU, GB: it does not fit", "", "weights", "KV", "activations",
-        "communication", "rounding", "reserved", "total", "capacity",
-    )  # fmt: skip
+        "Memory of the fullest GPU, GB: it does not fit",
+        "",
+        "weights",
+        "KV",
+        "activations",
+        "communication",
+        "rounding",
+        "reserved",
+        "total",
+        "capacity",
+    )
     for name, budget in fullest.items():
         sizes = (
-            budget.weight_bytes, budget.kv_bytes, budget.activation_bytes,
-            budget.communication_bytes, budget.slack_bytes, budget.reserved_bytes,
-            budget.total_bytes, budget.capacity_bytes,
-        )  # fmt: skip
+            budget.weight_bytes,
+            budget.kv_bytes,
+            budget.activation_bytes,
+            budget.communication_bytes,
+            budget.slack_bytes,
+            budget.reserved_bytes,
+            budget.total_bytes,
+            budget.capacity_bytes,
+        )
         made.add_row(name, *(tables.gigabytes(size) for size in sizes))
     out.print(made)
 
@@ -162,8 +192,10 @@ def _lines(decoding: bool) -> list[tuple[str, Callable[[Prediction], str]]]:
         ("on wires per step, MB", lambda p: tables.megabytes(sum(p.wire_bytes.values()))),
     ]
     lines += [
-        (f"time bound by {BOUND_NAMES[bound]}",
-         lambda p, bound=bound: tables.percent(p.share[bound]))
+        (
+            f"time bound by {BOUND_NAMES[bound]}",
+            lambda p, bound=bound: tables.percent(p.share[bound]),
+        )
         for bound in BOUNDS
-    ]  # fmt: skip
+    ]
     return [*lines, ("pipeline bubble", lambda p: tables.percent(p.bubble))]

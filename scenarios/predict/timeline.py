@@ -65,9 +65,11 @@ def write_compared_timeline(
     chosen = [(trace, profile) for trace, profile in runs if trace.rows]
     if not chosen:
         raise SpecError(
-            "--trace", str(path), "has no measured op to draw",
+            "--trace",
+            str(path),
+            "has no measured op to draw",
             "measure with --timing cupti, or leave it out",
-        )  # fmt: skip
+        )
     panels = [
         Panel(name=trace.name if len(chosen) > 1 else "", sides=sides_of(trace, profile))
         for trace, profile in chosen

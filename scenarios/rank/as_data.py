@@ -25,15 +25,21 @@ def ranking_as_data(ranking: Ranking) -> dict[str, Any]:
     winner, rival = ranking.winner, ranking.rival
     widths = widths_of_ratio(winner, rival) if winner and rival else None
     return {
-        "model": asdict(asked.model), "cluster": asdict(asked.cluster),
-        "workload": asdict(asked.workload), "run": asdict(asked.run), "belief": asked.belief,
-        "provenance": provenance_of(asked.profile), "tpot_below_s": ranking.tpot_below_s,
-        "winner": _optional(winner), "rival": _optional(rival),
+        "model": asdict(asked.model),
+        "cluster": asdict(asked.cluster),
+        "workload": asdict(asked.workload),
+        "run": asdict(asked.run),
+        "belief": asked.belief,
+        "provenance": provenance_of(asked.profile),
+        "tpot_below_s": ranking.tpot_below_s,
+        "winner": _optional(winner),
+        "rival": _optional(rival),
         "lead": winner.tokens_per_s / rival.tokens_per_s - 1 if winner and rival else None,
         "lead_half_width_calibrated": widths[0] if widths else None,
         "lead_half_width_unvalidated": widths[1] if widths else None,
         "tied": [each.layout.name for each in tied],
-        "verdict": verdict(ranking), "what_flips_it": flip_sentence(ranking),
+        "verdict": verdict(ranking),
+        "what_flips_it": flip_sentence(ranking),
         "what_the_bar_leaves_room_for": leeway_sentence(ranking),
         "what_is_not_validated": unvalidated_sentence(ranking),
         "what_is_unfitted": list(unfitted_sentences(ranking)),
@@ -50,7 +56,7 @@ def ranking_as_data(ranking: Ranking) -> dict[str, Any]:
         "larger_batch": _optional(ranking.leeway.larger),
         "fewer_gpus": _optional(ranking.leeway.fewer),
         "left_out": [asdict(each) for each in ranking.refused],
-    }  # fmt: skip
+    }
 
 
 def candidate_as_data(each: Candidate) -> dict[str, Any]:
@@ -91,9 +97,14 @@ def _optional(each: Candidate | None) -> dict[str, Any] | None:
 
 def _flip_as_data(flip: Flip) -> dict[str, Any]:
     return {
-        "name": flip.knob.name, "key": flip.knob.key, "value": flip.value,
-        "searched_from_factor": flip.knob.low, "searched_to_factor": flip.knob.high,
-        "flips_below_factor": flip.below, "flips_above_factor": flip.above,
-        "log_lead_at_half": flip.lead_at_half, "log_lead_at_double": flip.lead_at_double,
+        "name": flip.knob.name,
+        "key": flip.knob.key,
+        "value": flip.value,
+        "searched_from_factor": flip.knob.low,
+        "searched_to_factor": flip.knob.high,
+        "flips_below_factor": flip.below,
+        "flips_above_factor": flip.above,
+        "log_lead_at_half": flip.lead_at_half,
+        "log_lead_at_double": flip.lead_at_double,
         "log_lead_switched": flip.lead_switched,
-    }  # fmt: skip
+    }

@@ -57,10 +57,14 @@ class Asked:
         """One layout of it."""
         kernels = self.profile.kernels if self.profile else KernelChoice()
         return Scenario(
-            name=layout.name, model=self.model, cluster=self.cluster, placement=layout.spec,
-            workload=replace(self.workload, num_microbatches=num_microbatches), run=self.run,
+            name=layout.name,
+            model=self.model,
+            cluster=self.cluster,
+            placement=layout.spec,
+            workload=replace(self.workload, num_microbatches=num_microbatches),
+            run=self.run,
             kernels=replace(kernels, all_reduce=layout.all_reduce),
-        )  # fmt: skip
+        )
 
     def with_knob(self, knob: Knob, factor: float) -> Asked:
         """The same with one figure of the hardware multiplied, or launches by the host."""
@@ -129,9 +133,12 @@ class Candidate:
 
 def _with_latency(profile: Profile, factor: float) -> Profile:
     transfers = {
-        name: replace(fit, regimes=tuple(
-            replace(regime, latency_s=regime.latency_s * factor) for regime in fit.regimes
-        ))
+        name: replace(
+            fit,
+            regimes=tuple(
+                replace(regime, latency_s=regime.latency_s * factor) for regime in fit.regimes
+            ),
+        )
         for name, fit in profile.transfers.items()
-    }  # fmt: skip
+    }
     return replace(profile, transfers=transfers)

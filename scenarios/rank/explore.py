@@ -119,9 +119,12 @@ def _first_token(asked: Asked, layout: Layout, cost: Calibrated) -> Prediction:
     context = asked.workload.context_tokens
     chunk = max(asked.workload.prefill_chunk_tokens, -(-context // MAX_CHUNKS))
     work = replace(
-        asked.workload, phase="prefill", batch_size=layout.data_parallel, num_microbatches=1,
+        asked.workload,
+        phase="prefill",
+        batch_size=layout.data_parallel,
+        num_microbatches=1,
         prefill_chunk_tokens=chunk,
-    )  # fmt: skip
+    )
     scenario = replace(asked.scenario(layout), workload=work)
     return predict_with(scenario, cost, asked.reserved_bytes)
 
@@ -130,14 +133,21 @@ def _candidate(
     asked: Asked, layout: Layout, cost: Calibrated, found: Prediction, prompt: Prediction
 ) -> Candidate:
     return Candidate(
-        layout=layout, batch_size=asked.workload.batch_size,
-        num_microbatches=found.num_microbatches, tokens_per_s=found.tokens_per_s,
-        tpot_s=found.tpot_s, ttft_s=prompt.step_s, share=found.share, bubble=found.bubble,
+        layout=layout,
+        batch_size=asked.workload.batch_size,
+        num_microbatches=found.num_microbatches,
+        tokens_per_s=found.tokens_per_s,
+        tpot_s=found.tpot_s,
+        ttft_s=prompt.step_s,
+        share=found.share,
+        bubble=found.bubble,
         memory=max(found.memory, key=lambda budget: budget.total_bytes),
-        num_extrapolated_ops=found.num_extrapolated_ops, is_steady=found.is_steady,
-        uncertainty=found.uncertainty, unvalidated=parts_of(found, cost, asked.pairs),
+        num_extrapolated_ops=found.num_extrapolated_ops,
+        is_steady=found.is_steady,
+        uncertainty=found.uncertainty,
+        unvalidated=parts_of(found, cost, asked.pairs),
         unfitted=tuple(dict.fromkeys((*found.unfitted, *prompt.unfitted))),
-    )  # fmt: skip
+    )
 
 
 def order_of(candidate: Candidate) -> tuple[bool, float]:

@@ -63,9 +63,12 @@ def resized(cluster: ClusterSpec, num_gpus: int) -> ClusterSpec | None:
         return None
     try:
         return replace(
-            cluster, name=cluster_name(cluster.gpu, num_gpus), num_nodes=num_gpus // per_node,
-            gpus_per_node=per_node, slow=NOTHING_SLOW,
-        )  # fmt: skip
+            cluster,
+            name=cluster_name(cluster.gpu, num_gpus),
+            num_nodes=num_gpus // per_node,
+            gpus_per_node=per_node,
+            slow=NOTHING_SLOW,
+        )
     except SpecError:
         return None  # more than any cluster has
 
@@ -88,9 +91,11 @@ def _counts(asked: Asked) -> Iterator[int]:
     """Above what was asked for, from the least that could hold all weights and KV between them."""
     model, work = asked.model, asked.workload
     kv_bytes = (
-        work.batch_size * work.context_tokens * model.num_layers
+        work.batch_size
+        * work.context_tokens
+        * model.num_layers
         * model.kv_bytes_per_token_per_layer
-    )  # fmt: skip
+    )
     room_bytes = asked.cluster.gpu.hbm_bytes - asked.reserved_bytes
     if room_bytes <= 0:
         return
@@ -103,8 +108,10 @@ def _room(asked: Asked, cluster: ClusterSpec, reserved_bytes: int) -> Room | Non
     """Of the layouts that fit, the one whose fullest GPU holds least; None where none fits."""
     there = replace(asked, cluster=cluster)
     layouts, _ = layouts_of(asked.model, cluster, asked.workload, None)
-    held = [(cluster.gpu.hbm_bytes - left_bytes(there, layout, reserved_bytes), layout)
-            for layout in layouts]  # fmt: skip
+    held = [
+        (cluster.gpu.hbm_bytes - left_bytes(there, layout, reserved_bytes), layout)
+        for layout in layouts
+    ]
     total_bytes, layout = min(held, key=lambda pair: pair[0], default=(0, None))
     if layout is None or total_bytes > cluster.gpu.hbm_bytes:
         return None

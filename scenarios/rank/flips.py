@@ -118,10 +118,13 @@ def find_flip(knob: Knob, lead: Lead, cluster: ClusterSpec) -> Flip:
         return known[factor]
 
     return Flip(
-        knob=knob, value=knob.value(cluster),
-        below=crossing(remembered, knob.low), above=crossing(remembered, knob.high),
-        lead_at_half=remembered(1 / STEP), lead_at_double=remembered(STEP),
-    )  # fmt: skip
+        knob=knob,
+        value=knob.value(cluster),
+        below=crossing(remembered, knob.low),
+        above=crossing(remembered, knob.high),
+        lead_at_half=remembered(1 / STEP),
+        lead_at_double=remembered(STEP),
+    )
 
 
 def crossing(lead: Lead, bound: float) -> float | None:

@@ -43,16 +43,20 @@ class Layout:
         if self.is_layer_wise:
             return PlacementSpec(strategy="layer-wise", data_parallel=self.data_parallel)
         return PlacementSpec(
-            strategy="tensor-pipeline", tensor_parallel=self.tensor_parallel,
-            pipeline_parallel=self.pipeline_parallel, data_parallel=self.data_parallel,
-        )  # fmt: skip
+            strategy="tensor-pipeline",
+            tensor_parallel=self.tensor_parallel,
+            pipeline_parallel=self.pipeline_parallel,
+            data_parallel=self.data_parallel,
+        )
 
     @property
     def name(self) -> str:
         """Its degrees above one; the all-reduce where it is not NCCL's."""
         degrees = {
-            "TP": self.tensor_parallel, "PP": self.pipeline_parallel, "DP": self.data_parallel,
-        }  # fmt: skip
+            "TP": self.tensor_parallel,
+            "PP": self.pipeline_parallel,
+            "DP": self.data_parallel,
+        }
         text = " x ".join(f"{key}={degree}" for key, degree in degrees.items() if degree > 1)
         text = ("layer-wise " if self.is_layer_wise else "") + (text or "one GPU")
         return text + (", 1-shot" if self.all_reduce == "one_shot" else "")
@@ -87,35 +91,48 @@ def layouts_of(
 def microbatch_grid(limit: int, num_stages: int) -> tuple[int, ...]:
     """Powers of two, and those times the stages, from 1 to `limit` sequences of a replica."""
     starts = {1, min(num_stages, limit)}
-    return tuple(sorted({s << k for s in starts for k in range(limit.bit_length())
-                         if s << k <= limit}))  # fmt: skip
+    return tuple(
+        sorted({s << k for s in starts for k in range(limit.bit_length()) if s << k <= limit})
+    )
 
 
 def _factorings(number: int) -> Iterator[Layout]:
     for tensor in divisors(number):
         for pipeline in divisors(number // tensor):
             yield Layout(
-                tensor_parallel=tensor, pipeline_parallel=pipeline,
+                tensor_parallel=tensor,
+                pipeline_parallel=pipeline,
                 data_parallel=number // tensor // pipeline,
-            )  # fmt: skip
+            )
 
 
 def _refusal(layout: Layout, model: ModelSpec, cluster: ClusterSpec, workload: Workload) -> str:
     """The rule that it breaks; "" if none."""
     if layout.data_parallel > workload.batch_size:
-        return (f"placement.data_parallel={layout.data_parallel} is more than "
-                f"workload.batch_size={workload.batch_size}")  # fmt: skip
+        return (
+            f"placement.data_parallel={layout.data_parallel} is more than "
+            f"workload.batch_size={workload.batch_size}"
+        )
     try:
-        place(Scenario(name=layout.name, model=model, cluster=cluster, placement=layout.spec,
-                       workload=workload))  # fmt: skip
+        place(
+            Scenario(
+                name=layout.name,
+                model=model,
+                cluster=cluster,
+                placement=layout.spec,
+                workload=workload,
+            )
+        )
     except PlacementError as error:
         return f"{error.key}={error.value} {error.problem}"
     except SpecError as error:
         return str(error)
     per_node, size = cluster.gpus_per_node, layout.tensor_parallel
     if size > 1 and per_node % size and size % per_node:
-        return (f"placement.tensor_parallel={size}: some groups lie in one node of {per_node} GPUs "
-                "and others across two; collectives of such groups are not modelled")  # fmt: skip
+        return (
+            f"placement.tensor_parallel={size}: some groups lie in one node of {per_node} GPUs "
+            "and others across two; collectives of such groups are not modelled"
+        )
     return ""
 
 
@@ -124,6 +141,8 @@ def _with_algorithms(layout: Layout, profile: Profile | None) -> Iterator[Layout
     size = layout.tensor_parallel
     if profile and size > 1 and f"all_reduce.one_shot.{size}" in profile.transfers:
         yield Layout(
-            tensor_parallel=size, pipeline_parallel=layout.pipeline_parallel,
-            data_parallel=layout.data_parallel, all_reduce="one_shot",
-        )  # fmt: skip
+            tensor_parallel=size,
+            pipeline_parallel=layout.pipeline_parallel,
+            data_parallel=layout.data_parallel,
+            all_reduce="one_shot",
+        )

@@ -71,9 +71,14 @@ def _fewer(asked: Asked, tpot_below_s: float, spread: Spread) -> Candidate | Non
             return found
         there = replace(asked, cluster=cluster)
         layouts, _ = layouts_of(asked.model, cluster, asked.workload, asked.profile)
-        shortest = sorted(layouts, key=lambda layout: (
-            layout.pipeline_parallel, layout.data_parallel, layout.all_reduce == "nccl",
-        ))  # fmt: skip
+        shortest = sorted(
+            layouts,
+            key=lambda layout: (
+                layout.pipeline_parallel,
+                layout.data_parallel,
+                layout.all_reduce == "nccl",
+            ),
+        )
         fewer = _best(there, shortest, tpot_below_s, spread)
         if fewer is None:
             return found

@@ -43,28 +43,40 @@ def _draw(ranking: Ranking, figure: Figure) -> None:
     axes = figure.add_subplot()
     fitting = [each for each in ranking.best if each.fits]
     axes.scatter(
-        [c.tpot_s * 1e3 for c in fitting], [c.tokens_per_s for c in fitting], s=14,
-        color="tab:gray", label=f"every placement at batch {ranking.asked.workload.batch_size}",
-    )  # fmt: skip
+        [c.tpot_s * 1e3 for c in fitting],
+        [c.tokens_per_s for c in fitting],
+        s=14,
+        color="tab:gray",
+        label=f"every placement at batch {ranking.asked.workload.batch_size}",
+    )
     front = ranking.front
     axes.errorbar(
-        [c.tpot_s * 1e3 for c in front], [c.tokens_per_s for c in front],
+        [c.tpot_s * 1e3 for c in front],
+        [c.tokens_per_s for c in front],
         yerr=[[_below(c) for c in front], [_above(c) for c in front]],
-        marker="o", capsize=3, label=_front_words(front),
-    )  # fmt: skip
+        marker="o",
+        capsize=3,
+        label=_front_words(front),
+    )
     for each in front:
         # Above and to the left of a front that rises to the right, nothing else is drawn.
         axes.annotate(
-            f"batch {each.batch_size}", (each.tpot_s * 1e3, each.tokens_per_s), xytext=(-6, 4),
-            textcoords="offset points", ha="right", fontsize=7,
-        )  # fmt: skip
+            f"batch {each.batch_size}",
+            (each.tpot_s * 1e3, each.tokens_per_s),
+            xytext=(-6, 4),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7,
+        )
     _draw_range(ranking, axes, [*fitting, *front])
     _name_rivals(axes, [each for each in fitting if each is not ranking.winner][:NUM_RIVALS])
     work = ranking.asked.workload
     axes.set_title(
-        plain(f"{ranking.asked.model.name} on {ranking.asked.cluster.name}, batch "
-              f"{work.batch_size}, {work.context_tokens:,} tokens of context")
-    )  # fmt: skip
+        plain(
+            f"{ranking.asked.model.name} on {ranking.asked.cluster.name}, batch "
+            f"{work.batch_size}, {work.context_tokens:,} tokens of context"
+        )
+    )
     axes.set_ylabel("tokens/s")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
@@ -105,10 +117,13 @@ def _name_rivals(axes: Axes, rivals: Sequence[Candidate]) -> None:
     at = last + 0.03 * (high - low)
     for place, each in enumerate(rivals):
         axes.annotate(
-            each.layout.name, (each.tpot_s * 1e3, each.tokens_per_s),
-            xytext=(at, axes.get_ylim()[1] * (0.96 - 0.04 * place)), fontsize=7, va="center",
+            each.layout.name,
+            (each.tpot_s * 1e3, each.tokens_per_s),
+            xytext=(at, axes.get_ylim()[1] * (0.96 - 0.04 * place)),
+            fontsize=7,
+            va="center",
             arrowprops={"arrowstyle": "-", "color": "tab:gray", "lw": 0.5, "relpos": (0, 0.5)},
-        )  # fmt: skip
+        )
 
 
 def _below(each: Candidate) -> float:

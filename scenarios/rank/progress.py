@@ -21,9 +21,12 @@ def showing_progress(console: Console, after_s: float = AFTER_S) -> Generator[Pr
         yield _ignored
         return
     columns = (
-        TextColumn("rank"), BarColumn(), MofNCompleteColumn(), TextColumn("placements and flips"),
+        TextColumn("rank"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("placements and flips"),
         TimeElapsedColumn(),
-    )  # fmt: skip
+    )
     bar = Bar(*columns, console=console, transient=True)
     task = bar.add_task("", total=None)
     timer = Timer(after_s, bar.start)

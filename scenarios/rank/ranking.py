@@ -76,22 +76,33 @@ class Ranking:
         winner = self.winner
         if winner is None:
             return ()
-        return tuple(c for c in self.best if c is not winner and c.meets(self.tpot_below_s)
-                     and is_tied(winner, c))  # fmt: skip
+        return tuple(
+            c
+            for c in self.best
+            if c is not winner and c.meets(self.tpot_below_s) and is_tied(winner, c)
+        )
 
     @property
     def runner_up(self) -> Candidate | None:
         """The second best layout that qualifies, tied with the winner or not."""
         winner = self.winner
-        return next((c for c in self.best if winner and c is not winner
-                     and c.meets(self.tpot_below_s)), None)  # fmt: skip
+        return next(
+            (c for c in self.best if winner and c is not winner and c.meets(self.tpot_below_s)),
+            None,
+        )
 
     @property
     def rival(self) -> Candidate | None:
         """The best layout that is not tied with the winner."""
         winner, tied = self.winner, self.tied
-        return next((c for c in self.best if winner and c is not winner and c not in tied
-                     and c.meets(self.tpot_below_s)), None)  # fmt: skip
+        return next(
+            (
+                c
+                for c in self.best
+                if winner and c is not winner and c not in tied and c.meets(self.tpot_below_s)
+            ),
+            None,
+        )
 
 
 def rank(
@@ -114,12 +125,20 @@ def rank(
     decode, PlacementError when no layout is valid, what `Asked.cost` raises.
     """
     if workload.phase != "decode":
-        raise SpecError("workload.phase", workload.phase, "is not ranked",
-                        "use 'decode'; each row has its time to first token")  # fmt: skip
+        raise SpecError(
+            "workload.phase",
+            workload.phase,
+            "is not ranked",
+            "use 'decode'; each row has its time to first token",
+        )
     asked = Asked(
-        model=model, cluster=cluster, workload=workload, run=run or RunSpec(), profile=profile,
+        model=model,
+        cluster=cluster,
+        workload=workload,
+        run=run or RunSpec(),
+        profile=profile,
         pairs=measured_pairs() if profile else {},
-    )  # fmt: skip
+    )
     asked.cost()
     layouts, refused = layouts_of(model, cluster, workload, profile)
     if not layouts:
@@ -201,14 +220,21 @@ def _ranking(
     if not any(c.fits for c in everyone):
         nearest = min(everyone, key=lambda c: (c.memory.total_bytes, -c.tokens_per_s))
     elif not any(c.meets(tpot_below_s) for c in everyone):
-        needed = max((c for c in front if c.meets(tpot_below_s)),
-                     key=lambda c: c.tokens_per_s, default=None)  # fmt: skip
+        needed = max(
+            (c for c in front if c.meets(tpot_below_s)), key=lambda c: c.tokens_per_s, default=None
+        )
     return Ranking(
-        asked=asked, candidates=tuple(c for c in ordered if c.fits or not fits_only), front=front,
-        refused=refused, tpot_below_s=tpot_below_s, flips=(), nearest=nearest,
-        remedies=_remedies(asked, nearest) if nearest else (), needed=needed,
+        asked=asked,
+        candidates=tuple(c for c in ordered if c.fits or not fits_only),
+        front=front,
+        refused=refused,
+        tpot_below_s=tpot_below_s,
+        flips=(),
+        nearest=nearest,
+        remedies=_remedies(asked, nearest) if nearest else (),
+        needed=needed,
         rooms=rooms_of(asked) if nearest else (),
-    )  # fmt: skip
+    )
 
 
 def _remedies(asked: Asked, nearest: Candidate) -> tuple[Remedy, ...]:
@@ -227,11 +253,12 @@ def _nothing_valid(asked: Asked, refused: tuple[Refused, ...]) -> PlacementError
     reasons = "; ".join(f"{each.name}: {each.reason}" for each in refused[:3])
     more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
     return PlacementError(
-        "cluster.num_gpus", number,
+        "cluster.num_gpus",
+        number,
         f"has no valid placement of {asked.model.name} at batch {asked.workload.batch_size} "
         f"({reasons}{more})",
         f"use {next(smaller, 1)} GPUs, or another batch",
-    )  # fmt: skip
+    )
 
 
 def _has_layout(asked: Asked, num_gpus: int) -> bool:

@@ -68,7 +68,7 @@ def _print_heading(ranking: Ranking, out: Console) -> None:
             f"No calibration profile for {escape(plain(cluster.gpu.name))}: no intervals, and so no "
             f"ties are told. {UNCALIBRATED_NOTE}",
             style="dim",
-        )  # fmt: skip
+        )
 
 
 def _print_table(ranking: Ranking, out: Console, *, everything: bool) -> None:
@@ -89,7 +89,7 @@ def _print_table(ranking: Ranking, out: Console, *, everything: bool) -> None:
         f"microbatches\n{TERMS} bound by: what limits the GPU for most of the step, not how near it "
         f"is to that limit (see predict). {_attention(ranking.asked)}",
         style="dim",
-    )  # fmt: skip
+    )
     if ranking.asked.cluster.num_gpus > VALIDATED_GPUS:
         out.print(VALIDATED, style="dim")
     for said in unfitted_sentences(ranking):
@@ -101,8 +101,10 @@ def _attention(asked: Asked) -> str:
     if asked.profile is None:
         return "Attention as published, whichever kernel runs."
     kernels = asked.profile.kernels
-    return (f"Attention kernels assumed: {kernels.decode_attention} (decode), "
-            f"{kernels.prefill_attention} (prefill).")  # fmt: skip
+    return (
+        f"Attention kernels assumed: {kernels.decode_attention} (decode), "
+        f"{kernels.prefill_attention} (prefill)."
+    )
 
 
 def _first_layer_wise(ranking: Ranking, shown: Sequence[Candidate]) -> tuple[int, Candidate] | None:
@@ -119,10 +121,13 @@ def _cells(ranking: Ranking, each: Candidate, place: str = "") -> tuple[str, ...
         f"{_mark(ranking, each)} {place}{each.layout.name}",
         str(each.num_microbatches),
         f"{each.memory.total_bytes / 1e9:,.1f}{'' if each.fits else '!'}",
-        tables.number(each.tokens_per_s), _interval(each),
-        tables.number(each.tokens_per_s_per_gpu), tables.milliseconds(each.tpot_s),
-        tables.milliseconds(each.ttft_s), f"{BOUND_NAMES.get(name, name)} {share:.0%}",
-    )  # fmt: skip
+        tables.number(each.tokens_per_s),
+        _interval(each),
+        tables.number(each.tokens_per_s_per_gpu),
+        tables.milliseconds(each.tpot_s),
+        tables.milliseconds(each.ttft_s),
+        f"{BOUND_NAMES.get(name, name)} {share:.0%}",
+    )
 
 
 def _mark(ranking: Ranking, each: Candidate) -> str:
@@ -168,15 +173,24 @@ def _print_front(ranking: Ranking, out: Console) -> None:
         return
     most = max(each.tokens_per_s for each in ranking.front)
     made = tables.table(
-        "Pareto front of tokens/s against TPOT, over batches", "placement", "batch", "mb",
-        "TPOT ms", "tokens/s", "drawn", wide="drawn",
-    )  # fmt: skip
+        "Pareto front of tokens/s against TPOT, over batches",
+        "placement",
+        "batch",
+        "mb",
+        "TPOT ms",
+        "tokens/s",
+        "drawn",
+        wide="drawn",
+    )
     for each in ranking.front:
         bar = "#" * max(1, round(BAR * each.tokens_per_s / most))
         made.add_row(
             f"{'  ' if each.meets(ranking.tpot_below_s) else '! '}{each.layout.name}",
-            str(each.batch_size), str(each.num_microbatches), tables.milliseconds(each.tpot_s),
-            tables.number(each.tokens_per_s), bar,
-        )  # fmt: skip
+            str(each.batch_size),
+            str(each.num_microbatches),
+            tables.milliseconds(each.tpot_s),
+            tables.number(each.tokens_per_s),
+            bar,
+        )
     out.print()
     out.print(made)

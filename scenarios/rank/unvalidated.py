@@ -26,9 +26,10 @@ PUBLISHED = "as published by"
 # The GPU of which this project has measured two.
 MEASURED_PAIR = "h200"
 COLLECTIVES = {
-    "all_reduce.nccl": "NCCL all-reduces", "all_reduce.one_shot": "one-shot all-reduces",
+    "all_reduce.nccl": "NCCL all-reduces",
+    "all_reduce.one_shot": "one-shot all-reduces",
     "all_gather.nccl": "NCCL all-gathers",
-}  # fmt: skip
+}
 Pairs = Mapping[str, tuple[TransferFit, TransferFit]]
 
 
@@ -141,9 +142,15 @@ def _resting(
                     for part in _of_collective(op, cost, pairs):
                         yield (kind, (len(op.group), op.payload_bytes)), part
                 case (
-                    ops.Norm() | ops.Matmul() | ops.RotaryWrite() | ops.Attention()
-                    | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed() | ops.Sample()
-                ):  # fmt: skip
+                    ops.Norm()
+                    | ops.Matmul()
+                    | ops.RotaryWrite()
+                    | ops.Attention()
+                    | ops.GatedActivation()
+                    | ops.ResidualAdd()
+                    | ops.Embed()
+                    | ops.Sample()
+                ):
                     continue
                 case _:
                     assert_never(op)

@@ -46,13 +46,17 @@ def verdict(ranking: Ranking) -> str:
         return _no_winner(ranking)
     if tied:
         behind = f" Clearly behind: {_behind(winner, rival)}." if rival else ""
-        return (f"{winner.layout.name} is predicted fastest, but {_others(tied)} cannot be told from "
-                f"it: {_why_tied(winner, tied)}.{behind}")  # fmt: skip
+        return (
+            f"{winner.layout.name} is predicted fastest, but {_others(tied)} cannot be told from "
+            f"it: {_why_tied(winner, tied)}.{behind}"
+        )
     if rival is None:
         return f"{winner.layout.name} is the only placement that qualifies."
     told = "clearly ahead of" if widths_of_ratio(winner, rival) else "ahead of"
-    return (f"{winner.layout.name} is predicted fastest, {told} {_behind(winner, rival)}"
-            f"{_sureness(winner, rival)}.")  # fmt: skip
+    return (
+        f"{winner.layout.name} is predicted fastest, {told} {_behind(winner, rival)}"
+        f"{_sureness(winner, rival)}."
+    )
 
 
 def advice(ranking: Ranking) -> str:
@@ -115,8 +119,10 @@ def unvalidated_sentence(ranking: Ranking) -> str:
     ]
     if not told:
         return ""
-    return (f"Not measured here, and not alike in {winner.layout.name} and {other.layout.name}: "
-            f"{'; '.join(told)}.")  # fmt: skip
+    return (
+        f"Not measured here, and not alike in {winner.layout.name} and {other.layout.name}: "
+        f"{'; '.join(told)}."
+    )
 
 
 def unfitted_sentences(ranking: Ranking) -> tuple[str, ...]:
@@ -156,9 +162,10 @@ def quantity(key: str, value: float) -> str:
 def short_reason(budget: MemoryBudget) -> str:
     """Why a GPU's memory does not suffice, the largest part first."""
     parts = {
-        "KV": budget.kv_bytes, "weights": budget.weight_bytes,
+        "KV": budget.kv_bytes,
+        "weights": budget.weight_bytes,
         "other": budget.total_bytes - budget.kv_bytes - budget.weight_bytes,
-    }  # fmt: skip
+    }
     named = sorted(parts, key=lambda name: -parts[name])
     text = " + ".join(f"{name} {gigabytes(parts[name])}" for name in named)
     return f"{text} = {gigabytes(budget.total_bytes)} of {gigabytes(budget.capacity_bytes)} GB"
@@ -169,12 +176,16 @@ def _no_winner(ranking: Ranking) -> str:
         return "Nothing fits. " + _nearest_remedy(ranking, ranking.nearest)
     limit = seconds(ranking.tpot_below_s or 0.0)
     fastest = min((c for c in ranking.candidates if c.fits), key=lambda c: c.tpot_s)
-    text = (f"No placement that fits has a TPOT below {limit}; the shortest is {fastest.layout.name} "
-            f"with {seconds(fastest.tpot_s)}.")  # fmt: skip
+    text = (
+        f"No placement that fits has a TPOT below {limit}; the shortest is {fastest.layout.name} "
+        f"with {seconds(fastest.tpot_s)}."
+    )
     if ranking.needed:
-        text += (f" A batch of {ranking.needed.batch_size} meets it: {ranking.needed.layout.name}, "
-                 f"{number(ranking.needed.tokens_per_s)} tokens/s at "
-                 f"{seconds(ranking.needed.tpot_s)}.")  # fmt: skip
+        text += (
+            f" A batch of {ranking.needed.batch_size} meets it: {ranking.needed.layout.name}, "
+            f"{number(ranking.needed.tokens_per_s)} tokens/s at "
+            f"{seconds(ranking.needed.tpot_s)}."
+        )
     return text + ("" if ranking.needed else " No smaller batch meets it either.")
 
 
@@ -217,8 +228,10 @@ def _why_tied(winner: Candidate, tied: tuple[Candidate, ...]) -> str:
         if first.carried is not None and _differs(first, second)
     ]
     width = width_of_ratio(winner.unvalidated, widest.unvalidated)
-    return (f"the time of {' and of '.join(names)} was not measured here, and that alone could move "
-            f"the ratio by {_percent(math.expm1(width))}")  # fmt: skip
+    return (
+        f"the time of {' and of '.join(names)} was not measured here, and that alone could move "
+        f"the ratio by {_percent(math.expm1(width))}"
+    )
 
 
 def _is_inside(winner: Candidate, other: Candidate) -> bool:
@@ -238,8 +251,10 @@ def _part_phrase(first: Part, second: Part) -> str:
     if first.carried is None or second.carried is None:
         return f"{first.name}, error not known and not counted"
     width = math.expm1(abs(first.carried - second.carried))
-    return (f"{first.name}, {_percent(first.share)} and {_percent(second.share)} of a step, counted as "
-            f"±{_percent(width)}, as far as two GPUs' were off")  # fmt: skip
+    return (
+        f"{first.name}, {_percent(first.share)} and {_percent(second.share)} of a step, counted as "
+        f"±{_percent(width)}, as far as two GPUs' were off"
+    )
 
 
 def _sureness(winner: Candidate, rival: Candidate) -> str:

@@ -62,9 +62,9 @@ class Explorer:
     def _remembered(self, settings: dict[str, str]) -> dict[str, Any]:
         # A model is named unless it is everybody's default: another server starts on another.
         here = defaults_of(self.start)
-        key = urlencode({
-            k: v for k, v in settings.items() if v != CONTROLS[k].default or v != here[k]
-        })  # fmt: skip
+        key = urlencode(
+            {k: v for k, v in settings.items() if v != CONTROLS[k].default or v != here[k]}
+        )
         if key not in self._answers:
             begin = time.perf_counter()
             made = self._made(settings)
@@ -82,15 +82,17 @@ class Explorer:
         }
         charts = (
             bottlenecks({name: shares_of(each) for name, each in found.items()}),
-            memory_chart(fullest), step_timeline(found, MAX_RANKS, MAX_SLICES),
-        )  # fmt: skip
+            memory_chart(fullest),
+            step_timeline(found, MAX_RANKS, MAX_SLICES),
+        )
         return {
-            "message": "", "headline": _headline(found),
+            "message": "",
+            "headline": _headline(found),
             "columns": ["", *found],
             "rows": [[label, *(show(each) for each in found.values())] for label, show in LINES],
             "charts": [chart.as_data for chart in charts],
             "notes": _notes(scenarios, found, profile),
-        }  # fmt: skip
+        }
 
     def _predict(self, scenario: Scenario, profile: Profile | None) -> Prediction:
         belief: Belief = "calibrated" if profile else "uncalibrated"
@@ -123,10 +125,15 @@ LINES: Sequence[tuple[str, Callable[[Prediction], str]]] = (
     ("bottleneck", _bottleneck),
     ("bubble", lambda p: tables.percent(p.bubble)),
     ("microbatches", lambda p: str(p.num_microbatches)),
-    ("memory of the fullest GPU", lambda p: f"{tables.gigabytes(p.peak_memory_bytes)} GB of "
-     f"{tables.gigabytes(p.memory[0].capacity_bytes)} GB"),
+    (
+        "memory of the fullest GPU",
+        lambda p: (
+            f"{tables.gigabytes(p.peak_memory_bytes)} GB of "
+            f"{tables.gigabytes(p.memory[0].capacity_bytes)} GB"
+        ),
+    ),
     ("fits", lambda p: "yes" if p.fits else "no"),
-)  # fmt: skip
+)
 
 
 def _headline(found: Mapping[str, Prediction]) -> str:
@@ -143,9 +150,10 @@ def _notes(
 ) -> list[str]:
     gpu = next(iter(scenarios.values())).cluster.gpu.name
     notes = [
-        f"Calibrated with profile {profile.name} {profile.digest}." if profile
+        f"Calibrated with profile {profile.name} {profile.digest}."
+        if profile
         else f"Uncalibrated: there is no profile for {gpu}."
-    ]  # fmt: skip
+    ]
     for name, scenario in scenarios.items():
         if line := on_chip_line(scenario):
             notes.append(f"{name}: {line}.")

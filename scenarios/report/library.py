@@ -15,9 +15,11 @@ def plotly_js() -> str:
     """Its source. Raises MissingPackageError without the package."""
     if find_spec("plotly") is None:
         raise MissingPackageError(
-            "plotly", "draw charts on a page", "pip install '.[report]'",
+            "plotly",
+            "draw charts on a page",
+            "pip install '.[report]'",
             "the same as text and --json",
-        )  # fmt: skip
+        )
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()

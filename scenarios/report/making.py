@@ -29,8 +29,12 @@ def make_report(
     check_out(out)
     plotly_js()
     if len(results) > MAX_RESULTS:
-        raise SpecError("RESULT", len(results), "files are more than a page holds",
-                        f"give {MAX_RESULTS} or fewer")  # fmt: skip
+        raise SpecError(
+            "RESULT",
+            len(results),
+            "files are more than a page holds",
+            f"give {MAX_RESULTS} or fewer",
+        )
     found = found_in(results, profiles, needed) if results else committed(profiles, needed)
     return write_page(found, _made_by(results, found), out)
 

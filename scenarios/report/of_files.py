@@ -28,8 +28,9 @@ def json_section(path: Path, key: str) -> Section:
     """A ranking or the answer to a what-if. Raises FileFormatError for anything else."""
     data = read_json(path)
     readers: dict[str, Callable[[Path, dict[str, Any], str], Section]] = {
-        "pareto_front": ranking_section, "what_if": _what_if,
-    }  # fmt: skip
+        "pareto_front": ranking_section,
+        "what_if": _what_if,
+    }
     for telling, read in readers.items():
         if isinstance(data, dict) and telling in data:
             try:
@@ -49,8 +50,13 @@ def _what_if(path: Path, data: dict[str, Any], key: str) -> Section:
     part.say(data["answer"], "strong")
     rows = data["rows"]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    part.add(table(path.name, columns,
-                   [[_any(row.get(name)) for name in columns] for row in rows[:MAX_ROWS]]))  # fmt: skip
+    part.add(
+        table(
+            path.name,
+            columns,
+            [[_any(row.get(name)) for name in columns] for row in rows[:MAX_ROWS]],
+        )
+    )
     part.say_left_out(len(rows), MAX_ROWS)
     return part
 
@@ -65,10 +71,13 @@ def sweep_section(path: Path, key: str) -> Section:
         raise FileFormatError(f"{path}: has no rows; run the sweep again")
     part = Section(title=f"Sweep: {path.name}", key=key)
     columns = [name for name in rows[0] if name and name != "key"]
-    part.add(table(
-        f"{len(rows):,} points", columns,
-        [[_any(row.get(name) or "") for name in columns] for row in rows[:MAX_ROWS]],
-    ))  # fmt: skip
+    part.add(
+        table(
+            f"{len(rows):,} points",
+            columns,
+            [[_any(row.get(name) or "") for name in columns] for row in rows[:MAX_ROWS]],
+        )
+    )
     part.say_left_out(len(rows), MAX_ROWS)
     if {RATE, INTERVAL_S} <= set(columns):
         part.draw(_sweep_chart(rows, columns))
@@ -90,29 +99,42 @@ def _sweep_chart(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> Char
             groups.setdefault(name, []).append((row, 1e3 * x, y))
     return Chart(
         f"Every point of the sweep that fits in memory: {len(kept):,} of {len(rows):,}.",
-        [_sweep_points(index, name, each, axes)
-         for index, (name, each) in enumerate(groups.items())],
-        layout(420, log_axis("TPOT, ms", [x for each in groups.values() for _, x, _ in each]),
-               log_axis("tokens/s", [y for each in groups.values() for _, _, y in each]),
-               showlegend=True),
-    )  # fmt: skip
+        [
+            _sweep_points(index, name, each, axes)
+            for index, (name, each) in enumerate(groups.items())
+        ],
+        layout(
+            420,
+            log_axis("TPOT, ms", [x for each in groups.values() for _, x, _ in each]),
+            log_axis("tokens/s", [y for each in groups.values() for _, _, y in each]),
+            showlegend=True,
+        ),
+    )
 
 
 def _sweep_points(
-    index: int, name: str, found: Sequence[tuple[dict[str, str], float, float]],
+    index: int,
+    name: str,
+    found: Sequence[tuple[dict[str, str], float, float]],
     axes: Sequence[str],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Colours come round again with another sign."""
     return {
-        "type": "scatter", "mode": "markers", "name": in_chart(name),
+        "type": "scatter",
+        "mode": "markers",
+        "name": in_chart(name),
         "marker": {
-            "color": PALETTE[index % len(PALETTE)], "size": 6,
+            "color": PALETTE[index % len(PALETTE)],
+            "size": 6,
             "symbol": SIGNS[index // len(PALETTE) % len(SIGNS)],
         },
-        "x": [x for _, x, _ in found], "y": [y for _, _, y in found],
-        "text": [in_chart(", ".join(f"{name}={row[name]}" for name in axes)) for row, _, _ in found],
+        "x": [x for _, x, _ in found],
+        "y": [y for _, _, y in found],
+        "text": [
+            in_chart(", ".join(f"{name}={row[name]}" for name in axes)) for row, _, _ in found
+        ],
         "hovertemplate": "%{text}<br>%{y:,.0f} tokens/s, %{x:.4g} ms<extra></extra>",
-    }  # fmt: skip
+    }
 
 
 def _float(value: object) -> float | None:

@@ -22,8 +22,11 @@ from layerwise.sim.predict import Prediction
 from layerwise.sim.profile import Profile
 
 VERDICT_STYLE: dict[Verdict, str] = {
-    "holds": "good", "does not hold": "warn", "cannot hold": "bad", "not decided": "quiet",
-}  # fmt: skip
+    "holds": "good",
+    "does not hold": "warn",
+    "cannot hold": "bad",
+    "not decided": "quiet",
+}
 # The map of who wins, coarse enough for a page: the what-if of the same name draws it finely.
 MAP_BATCHES, MAP_CONTEXTS = (1, 4, 16, 64, 256, 1024), (128, 1024, 8192, 32_768, 131_072)
 NUM_LINE_POINTS = 160
@@ -43,38 +46,67 @@ def _verdicts(report: Report) -> Section:
         f"{work.context_tokens:,} tokens, on {cluster.num_nodes} nodes of {cluster.gpus_per_node} "
         f"{cluster.gpu.name}. Launch: {scenario.run.launch}. {describe_profile(report)}"
     )
-    part.add(table(
-        "Verdicts", ("claim", "verdict", "reading", "what decides", "remark"),
-        ((j.claim, Cell(j.verdict, style=VERDICT_STYLE[j.verdict]), j.reading, j.figure, j.remark)
-         for j in report.claims),
-    ))  # fmt: skip
-    part.say("No 16-GPU run exists: what only such a run could show is predicted, not measured.",
-             "quiet")  # fmt: skip
+    part.add(
+        table(
+            "Verdicts",
+            ("claim", "verdict", "reading", "what decides", "remark"),
+            (
+                (
+                    j.claim,
+                    Cell(j.verdict, style=VERDICT_STYLE[j.verdict]),
+                    j.reading,
+                    j.figure,
+                    j.remark,
+                )
+                for j in report.claims
+            ),
+        )
+    )
+    part.say(
+        "No 16-GPU run exists: what only such a run could show is predicted, not measured.", "quiet"
+    )
     return part
 
 
 def _placements(report: Report) -> Section:
     part = Section(title="Both placements", key="placements")
     names = [_name(entry) for entry in report.entries]
-    part.add(table(
-        "Tokens per second under every belief",
-        ("placement", "claimed", "speed of light", "uncalibrated", "calibrated", "90 %",
-         "tokens/s per GPU", "TPOT, ms", "memory, GB", "fits"),
-        [_row(entry) for entry in report.entries],
-    ))  # fmt: skip
+    part.add(
+        table(
+            "Tokens per second under every belief",
+            (
+                "placement",
+                "claimed",
+                "speed of light",
+                "uncalibrated",
+                "calibrated",
+                "90 %",
+                "tokens/s per GPU",
+                "TPOT, ms",
+                "memory, GB",
+                "fits",
+            ),
+            [_row(entry) for entry in report.entries],
+        )
+    )
     if report.profile:
         theirs, ours = report.best_baseline.best, report.layer_wise.best
-        part.say(f"Layer-wise over the faster baseline: predicted "
-                 f"{tables.signed(ours.tokens_per_s / theirs.tokens_per_s - 1)}, "
-                 f"claimed {tables.signed(GAIN)}.", "strong")  # fmt: skip
+        part.say(
+            f"Layer-wise over the faster baseline: predicted "
+            f"{tables.signed(ours.tokens_per_s / theirs.tokens_per_s - 1)}, "
+            f"claimed {tables.signed(GAIN)}.",
+            "strong",
+        )
     beliefs = {
         belief: [(p.tokens_per_s, p.tokens_per_s_interval) for p in found]
         for belief, found in _by_belief(report.entries)
     }
     part.draw(rates(names, [entry.claimed_tokens_per_s for entry in report.entries], beliefs))
-    part.draw(bottlenecks({
-        name: shares_of(entry.best) for name, entry in zip(names, report.entries, strict=True)
-    }))  # fmt: skip
+    part.draw(
+        bottlenecks(
+            {name: shares_of(entry.best) for name, entry in zip(names, report.entries, strict=True)}
+        )
+    )
     notes = [line for entry in report.entries for line in (on_chip_line(entry.scenario),) if line]
     notes += [w for entry in report.entries for w in warnings_of(entry.scenario, entry.best)]
     part.add(bullets(dict.fromkeys(notes)))
@@ -100,12 +132,15 @@ def _row(entry: Entry) -> list[Cell | str]:
     best, beliefs = entry.best, entry.beliefs
     rated = (beliefs.speed_of_light, beliefs.uncalibrated, beliefs.calibrated)
     return [
-        _name(entry), count(entry.claimed_tokens_per_s),
+        _name(entry),
+        count(entry.claimed_tokens_per_s),
         *(count(p.tokens_per_s) if p else "" for p in rated),
         span(best.tokens_per_s_interval, tables.number),
-        count(best.tokens_per_s / len(best.memory)), Cell(f"{best.tpot_s * 1e3:.4g}", best.tpot_s),
-        Cell(tables.gigabytes(best.peak_memory_bytes), best.peak_memory_bytes), yes(best.fits),
-    ]  # fmt: skip
+        count(best.tokens_per_s / len(best.memory)),
+        Cell(f"{best.tpot_s * 1e3:.4g}", best.tpot_s),
+        Cell(tables.gigabytes(best.peak_memory_bytes), best.peak_memory_bytes),
+        yes(best.fits),
+    ]
 
 
 def count(value: float) -> Cell:
@@ -121,14 +156,30 @@ def yes(holds: bool) -> Cell:
 def _readings(report: Report) -> Section:
     part = Section(title="Readings of the workload", key="readings")
     part.say("The paper names neither phase nor context of its rates. Each reading, predicted:")
-    part.add(table(
-        "Which reading comes nearest to both claims?",
-        ("reading", "baseline, tokens/s", "layer-wise, tokens/s", "gain", "farther claim off by",
-         "fits"),
-        ((r.name, count(r.baseline_tokens_per_s), count(r.layer_wise_tokens_per_s),
-          Cell(tables.signed(r.gain), r.gain), Cell(f"x{r.factor:.3g}", r.factor), yes(r.fits))
-         for r in report.readings),
-    ))  # fmt: skip
+    part.add(
+        table(
+            "Which reading comes nearest to both claims?",
+            (
+                "reading",
+                "baseline, tokens/s",
+                "layer-wise, tokens/s",
+                "gain",
+                "farther claim off by",
+                "fits",
+            ),
+            (
+                (
+                    r.name,
+                    count(r.baseline_tokens_per_s),
+                    count(r.layer_wise_tokens_per_s),
+                    Cell(tables.signed(r.gain), r.gain),
+                    Cell(f"x{r.factor:.3g}", r.factor),
+                    yes(r.fits),
+                )
+                for r in report.readings
+            ),
+        )
+    )
     return part
 
 
@@ -138,10 +189,15 @@ def map_section(profile: Profile | None) -> Section:
     from layerwise.scenarios.what_if.runner import ask
 
     part = Section(title="Who wins", key="who-wins")
-    found = ask("batch_and_context", WHAT_IF, profile=profile, axes=(
-        f"batch_size={','.join(map(str, MAP_BATCHES))}",
-        f"context_tokens={','.join(map(str, MAP_CONTEXTS))}",
-    ))  # fmt: skip
+    found = ask(
+        "batch_and_context",
+        WHAT_IF,
+        profile=profile,
+        axes=(
+            f"batch_size={','.join(map(str, MAP_BATCHES))}",
+            f"context_tokens={','.join(map(str, MAP_CONTEXTS))}",
+        ),
+    )
     gains = {(r["batch_size"], r["context_tokens"]): (r["gain"], r["fits"]) for r in found.rows}
     part.draw(who_wins(MAP_BATCHES, MAP_CONTEXTS, gains))
     part.say(found.answer)

@@ -45,21 +45,40 @@ def ranking_section(path: Path, data: dict[str, Any], key: str) -> Section:
     part.add(*_not_validated(data["what_is_not_validated"]))
     part.add(bullets(data.get("what_is_unfitted", ())))
     candidates = data["candidates"]
-    part.add(table(
-        f"Every placement ({path.name})",
-        ("placement", "microbatches", "tokens/s", "90 %", "per GPU", "TPOT, ms", "TTFT, ms",
-         "bottleneck", "memory, GB", "fits", "standing"),
-        [_candidate(each, data["winner"]) for each in candidates[:MAX_CANDIDATES]],
-    ))  # fmt: skip
+    part.add(
+        table(
+            f"Every placement ({path.name})",
+            (
+                "placement",
+                "microbatches",
+                "tokens/s",
+                "90 %",
+                "per GPU",
+                "TPOT, ms",
+                "TTFT, ms",
+                "bottleneck",
+                "memory, GB",
+                "fits",
+                "standing",
+            ),
+            [_candidate(each, data["winner"]) for each in candidates[:MAX_CANDIDATES]],
+        )
+    )
     part.say_left_out(len(candidates), MAX_CANDIDATES)
     for note in _footnotes(data):
         part.say(note, "quiet")
     part.draw(_front(data["pareto_front"], candidates, data["tpot_below_s"]))
-    part.draw(bottlenecks({
-        f"{each['placement']} m={each['num_microbatches']}":
-        {**each["bound_share"], "bubble": each["bubble_share"]}
-        for each in candidates[:MOST_BARS]
-    }))  # fmt: skip
+    part.draw(
+        bottlenecks(
+            {
+                f"{each['placement']} m={each['num_microbatches']}": {
+                    **each["bound_share"],
+                    "bubble": each["bubble_share"],
+                }
+                for each in candidates[:MOST_BARS]
+            }
+        )
+    )
     return part
 
 
@@ -112,15 +131,18 @@ def _candidate(each: dict[str, Any], winner: dict[str, Any] | None) -> list[Cell
     memory = float(each["memory"]["total_bytes"])
     far = "~ " if each["num_extrapolated_ops"] else ""
     return [
-        Cell(str(each["placement"]), style="range"), _number(each["num_microbatches"]),
+        Cell(str(each["placement"]), style="range"),
+        _number(each["num_microbatches"]),
         _number(each["tokens_per_s"]),
         Cell(f"{far}{span(interval, tables.number).text}".strip(), style="range"),
-        _number(each["tokens_per_s_per_gpu"]), _ms(each["tpot_s"]), _ms(each["ttft_s"]),
+        _number(each["tokens_per_s_per_gpu"]),
+        _ms(each["tpot_s"]),
+        _ms(each["ttft_s"]),
         f"{each['bottleneck']} {each['bottleneck_share']:.0%}",
         Cell(tables.gigabytes(memory), memory),
         Cell("yes", style="good") if each["fits"] else Cell("no", style="bad"),
         _standing(each, winner),
-    ]  # fmt: skip
+    ]
 
 
 def _standing(each: dict[str, Any], winner: dict[str, Any] | None) -> Cell:
@@ -143,12 +165,13 @@ def _front(
             "x": [1e3 * each["tpot_s"] for each in found],
             "y": [each["tokens_per_s"] for each in found],
             "text": [
-                in_chart(f"{each['placement']}, batch {each['batch_size']}, "
-                         f"m={each['num_microbatches']}")
+                in_chart(
+                    f"{each['placement']}, batch {each['batch_size']}, m={each['num_microbatches']}"
+                )
                 for each in found
             ],
             "hovertemplate": "%{text}<br>%{y:,.0f} tokens/s, %{x:.4g} ms<extra></extra>",
-        }  # fmt: skip
+        }
 
     fitting = [each for each in candidates if each["fits"]]
     ends = [(each["tokens_per_s"], each["tokens_per_s_interval"]) for each in front]
@@ -160,30 +183,49 @@ def _front(
         "batches up to the one asked for; whiskers are 90 % intervals."
         + (" Left of the dotted line is the TPOT asked for." if bar else ""),
         [
-            {"type": "scatter", "mode": "markers", "name": "fits", "marker": {"color": LIGHT},
-             **points(fitting)},
-            {"type": "scatter", "mode": "lines+markers", "name": "Pareto front",
-             "marker": {"color": PREDICTED, "size": 8}, "line": {"color": PREDICTED},
-             "error_y": {
-                 "type": "data", "symmetric": False, "thickness": 1,
-                 "array": [i["high"] - rate if i else 0 for rate, i in ends],
-                 "arrayminus": [rate - i["low"] if i else 0 for rate, i in ends],
-             }, **points(front)},
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "fits",
+                "marker": {"color": LIGHT},
+                **points(fitting),
+            },
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": "Pareto front",
+                "marker": {"color": PREDICTED, "size": 8},
+                "line": {"color": PREDICTED},
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "thickness": 1,
+                    "array": [i["high"] - rate if i else 0 for rate, i in ends],
+                    "arrayminus": [rate - i["low"] if i else 0 for rate, i in ends],
+                },
+                **points(front),
+            },
             *bar,
         ],
         layout(420, log_axis("TPOT, ms", across), axis("tokens/s", rangemode="tozero")),
-    )  # fmt: skip
+    )
 
 
 def _bar(limit_s: float | None, most: float) -> list[dict[str, Any]]:
     """A line across at the TPOT asked for, if one was."""
     if not limit_s:
         return []
-    return [{
-        "type": "scatter", "mode": "lines", "name": f"TPOT asked for: {tables.seconds(limit_s)}",
-        "x": [1e3 * limit_s] * 2, "y": [0.0, most], "hoverinfo": "skip",
-        "line": {"color": BAR_COLOUR, "width": 2, "dash": "dot"},
-    }]  # fmt: skip
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": f"TPOT asked for: {tables.seconds(limit_s)}",
+            "x": [1e3 * limit_s] * 2,
+            "y": [0.0, most],
+            "hoverinfo": "skip",
+            "line": {"color": BAR_COLOUR, "width": 2, "dash": "dot"},
+        }
+    ]
 
 
 def _number(value: float) -> Cell:

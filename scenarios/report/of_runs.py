@@ -17,9 +17,18 @@ from layerwise.sim.uncertainty import Interval
 
 US = 1e6
 LINE_COLUMNS = (
-    "op", "rank", "n", "speed of light, us", "uncalibrated, us", "calibrated, us", "90 %, us",
-    "measured, us", "error", "inside", "share",
-)  # fmt: skip
+    "op",
+    "rank",
+    "n",
+    "speed of light, us",
+    "uncalibrated, us",
+    "calibrated, us",
+    "90 %, us",
+    "measured, us",
+    "error",
+    "inside",
+    "share",
+)
 
 
 def runs_section(compared: Sequence[Compared]) -> Section:
@@ -32,18 +41,33 @@ def runs_section(compared: Sequence[Compared]) -> Section:
     if size is not None:
         said += f"; the median absolute error over their ops is {tables.percent(size)}"
     part.say(f"{said}.", "strong")
-    part.add(table(
-        "Whole steps, no tracer attached",
-        ("run", "GPU", "speed of light, ms", "uncalibrated, ms", "calibrated, ms", "90 %, ms",
-         "measured, ms", "error", "inside", "verdict"),
-        [_stage_row(each) for each in compared],
-    ))  # fmt: skip
+    part.add(
+        table(
+            "Whole steps, no tracer attached",
+            (
+                "run",
+                "GPU",
+                "speed of light, ms",
+                "uncalibrated, ms",
+                "calibrated, ms",
+                "90 %, ms",
+                "measured, ms",
+                "error",
+                "inside",
+                "verdict",
+            ),
+            [_stage_row(each) for each in compared],
+        )
+    )
     series = {each.comparison.stage.name: _points(each.comparison) for each in compared}
     part.draw(error_plot(series, "us per step"))
     part.draw(residual_plot(series, "us per step", STAGE_TOLERANCE))
     for each in compared:
-        part.add(details(f"{each.comparison.stage.name}: op by op, and its timeline",
-                         _one_run(part, each)))  # fmt: skip
+        part.add(
+            details(
+                f"{each.comparison.stage.name}: op by op, and its timeline", _one_run(part, each)
+            )
+        )
     return part
 
 
@@ -53,10 +77,17 @@ def _stage_row(each: Compared) -> list[Cell | str]:
     if stage.is_scored:
         verdict = Cell("pass", style="good") if stage.passes else Cell("fail", style="bad")
     return [
-        Cell(stage.name, style="range"), stage.gpu, _ms(stage.speed_of_light_s), _ms(stage.uncalibrated_s),
-        _ms(stage.predicted_s), span(stage.interval, _ms_text),
-        _ms(stage.measured_s), _error(stage.error), _inside(stage.is_inside), verdict,
-    ]  # fmt: skip
+        Cell(stage.name, style="range"),
+        stage.gpu,
+        _ms(stage.speed_of_light_s),
+        _ms(stage.uncalibrated_s),
+        _ms(stage.predicted_s),
+        span(stage.interval, _ms_text),
+        _ms(stage.measured_s),
+        _error(stage.error),
+        _inside(stage.is_inside),
+        verdict,
+    ]
 
 
 def _points(comparison: Comparison) -> list[Point]:
@@ -69,10 +100,13 @@ def _points(comparison: Comparison) -> list[Point]:
 def _point(score: Score, *, is_whole: bool) -> Point:
     interval = score.interval
     return Point(
-        name=score.name, predicted=score.predicted_s * US, measured=score.measured_s * US,
+        name=score.name,
+        predicted=score.predicted_s * US,
+        measured=score.measured_s * US,
         interval=Interval(interval.low * US, interval.high * US) if interval else None,
-        share=score.share, is_whole=is_whole,
-    )  # fmt: skip
+        share=score.share,
+        is_whole=is_whole,
+    )
 
 
 def _one_run(part: Section, each: Compared) -> list[Html]:
@@ -83,8 +117,13 @@ def _one_run(part: Section, each: Compared) -> list[Html]:
     found = [bullets(dict.fromkeys(notes))]
     if not trace.rows:
         return found
-    found.append(table("Op by op, a step of a rank", LINE_COLUMNS,
-                       [_line(score) for score in comparison.of("op")]))  # fmt: skip
+    found.append(
+        table(
+            "Op by op, a step of a rank",
+            LINE_COLUMNS,
+            [_line(score) for score in comparison.of("op")],
+        )
+    )
     return [*found, part.drawn(_timeline(each))]
 
 
@@ -98,20 +137,23 @@ def _timeline(each: Compared) -> Chart:
     return timeline(
         "Predicted above measured, the median repeat; each side from its own first start on a rank.",
         [Lanes(side="predicted", rows=predicted), Lanes(side="measured", rows=measured)],
-    )  # fmt: skip
+    )
 
 
 def _line(score: Score) -> list[Cell | str]:
     wait = " wait" if score.part == "wait" else ""
     is_error = score.part in ("work", "step")
     return [
-        score.name + wait + (" *" if score.extrapolated else ""), " ".join(map(str, score.ranks)),
+        score.name + wait + (" *" if score.extrapolated else ""),
+        " ".join(map(str, score.ranks)),
         Cell(str(score.count), score.count),
         *(_us(value_s) for value_s in score.times.values[:3]),
         span(score.interval, tables.microseconds),
-        _us(score.measured_s), _error(score.error) if is_error else "", _inside(score.is_inside),
+        _us(score.measured_s),
+        _error(score.error) if is_error else "",
+        _inside(score.is_inside),
         Cell(tables.percent(score.share), score.share),
-    ]  # fmt: skip
+    ]
 
 
 def _us(value_s: float) -> Cell:

@@ -15,12 +15,20 @@ from layerwise.sim.predict import Prediction
 
 MOST_RANKS = 4
 MEMORY_NAMES = {
-    "weight_bytes": "weights", "kv_bytes": "KV cache", "activation_bytes": "activations",
-    "communication_bytes": "communication", "slack_bytes": "allocator", "reserved_bytes": "reserved",
-}  # fmt: skip
-MEMORY_COLOURS = dict(zip(
-    MEMORY_NAMES, ("#3b82c4", "#e0762f", "#2f9e77", "#c2528b", "#8b929b", "#9a7fd1"), strict=True
-))  # fmt: skip
+    "weight_bytes": "weights",
+    "kv_bytes": "KV cache",
+    "activation_bytes": "activations",
+    "communication_bytes": "communication",
+    "slack_bytes": "allocator",
+    "reserved_bytes": "reserved",
+}
+MEMORY_COLOURS = dict(
+    zip(
+        MEMORY_NAMES,
+        ("#3b82c4", "#e0762f", "#2f9e77", "#c2528b", "#8b929b", "#9a7fd1"),
+        strict=True,
+    )
+)
 
 
 def scenario_section(scenario: Scenario, beliefs: ThreeBeliefs, key: str) -> Section:
@@ -32,11 +40,22 @@ def scenario_section(scenario: Scenario, beliefs: ThreeBeliefs, key: str) -> Sec
         f"{best.placement}, {work.phase}, batch {work.batch_size}, {work.context_tokens:,} tokens, "
         f"{scenario.cluster.name}."
     )
-    part.add(table(
-        "Under every belief",
-        ("belief", "tokens/s", "90 %", "step, ms", "microbatches", "bubble", "memory, GB", "fits"),
-        [_row(prediction) for prediction in beliefs.shown],
-    ))  # fmt: skip
+    part.add(
+        table(
+            "Under every belief",
+            (
+                "belief",
+                "tokens/s",
+                "90 %",
+                "step, ms",
+                "microbatches",
+                "bubble",
+                "memory, GB",
+                "fits",
+            ),
+            [_row(prediction) for prediction in beliefs.shown],
+        )
+    )
     part.draw(bottlenecks({BELIEF_NAMES[p.belief]: shares_of(p) for p in beliefs.shown}))
     fullest = max(best.memory, key=lambda budget: budget.total_bytes)
     part.draw(memory_chart({best.placement: fullest}))
@@ -58,9 +77,13 @@ def memory_chart(budgets: dict[str, MemoryBudget]) -> Chart:
     }
     capacity = min(budget.capacity_bytes for budget in budgets.values()) / 1e9
     return stacked_bars(
-        "Memory of the fullest GPU; the dotted line is what it has.", "GB", bars, MEMORY_NAMES,
-        MEMORY_COLOURS, mark=capacity,
-    )  # fmt: skip
+        "Memory of the fullest GPU; the dotted line is what it has.",
+        "GB",
+        bars,
+        MEMORY_NAMES,
+        MEMORY_COLOURS,
+        mark=capacity,
+    )
 
 
 def step_timeline(
@@ -68,25 +91,33 @@ def step_timeline(
 ) -> Chart:
     """The first of the steps that each prediction was read from, on its first ranks."""
     sides = [
-        Lanes(side=name, rows=[
-            row for rank in found.simulation.ranks[:most_ranks]
-            for row in found.simulation.rows_of(rank, found.steps[0])
-        ])
-        for name, found in predictions.items() if found.simulation
-    ]  # fmt: skip
+        Lanes(
+            side=name,
+            rows=[
+                row
+                for rank in found.simulation.ranks[:most_ranks]
+                for row in found.simulation.rows_of(rank, found.steps[0])
+            ],
+        )
+        for name, found in predictions.items()
+        if found.simulation
+    ]
     return timeline(
         f"Predicted: one steady step on the first {most_ranks} ranks (ranks that do the same are "
-        "simulated once).", sides, max_slices,
-    )  # fmt: skip
+        "simulated once).",
+        sides,
+        max_slices,
+    )
 
 
 def _row(found: Prediction) -> list[Cell | str]:
     return [
-        BELIEF_NAMES[found.belief], Cell(tables.number(found.tokens_per_s), found.tokens_per_s),
+        BELIEF_NAMES[found.belief],
+        Cell(tables.number(found.tokens_per_s), found.tokens_per_s),
         span(found.tokens_per_s_interval, tables.number),
         Cell(f"{found.step_s * 1e3:.4g}", found.step_s),
         Cell(str(found.num_microbatches), found.num_microbatches),
         Cell(tables.percent(found.bubble), found.bubble),
         Cell(tables.gigabytes(found.peak_memory_bytes), found.peak_memory_bytes),
         Cell("yes", style="good") if found.fits else Cell("no", style="bad"),
-    ]  # fmt: skip
+    ]

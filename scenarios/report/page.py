@@ -36,16 +36,21 @@ def page_of(found: Found, made: str) -> str:
     sections = [*found.sections, *([left_out] if found.left_out else [])]
     body = Html("".join(section.html for section in sections))
     packed = packed_plotly_js()
-    return fill(template("report.html"), {
-        "nonce": Html(hashlib.sha256((body + packed).encode()).hexdigest()[:32]),
-        "title": safe(f"layerwise: predicted{' beside measured' if found.has_measured else ''}"),
-        "made": safe(made),
-        "style": Html(template("page.css")),
-        "contents": _contents(sections),
-        "body": body,
-        "plotly": Html(packed),
-        "script": Html(template("charts.js") + template("report.js")),
-    })  # fmt: skip
+    return fill(
+        template("report.html"),
+        {
+            "nonce": Html(hashlib.sha256((body + packed).encode()).hexdigest()[:32]),
+            "title": safe(
+                f"layerwise: predicted{' beside measured' if found.has_measured else ''}"
+            ),
+            "made": safe(made),
+            "style": Html(template("page.css")),
+            "contents": _contents(sections),
+            "body": body,
+            "plotly": Html(packed),
+            "script": Html(template("charts.js") + template("report.js")),
+        },
+    )
 
 
 def write_page(found: Found, made: str, path: Path) -> dict[str, Any]:
@@ -53,14 +58,20 @@ def write_page(found: Found, made: str, path: Path) -> dict[str, Any]:
     text = page_of(found, made)
     size = len(text.encode())
     if size > MAX_BYTES:
-        raise SpecError("RESULT", f"{len(found.sections)} results",
-                        f"make a page of {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}",
-                        "give fewer of them")  # fmt: skip
+        raise SpecError(
+            "RESULT",
+            f"{len(found.sections)} results",
+            f"make a page of {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}",
+            "give fewer of them",
+        )
     write_atomically(path, text)
     return {
-        "out": str(path), "num_bytes": size, "sections": [part.title for part in found.sections],
-        "num_charts": sum(part.num_charts for part in found.sections), "left_out": found.left_out,
-    }  # fmt: skip
+        "out": str(path),
+        "num_bytes": size,
+        "sections": [part.title for part in found.sections],
+        "num_charts": sum(part.num_charts for part in found.sections),
+        "left_out": found.left_out,
+    }
 
 
 def _contents(sections: Sequence[Section]) -> Html:

@@ -55,36 +55,81 @@ def _same(names: Iterable[object]) -> dict[str, str]:
 CONTROLS: dict[str, Control] = {
     "model": Control(label="Model", default=START, choices=_same(MODELS)),
     "batch": Control(
-        label="Batch, sequences", default="128", low=1, high=4096,
+        label="Batch, sequences",
+        default="128",
+        low=1,
+        high=4096,
         stops=tuple(str(2**n) for n in range(13)),
     ),
     "context": Control(
-        label="Context, tokens", default="10000", low=1, high=1_000_000,
-        stops=("128", "256", "512", "1000", "2000", "4000", "6000", "8000", "10000", "16000", "32000",
-               "64000", "128000"),
+        label="Context, tokens",
+        default="10000",
+        low=1,
+        high=1_000_000,
+        stops=(
+            "128",
+            "256",
+            "512",
+            "1000",
+            "2000",
+            "4000",
+            "6000",
+            "8000",
+            "10000",
+            "16000",
+            "32000",
+            "64000",
+            "128000",
+        ),
     ),
     "gpus": Control(label="GPUs", default="16", choices=_same(GPU_COUNTS)),
     "gpu": Control(label="GPU type", default="h100-sxm", choices=_same(GPUS)),
     "l2_bytes": Control(
-        label="L2 size", default="", low=1e6, high=64e9, hint="empty: as built",
-        stops=("", "50MB", "100MB", "200MB", "400MB", "600MB", "1GB", "2GB", "4GB", "8GB", "16GB",
-               "32GB"),
+        label="L2 size",
+        default="",
+        low=1e6,
+        high=64e9,
+        hint="empty: as built",
+        stops=(
+            "",
+            "50MB",
+            "100MB",
+            "200MB",
+            "400MB",
+            "600MB",
+            "1GB",
+            "2GB",
+            "4GB",
+            "8GB",
+            "16GB",
+            "32GB",
+        ),
     ),
     "nvlink_bytes_per_s": Control(
-        label="NVLink, each way", default="", low=1e9, high=1e13, hint="empty: as built",
+        label="NVLink, each way",
+        default="",
+        low=1e9,
+        high=1e13,
+        hint="empty: as built",
         stops=("", "50GB/s", "100GB/s", "200GB/s", "300GB/s", "450GB/s", "900GB/s", "1.8TB/s"),
     ),
     "nic_bytes_per_s": Control(
-        label="Network per GPU", default="", low=1e8, high=1e13, hint="empty: as built",
+        label="Network per GPU",
+        default="",
+        low=1e8,
+        high=1e13,
+        hint="empty: as built",
         stops=("", "100Gb/s", "200Gb/s", "400Gb/s", "800Gb/s", "1.6Tb/s", "450GB/s"),
     ),
     "placement": Control(label="Placement", default="layer-wise", choices=PLACEMENTS),
     "beside": Control(label="Compared with", default="tp8", choices=PLACEMENTS),
     "microbatches": Control(
-        label="Microbatches", default="", choices={"": "one a stage"} | _same((1, 2, 4, 8, 16, 32, 64)),
+        label="Microbatches",
+        default="",
+        choices={"": "one a stage"} | _same((1, 2, 4, 8, 16, 32, 64)),
     ),
     "all_reduce": Control(label="All-reduce", default="nccl", choices=REDUCES),
-}  # fmt: skip
+}
 
 
 def defaults_of(start: str) -> dict[str, str]:
@@ -123,8 +168,9 @@ def _check(name: str, text: str, models: Mapping[str, ModelSpec]) -> None:
         return
     value = parse_real(name, text)
     if not control.low <= value <= control.high:
-        raise SpecError(name, text, "is out of bounds",
-                        f"use {control.low:,.0f} to {control.high:,.0f}")  # fmt: skip
+        raise SpecError(
+            name, text, "is out of bounds", f"use {control.low:,.0f} to {control.high:,.0f}"
+        )
 
 
 def scenarios_of(
@@ -144,11 +190,13 @@ def _name(scenario: Scenario) -> str:
     if spec.tensor_parallel == spec.data_parallel == 1:
         return place(scenario).name
     return Layout(
-        tensor_parallel=spec.tensor_parallel, pipeline_parallel=spec.pipeline_parallel,
+        tensor_parallel=spec.tensor_parallel,
+        pipeline_parallel=spec.pipeline_parallel,
         data_parallel=spec.data_parallel,
-        all_reduce=scenario.kernels.all_reduce if scenario.kernels and spec.tensor_parallel > 1
+        all_reduce=scenario.kernels.all_reduce
+        if scenario.kernels and spec.tensor_parallel > 1
         else "nccl",
-    ).name  # fmt: skip
+    ).name
 
 
 def _scenario(
@@ -160,14 +208,17 @@ def _scenario(
     num_gpus, kernels = int(settings["gpus"]), profile.kernels if profile else KernelChoice()
     reduce = "one_shot" if settings["all_reduce"] == "one_shot" else "nccl"
     scenario = Scenario(
-        name=named, model=models[settings["model"]],
-        cluster=dgx_cluster(GPUS[settings["gpu"]], num_gpus), placement=_spec(named, num_gpus),
+        name=named,
+        model=models[settings["model"]],
+        cluster=dgx_cluster(GPUS[settings["gpu"]], num_gpus),
+        placement=_spec(named, num_gpus),
         workload=Workload(
             batch_size=parse_whole("batch", settings["batch"]),
             context_tokens=parse_whole("context", settings["context"]),
         ),
-        run=RunSpec(), kernels=replace(kernels, all_reduce=reduce),
-    )  # fmt: skip
+        run=RunSpec(),
+        kernels=replace(kernels, all_reduce=reduce),
+    )
     scenario = with_values(scenario, _hardware(settings))
     return _bounded(scenario, settings["microbatches"])
 
@@ -177,23 +228,31 @@ def _spec(named: str, num_gpus: int) -> PlacementSpec:
         return PlacementSpec(strategy="layer-wise")
     size = (STAGED | REPLICATED)[named]
     if num_gpus % size:
-        raise PlacementError("gpus", num_gpus, f"is no multiple of the {size} of {named}",
-                             "use more GPUs or a smaller tensor-parallel group")  # fmt: skip
+        raise PlacementError(
+            "gpus",
+            num_gpus,
+            f"is no multiple of the {size} of {named}",
+            "use more GPUs or a smaller tensor-parallel group",
+        )
     rest = num_gpus // size
     num_stages, num_replicas = (rest, 1) if named in STAGED else (1, rest)
     return PlacementSpec(
-        strategy="tensor-pipeline", tensor_parallel=size, pipeline_parallel=num_stages,
+        strategy="tensor-pipeline",
+        tensor_parallel=size,
+        pipeline_parallel=num_stages,
         data_parallel=num_replicas,
-    )  # fmt: skip
+    )
 
 
 def _hardware(settings: Mapping[str, str]) -> dict[str, object]:
     values: dict[str, object] = {
-        key: settings[name] for key, name in (
+        key: settings[name]
+        for key, name in (
             ("cluster.nvlink.bytes_per_s", "nvlink_bytes_per_s"),
             ("cluster.nic.bytes_per_s", "nic_bytes_per_s"),
-        ) if settings[name]
-    }  # fmt: skip
+        )
+        if settings[name]
+    }
     if settings["l2_bytes"]:
         size = parse_whole("l2_bytes", settings["l2_bytes"])
         values["cluster.gpu.l2_bytes"] = size
@@ -206,6 +265,10 @@ def _bounded(scenario: Scenario, microbatches: str) -> Scenario:
     num_stages = place(scenario).num_stages
     number = int(microbatches) if microbatches else min(num_stages, scenario.workload.batch_size)
     if number * num_stages > MAX_WORK:
-        raise SpecError("microbatches", number, f"on {num_stages} stages is more than this page does",
-                        f"use {MAX_WORK // num_stages} or fewer")  # fmt: skip
+        raise SpecError(
+            "microbatches",
+            number,
+            f"on {num_stages} stages is more than this page does",
+            f"use {MAX_WORK // num_stages} or fewer",
+        )
     return scenario.with_microbatches(number)

@@ -59,8 +59,9 @@ def found_in(paths: Sequence[Path], profiles: Profiles, needed: Callable[[str], 
         for gpu in dict.fromkeys(each.profile.gpu for each in compared):
             found.sections += [s for s in (l2_section(needed(gpu)),) if s]
     if not found.sections:
-        raise SpecError("RESULT", ", ".join(map(str, paths)), "cannot be shown",
-                        "; ".join(found.left_out))  # fmt: skip
+        raise SpecError(
+            "RESULT", ", ".join(map(str, paths)), "cannot be shown", "; ".join(found.left_out)
+        )
     return found
 
 
@@ -75,8 +76,9 @@ def _section(path: Path, key: str, profiles: Profiles) -> Section:
         case ".csv":
             return sweep_section(path, key)
         case _:
-            raise SpecError("RESULT", str(path), "is of no kind that a report shows",
-                            f"give {KINDS}")  # fmt: skip
+            raise SpecError(
+                "RESULT", str(path), "is of no kind that a report shows", f"give {KINDS}"
+            )
 
 
 def committed(profiles: Profiles, needed: Callable[[str], Profile]) -> Found:

@@ -50,8 +50,9 @@ class ExplorerServer(ThreadingHTTPServer):
         try:
             super().__init__((HOST, port), _Handler)
         except OSError as error:
-            raise SpecError("--port", port, f"cannot be listened on: {error.strerror}",
-                            "use 0 for a free one") from error  # fmt: skip
+            raise SpecError(
+                "--port", port, f"cannot be listened on: {error.strerror}", "use 0 for a free one"
+            ) from error
 
     @property
     def url(self) -> str:
@@ -116,11 +117,14 @@ class _Handler(BaseHTTPRequestHandler):
         body = text.encode()
         self.send_response(status)
         for name, value in {
-            "Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body)),
-            "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin",
+            "Content-Type": f"{kind}; charset=utf-8",
+            "Content-Length": str(len(body)),
+            "Content-Security-Policy": POLICY,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Resource-Policy": "same-origin",
             "Cache-Control": "no-store",
-        }.items():  # fmt: skip
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -138,10 +142,14 @@ def explorer_page(explorer: Explorer, given: Mapping[str, str]) -> str:
     controls = "".join(
         _control(name, control, shown[name], explorer) for name, control in CONTROLS.items()
     )
-    return fill(template("explore.html"), {
-        "controls": Html(controls), "message": safe(first["message"]),
-        "answer": json_for_script(first),
-    })  # fmt: skip
+    return fill(
+        template("explore.html"),
+        {
+            "controls": Html(controls),
+            "message": safe(first["message"]),
+            "answer": json_for_script(first),
+        },
+    )
 
 
 def _control(name: str, control: Control, value: str, explorer: Explorer) -> Html:

@@ -16,13 +16,19 @@ STREAMS = ("compute", "send", "recv")
 # By the kind of op: what colour, and what it is called in the legend.
 POINTWISE = ("norm, rope, activation, sampling", "#b8901f")
 GROUPS = {
-    "Norm": POINTWISE, "RotaryWrite": POINTWISE, "GatedActivation": POINTWISE,
-    "ResidualAdd": POINTWISE, "Embed": POINTWISE, "Sample": POINTWISE,
+    "Norm": POINTWISE,
+    "RotaryWrite": POINTWISE,
+    "GatedActivation": POINTWISE,
+    "ResidualAdd": POINTWISE,
+    "Embed": POINTWISE,
+    "Sample": POINTWISE,
     "Matmul": ("matmul", "#3b82c4"),
     "Attention": ("attention", "#2f9e77"),
-    "AllReduce": ("collective", "#e0762f"), "AllGather": ("collective", "#e0762f"),
-    "Send": ("message", "#c2528b"), "Recv": ("message", "#c2528b"),
-}  # fmt: skip
+    "AllReduce": ("collective", "#e0762f"),
+    "AllGather": ("collective", "#e0762f"),
+    "Send": ("message", "#c2528b"),
+    "Recv": ("message", "#c2528b"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +50,12 @@ def timeline(caption: str, sides: Sequence[Lanes], max_slices: int = MAX_SLICES)
     ]
     placed.sort(key=lambda each: each[4])
     kept, left_out = placed[:max_slices], max(0, len(placed) - max_slices)
-    lanes = sorted({(rank, STREAMS.index(row.stream), index, side, row.stream)
-                    for rank, index, side, row, _ in kept})  # fmt: skip
+    lanes = sorted(
+        {
+            (rank, STREAMS.index(row.stream), index, side, row.stream)
+            for rank, index, side, row, _ in kept
+        }
+    )
     names = {key: _lane_name(*key) for key in lanes}
     groups: dict[tuple[str, str], list[tuple[str, Row, float]]] = {}
     for rank, index, side, row, begin_s in kept:
@@ -60,12 +70,19 @@ def timeline(caption: str, sides: Sequence[Lanes], max_slices: int = MAX_SLICES)
         f"{caption} Drag to zoom in, double-click to zoom out.",
         [_bars(name, colour, found) for (name, colour), found in sorted(groups.items())],
         layout(
-            140 + 30 * len(lanes), axis("us from the rank's first start", rangemode="tozero"),
-            axis("", categoryorder="array", categoryarray=list(names.values()),
-                 autorange="reversed", fixedrange=True),
-            barmode="overlay", bargap=0.15,
+            140 + 30 * len(lanes),
+            axis("us from the rank's first start", rangemode="tozero"),
+            axis(
+                "",
+                categoryorder="array",
+                categoryarray=list(names.values()),
+                autorange="reversed",
+                fixedrange=True,
+            ),
+            barmode="overlay",
+            bargap=0.15,
         ),
-    )  # fmt: skip
+    )
 
 
 def middle_repeat(rows: Iterable[Row]) -> tuple[Row, ...]:
@@ -96,15 +113,18 @@ def _lane_name(rank: int, stream_index: int, side_index: int, side: str, stream:
 
 def _bars(name: str, colour: str, found: Sequence[tuple[str, Row, float]]) -> dict[str, Any]:
     return {
-        "type": "bar", "orientation": "h", "name": name,
+        "type": "bar",
+        "orientation": "h",
+        "name": name,
         "y": [lane for lane, _, _ in found],
         "base": [_us(begin_s) for _, _, begin_s in found],
         "x": [_us(row.duration_s) for _, row, _ in found],
-        "text": [in_chart(row.op) for _, row, _ in found], "textposition": "none",
+        "text": [in_chart(row.op) for _, row, _ in found],
+        "textposition": "none",
         "marker": {"color": colour, "line": {"width": 0}},
         "customdata": [_us(row.duration_s) for _, row, _ in found],
         "hovertemplate": "%{text}: %{customdata:.2f} us<br>from %{base:.2f} us<extra></extra>",
-    }  # fmt: skip
+    }
 
 
 def _us(value_s: float) -> float:

@@ -21,9 +21,11 @@ def profiles_for(sweep: Sweep, given: Profile | None) -> dict[str, Profile]:
     """
     gpus = {sweep.base.cluster.gpu.name} | {
         str(one[key])
-        for axis in sweep.axes for one in axis.alternatives
-        for key in ("cluster.gpu", "cluster.gpu.base") if key in one
-    }  # fmt: skip
+        for axis in sweep.axes
+        for one in axis.alternatives
+        for key in ("cluster.gpu", "cluster.gpu.base")
+        if key in one
+    }
     if given and given.gpu not in gpus:
         given.check_gpu(sweep.base.cluster)
     shipped = {gpu: profile_path(gpu) for gpu in sorted(gpus)}

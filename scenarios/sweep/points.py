@@ -97,10 +97,20 @@ where the belief has none; intervals cost a tenth to a quarter more time. `unfit
 has seen of its kernels, head sizes and dtypes, in sentences."""
 
 DEFAULT_COLUMNS = (
-    "placement", "num_gpus", "num_microbatches", "tokens_per_s", "tokens_per_s_low",
-    "tokens_per_s_high", "tokens_per_s_per_gpu", "tpot_s", "from_idle_s", "bottleneck",
-    "bubble_share", "peak_memory_bytes", "num_extrapolated_ops",
-)  # fmt: skip
+    "placement",
+    "num_gpus",
+    "num_microbatches",
+    "tokens_per_s",
+    "tokens_per_s_low",
+    "tokens_per_s_high",
+    "tokens_per_s_per_gpu",
+    "tpot_s",
+    "from_idle_s",
+    "bottleneck",
+    "bubble_share",
+    "peak_memory_bytes",
+    "num_extrapolated_ops",
+)
 
 
 def placement_label(name: str, scenario: Scenario) -> str:
@@ -134,8 +144,9 @@ def _data_of(scenario: Scenario) -> dict[str, Any]:
     values = {field.name: getattr(scenario, field.name) for field in fields(scenario)}
     return {
         name: _table(value) if is_dataclass(value) else value
-        for name, value in values.items() if name != "name"
-    }  # fmt: skip
+        for name, value in values.items()
+        if name != "name"
+    }
 
 
 @lru_cache(maxsize=1024)
@@ -154,8 +165,12 @@ def predict_points(task: Task, budget_s: float) -> list[Result]:
     version of the simulator than the one that sent the task.
     """
     if code_digest() != task.code:
-        raise SpecError("code", code_digest(), f"runs on a worker, and the sweep is of {task.code}",
-                        "install the same layerwise on the workers, or run it again where it changed")  # fmt: skip
+        raise SpecError(
+            "code",
+            code_digest(),
+            f"runs on a worker, and the sweep is of {task.code}",
+            "install the same layerwise on the workers, or run it again where it changed",
+        )
     was_enabled = gc.isenabled()
     gc.disable()  # a tenth of the time, for objects that end with the task
     try:

@@ -26,22 +26,35 @@ def expand(key: str, table: Mapping[str, Any], *, whole: bool) -> list[int] | li
     """
     for name, value in table.items():
         if name not in RANGE_KEYS:
-            raise UnknownKeyError(f"axes.{key}.{name}", value, "is not a known key",
-                                  nearest(name, RANGE_KEYS))  # fmt: skip
+            raise UnknownKeyError(
+                f"axes.{key}.{name}", value, "is not a known key", nearest(name, RANGE_KEYS)
+            )
     if not {"from", "to"} <= set(table) or ("factor" in table) == ("step" in table):
-        raise SpecError(f"axes.{key}", dict(table), "is not a range",
-                        "write {from = 1, to = 1024, factor = 2} or {from, to, step}")  # fmt: skip
+        raise SpecError(
+            f"axes.{key}",
+            dict(table),
+            "is not a range",
+            "write {from = 1, to = 1024, factor = 2} or {from, to, step}",
+        )
     low, high = (parse_quantity(key, str(table[end])) for end in ("from", "to"))
     by = parse_quantity(
         "factor" if "factor" in table else key, str(table.get("factor", table.get("step")))
     )
     multiplies = "factor" in table
     if low > high or (by <= 1 or low <= 0 if multiplies else by <= 0):
-        raise SpecError(f"axes.{key}", dict(table), "never gets from its start to its end",
-                        "use from <= to with a factor above 1 (from > 0) or a step above 0")  # fmt: skip
+        raise SpecError(
+            f"axes.{key}",
+            dict(table),
+            "never gets from its start to its end",
+            "use from <= to with a factor above 1 (from > 0) or a step above 0",
+        )
     if (math.log(high / low) / math.log(by) if multiplies else (high - low) / by) > MAX_VALUES:
-        raise SpecError(f"axes.{key}", dict(table), f"has more than {MAX_VALUES} values",
-                        "take a larger factor or step")  # fmt: skip
+        raise SpecError(
+            f"axes.{key}",
+            dict(table),
+            f"has more than {MAX_VALUES} values",
+            "take a larger factor or step",
+        )
     values = _products(low, high, by, whole=whole) if multiplies else _sums(low, high, by)
     return [_number(key, value, whole=whole) for value in values]
 
@@ -67,6 +80,10 @@ def _number(key: str, value: Fraction, *, whole: bool) -> Any:
     if not whole:
         return float(value)
     if value.denominator != 1:
-        raise SpecError(f"axes.{key}", float(value), "is in the range and not a whole number",
-                        "take a whole factor or step, or list the values")  # fmt: skip
+        raise SpecError(
+            f"axes.{key}",
+            float(value),
+            "is in the range and not a whole number",
+            "take a whole factor or step, or list the values",
+        )
     return value.numerator

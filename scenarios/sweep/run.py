@@ -175,8 +175,9 @@ def _known_rows(files: Sequence[Path], columns: Sequence[str]) -> dict[str, Row]
         places = [header.index(name) for name in (*columns, "status", "reason")]
         known |= {
             key: tuple(row[place] for place in places)
-            for key, row in rows.items() if row[-3] != FAILED
-        }  # fmt: skip
+            for key, row in rows.items()
+            if row[-3] != FAILED
+        }
     return known
 
 
@@ -184,9 +185,13 @@ class _Run:
     """One pass over the points: what is known is written at once, the rest goes to workers."""
 
     def __init__(
-        self, sweep: Sweep, journal: Journal, outcome: Outcome, known: Mapping[str, Row],
+        self,
+        sweep: Sweep,
+        journal: Journal,
+        outcome: Outcome,
+        known: Mapping[str, Row],
         tell: Callable[[], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.keys: dict[str, int] = {}
         self._sweep, self._journal, self._outcome = sweep, journal, outcome
         self._known, self._tell = known, tell
@@ -218,10 +223,12 @@ class _Run:
                 return
             gpus = {point.scenario.cluster.gpu.name for point in chunk}
             yield Task(
-                points=chunk, profiles={gpu: packed[gpu] for gpu in packed if gpu in gpus},
-                columns=self._sweep.columns, code=code_digest(),
+                points=chunk,
+                profiles={gpu: packed[gpu] for gpu in packed if gpu in gpus},
+                columns=self._sweep.columns,
+                code=code_digest(),
                 generation=number // TASKS_PER_PROFILE,
-            )  # fmt: skip
+            )
 
     def _if_new(self, placed: Placed) -> Point | None:
         """The point if it has to be run; otherwise its row is there, or is written now."""

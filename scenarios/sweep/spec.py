@@ -107,9 +107,10 @@ class Sweep:
             picked = dict(zip(order, chosen, strict=True))
             place = sum(picked[index] * stride for index, stride in enumerate(strides))
             settings = {
-                key: value for index, axis in enumerate(self.axes)
+                key: value
+                for index, axis in enumerate(self.axes)
                 for key, value in axis.alternatives[picked[index]].items()
-            }  # fmt: skip
+            }
             for offset, belief in enumerate(self.beliefs):
                 yield place + offset, settings, belief
 
@@ -147,14 +148,21 @@ def load_sweep(path: Path, changes: Mapping[str, object] | None = None) -> Sweep
 def _base(table: BaseTable, path: Path) -> Written:
     if bool(table.scenario) == (table.paper is not None):
         raise SpecError(
-            "base.scenario", table.scenario or None,
+            "base.scenario",
+            table.scenario or None,
             f"and base.paper are {'both' if table.paper else 'not'} given",
-            'give one: scenario = "FILE.toml" or paper = "layer-wise"', str(path),
-        )  # fmt: skip
+            'give one: scenario = "FILE.toml" or paper = "layer-wise"',
+            str(path),
+        )
     if table.paper is None:
         if table.model:
-            raise SpecError("base.model", table.model, "goes with base.paper alone",
-                            "set it in the scenario file", str(path))  # fmt: skip
+            raise SpecError(
+                "base.model",
+                table.model,
+                "goes with base.paper alone",
+                "set it in the scenario file",
+                str(path),
+            )
         file = path.parent / table.scenario
         return Written(read_toml(file), str(file))
     model = table.model or "paper-16"
@@ -171,17 +179,29 @@ def _sweep(file: SweepFile, asked: Written, name: str) -> Sweep:
             raise SpecError(key, list(given), "is empty or repeats itself", "name each once")
     axes = {key: _axis(asked, key, value) for key, value in _flattened(file.axes)}
     sweep = Sweep(
-        name=name, asked=asked, base=asked.scenario(), axes=_zipped(axes, file.zip),
-        beliefs=file.beliefs, columns=file.columns,
-    )  # fmt: skip
+        name=name,
+        asked=asked,
+        base=asked.scenario(),
+        axes=_zipped(axes, file.zip),
+        beliefs=file.beliefs,
+        columns=file.columns,
+    )
     _refuse_shared_keys(sweep.axes)
     for axis in sweep.axes:
         if len({repr(sorted(one.items())) for one in axis.alternatives}) < len(axis.alternatives):
-            raise SpecError(f"axes.{axis.keys[0]}", len(axis.alternatives),
-                            "values are not all different", "write each once")  # fmt: skip
+            raise SpecError(
+                f"axes.{axis.keys[0]}",
+                len(axis.alternatives),
+                "values are not all different",
+                "write each once",
+            )
     if sweep.num_points > MAX_POINTS:
-        raise SpecError("axes", sweep.num_points, f"points are more than {MAX_POINTS}",
-                        "take fewer or coarser axes, or several files")  # fmt: skip
+        raise SpecError(
+            "axes",
+            sweep.num_points,
+            f"points are more than {MAX_POINTS}",
+            "take fewer or coarser axes, or several files",
+        )
     return sweep
 
 
@@ -197,8 +217,12 @@ def _refuse_shared_keys(axes: tuple[Axis, ...]) -> None:
         for key in {key for one in axis.alternatives for key in one}:
             other = owners.setdefault(key, axis)
             if other is not axis:
-                raise SpecError(f"axes.{key}", list(axis.keys), f"is also set by {list(other.keys)}",
-                                "keep one of the two axes")  # fmt: skip
+                raise SpecError(
+                    f"axes.{key}",
+                    list(axis.keys),
+                    f"is also set by {list(other.keys)}",
+                    "keep one of the two axes",
+                )
 
 
 def _flattened(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -221,17 +245,22 @@ def _zipped(axes: dict[str, Axis], groups: tuple[tuple[str, ...], ...]) -> tuple
                 raise SpecError("zip", key, "is named twice", "name each axis once")
         lengths = {key: len(axes[key].alternatives) for key in group}
         if len(set(lengths.values())) != 1:
-            raise SpecError("zip", list(group), f"has axes of unequal length: {lengths}",
-                            "give each as many values")  # fmt: skip
+            raise SpecError(
+                "zip",
+                list(group),
+                f"has axes of unequal length: {lengths}",
+                "give each as many values",
+            )
         rows = zip(*(axes[key].alternatives for key in group), strict=True)
         together = Axis(
             tuple(name for key in group for name in axes[key].keys),
             tuple({k: v for one in row for k, v in one.items()} for row in rows),
         )
         made = {
-            key: together if key == group[0] else axis for key, axis in made.items()
+            key: together if key == group[0] else axis
+            for key, axis in made.items()
             if key == group[0] or key not in group
-        }  # fmt: skip
+        }
     return tuple(made.values())
 
 
@@ -239,8 +268,12 @@ def _axis(asked: Written, key: str, value: Any) -> Axis:
     if isinstance(value, dict):
         return Axis((key,), tuple({key: one} for one in _range(asked, key, value)))
     if not isinstance(value, list) or not value:
-        raise SpecError(f"axes.{key}", value, "is not a list of values",
-                        "write [1, 8, 64], or {from = 1, to = 1024, factor = 2}")  # fmt: skip
+        raise SpecError(
+            f"axes.{key}",
+            value,
+            "is not a list of values",
+            "write [1, 8, 64], or {from = 1, to = 1024, factor = 2}",
+        )
     alternatives = [_alternative(asked, key, one) for one in value]
     keys = dict.fromkeys(name for one in alternatives for name in one)
     if key == "placement":

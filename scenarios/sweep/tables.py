@@ -28,9 +28,13 @@ def showing_progress(total: int) -> Generator[Progress]:
         yield _lines()
         return
     columns = (
-        TextColumn("sweep"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(), TextColumn("left"),
-    )  # fmt: skip
+        TextColumn("sweep"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task, begin = bar.add_task("", total=total, rate=""), time.monotonic()
 

@@ -122,24 +122,32 @@ def dask_workers(address: str, num_jobs: int = 0) -> Generator[DaskWorkers]:
         from distributed import Client
     except ImportError as error:
         raise MissingPackageError(
-            "distributed", "sweep on a Dask cluster", "pip install '.[cluster]'",
+            "distributed",
+            "sweep on a Dask cluster",
+            "pip install '.[cluster]'",
             "sweeping on this machine's cores",
-        ) from error  # fmt: skip
+        ) from error
     if address == SLURM:
         cluster = _slurm_cluster(num_jobs or 1)
         with cluster, Client(cluster, set_as_default=False) as client, _explained(address):
             yield DaskWorkers(address, client)
         return
     if num_jobs:
-        raise SpecError("--workers", num_jobs, "has no meaning with the address of a cluster",
-                        "start workers there, or use --dask slurm")  # fmt: skip
+        raise SpecError(
+            "--workers",
+            num_jobs,
+            "has no meaning with the address of a cluster",
+            "start workers there, or use --dask slurm",
+        )
     try:
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise SpecError(
-            "--dask", address, f"does not answer ({' '.join(str(error).split())})",
+            "--dask",
+            address,
+            f"does not answer ({' '.join(str(error).split())})",
             "start one with `dask scheduler` and `dask worker`, and give its tcp://HOST:PORT",
-        ) from error  # fmt: skip
+        ) from error
     with client, _explained(address):
         yield DaskWorkers(address, client)
 
@@ -150,15 +158,18 @@ def _explained(address: str) -> Generator[None]:
     try:
         yield
     except CancelledError as error:
-        raise SpecError("--dask", address, "went away", "run it again there, or without --dask, "
-                        "to go on") from error  # fmt: skip
+        raise SpecError(
+            "--dask", address, "went away", "run it again there, or without --dask, to go on"
+        ) from error
     except (ImportError, RuntimeError) as error:
         if isinstance(error, LayerwiseError):
             raise
         raise SpecError(
-            "--dask", address, f"has workers that cannot run layerwise ({error})",
+            "--dask",
+            address,
+            f"has workers that cannot run layerwise ({error})",
             "install this version of it where they run",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _slurm_cluster(num_jobs: int) -> Any:
@@ -166,15 +177,19 @@ def _slurm_cluster(num_jobs: int) -> Any:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise MissingPackageError(
-            "dask-jobqueue", "ask Slurm for workers", "pip install dask-jobqueue",
+            "dask-jobqueue",
+            "ask Slurm for workers",
+            "pip install dask-jobqueue",
             "--dask with the address of a cluster that you started",
-        ) from error  # fmt: skip
+        ) from error
     try:
         cluster = SLURMCluster()
     except ValueError as error:
         raise SpecError(
-            "--dask", SLURM, f"is not configured: {error}",
+            "--dask",
+            SLURM,
+            f"is not configured: {error}",
             "give cores and memory in the jobqueue.slurm section of ~/.config/dask/jobqueue.yaml",
-        ) from error  # fmt: skip
+        ) from error
     cluster.scale(jobs=num_jobs)
     return cluster

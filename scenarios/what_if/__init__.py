@@ -1,1 +1,1 @@
-"""What-ifs: a question in each file's name, answered in at most 40 lines by simulating."""
+"""What-ifs: a question in each file's name, answered by simulating."""

@@ -46,14 +46,22 @@ def list_questions(*, as_json: bool) -> None:
 
 
 def answer_to(
-    name: str, axes: Sequence[str], changes: Sequence[str], profile: Path | None,
-    *, as_json: bool, plot: Path | None,
-) -> None:  # fmt: skip
+    name: str,
+    axes: Sequence[str],
+    changes: Sequence[str],
+    profile: Path | None,
+    *,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
     """Ask, print, draw. Raises SpecError for what does not go, and what files raise."""
     answered = ask(
-        name.replace("-", "_"), what_if_named(name), settings=parse_settings(changes), axes=axes,
+        name.replace("-", "_"),
+        what_if_named(name),
+        settings=parse_settings(changes),
+        axes=axes,
         profile=load_profile(profile) if profile else None,
-    )  # fmt: skip
+    )
     if plot is not None:
         from layerwise.scenarios.what_if.plotting import draw
 

@@ -14,10 +14,16 @@ def answer(rows: list[Row]) -> str:
     fitting = [row for row in rows if row["fits"]]
     won = [row for row in fitting if row["gain"] > 0]
     best = max(fitting, key=lambda row: row["gain"])
-    said = (f"Layer-wise wins {len(won)} of the {len(fitting)} points that fit in memory, at best "
-            f"{best['gain']:+.0%} (batch {best['batch_size']:,}, {best['context_tokens']:,} tokens)")  # fmt: skip
-    lines = {c: crossing([row for row in fitting if row["context_tokens"] == c], "batch_size", "gain", 0.0)
-             for c in dict.fromkeys(row["context_tokens"] for row in fitting)}  # fmt: skip
+    said = (
+        f"Layer-wise wins {len(won)} of the {len(fitting)} points that fit in memory, at best "
+        f"{best['gain']:+.0%} (batch {best['batch_size']:,}, {best['context_tokens']:,} tokens)"
+    )
+    lines = {
+        c: crossing(
+            [row for row in fitting if row["context_tokens"] == c], "batch_size", "gain", 0.0
+        )
+        for c in dict.fromkeys(row["context_tokens"] for row in fitting)
+    }
     crossed = [
         f"{low:,} and {high:,} at {c:,}"
         for c, (low, high) in ((c, at) for c, at in lines.items() if at)
@@ -29,6 +35,11 @@ def answer(rows: list[Row]) -> str:
 
 WHAT_IF = WhatIf(
     question="Who wins over batch and context?",
-    axes={"context_tokens": tuple(2**n for n in range(7, 18, 2)), "batch_size": tuple(2**n for n in range(11))},
-    point=point, answer=answer, picture=Map(x="batch_size", y="context_tokens", value="gain"),
-)  # fmt: skip
+    axes={
+        "context_tokens": tuple(2**n for n in range(7, 18, 2)),
+        "batch_size": tuple(2**n for n in range(11)),
+    },
+    point=point,
+    answer=answer,
+    picture=Map(x="batch_size", y="context_tokens", value="gain"),
+)

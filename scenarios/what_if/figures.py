@@ -17,9 +17,13 @@ DIGITS = 3
 # A longer text is folded.
 PROSE = 24
 ENDINGS = {
-    "_tokens_per_s": "tokens/s", "_tokens_per_s_per_gpu": "tokens/s/GPU", "_bytes": "",
-    "_bytes_per_s": "", "_s": "", "_share": "",
-}  # fmt: skip
+    "_tokens_per_s": "tokens/s",
+    "_tokens_per_s_per_gpu": "tokens/s/GPU",
+    "_bytes": "",
+    "_bytes_per_s": "",
+    "_s": "",
+    "_share": "",
+}
 WORDS = {
     "kv": "KV",
     "gpu": "GPU",
@@ -116,8 +120,9 @@ def table_of(rows: Sequence[Row]) -> Table:
     for key in rows[0]:
         text = all(isinstance(row[key], str) for row in rows)
         prose = text and max(len(row[key]) for row in rows) > PROSE
-        made.add_column(heading(key), justify="left" if text else "right", no_wrap=not prose,
-                        overflow="fold")  # fmt: skip
+        made.add_column(
+            heading(key), justify="left" if text else "right", no_wrap=not prose, overflow="fold"
+        )
     for row in rows:
         made.add_row(*(escape(figure(key, cell)) for key, cell in row.items()))
     return made

@@ -17,14 +17,20 @@ def answer(rows: list[Row]) -> str:
     many, few = (pick(rows, key=lambda row: row["num_key_value_heads"]) for pick in (max, min))
     ratio = few["layer_wise_tokens_per_s"] / many["layer_wise_tokens_per_s"]
     worst = min(rows, key=lambda row: row["gain"])
-    return (f"From {many['num_key_value_heads']} to {few['num_key_value_heads']} KV heads layer-wise gets {ratio:.1f} "
-            f"times as fast, and its gain over the baseline goes from {many['gain']:+.0%} to {few['gain']:+.0%} "
-            f"(lowest: {worst['gain']:+.0%} with {worst['num_key_value_heads']}).")  # fmt: skip
+    return (
+        f"From {many['num_key_value_heads']} to {few['num_key_value_heads']} KV heads layer-wise gets {ratio:.1f} "
+        f"times as fast, and its gain over the baseline goes from {many['gain']:+.0%} to {few['gain']:+.0%} "
+        f"(lowest: {worst['gain']:+.0%} with {worst['num_key_value_heads']})."
+    )
 
 
 WHAT_IF = WhatIf(
     question="What do fewer KV heads change (grouped-query attention)?",
-    axes={"num_key_value_heads": (32, 16, 8, 4, 2, 1)}, point=point, answer=answer,
-    picture=Lines(x="num_key_value_heads", ys=("baseline_tokens_per_s", "layer_wise_tokens_per_s"), log_y=True),
+    axes={"num_key_value_heads": (32, 16, 8, 4, 2, 1)},
+    point=point,
+    answer=answer,
+    picture=Lines(
+        x="num_key_value_heads", ys=("baseline_tokens_per_s", "layer_wise_tokens_per_s"), log_y=True
+    ),
     note="KV heads are not replicated here, so fewer than 8 of them leave the baseline a smaller TP.",
-)  # fmt: skip
+)

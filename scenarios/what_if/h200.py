@@ -13,15 +13,21 @@ def point(asked: Asked, gpu: str) -> Row:
 def answer(rows: list[Row]) -> str:
     """The last against the first, for each placement, beside what HBM alone would give."""
     first, last = rows[0], rows[-1]
-    ratios = {key: last[key] / first[key] for key in
-              ("baseline_tokens_per_s", "layer_wise_tokens_per_s", "hbm_bytes_per_s")}  # fmt: skip
+    ratios = {
+        key: last[key] / first[key]
+        for key in ("baseline_tokens_per_s", "layer_wise_tokens_per_s", "hbm_bytes_per_s")
+    }
     theirs, ours, bandwidth = ratios.values()
-    return (f"{last['gpu']} makes the baseline {theirs:.2f} and layer-wise {ours:.2f} times as fast as {first['gpu']} "
-            f"(HBM: {bandwidth:.2f} times); layer-wise's gain goes from {first['gain']:+.1%} to {last['gain']:+.1%}.")  # fmt: skip
+    return (
+        f"{last['gpu']} makes the baseline {theirs:.2f} and layer-wise {ours:.2f} times as fast as {first['gpu']} "
+        f"(HBM: {bandwidth:.2f} times); layer-wise's gain goes from {first['gain']:+.1%} to {last['gain']:+.1%}."
+    )
 
 
 WHAT_IF = WhatIf(
     question="What does an H200 in place of the H100 change?",
-    axes={"gpu": ("h100-sxm", "h200")}, point=point, answer=answer,
+    axes={"gpu": ("h100-sxm", "h200")},
+    point=point,
+    answer=answer,
     picture=Bars(label="gpu", values=("baseline_tokens_per_s", "layer_wise_tokens_per_s")),
-)  # fmt: skip
+)

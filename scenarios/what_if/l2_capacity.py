@@ -26,13 +26,17 @@ def need(rows: list[Row], key: str) -> str:
 
 def answer(rows: list[Row]) -> str:
     """Both with the memory, and layer-wise alone with it."""
-    return (f"If both placements get it, {need(rows, 'gain')}; against the baseline on today's GPUs, "
-            f"{need(rows, 'own_gain')}.")  # fmt: skip
+    return (
+        f"If both placements get it, {need(rows, 'gain')}; against the baseline on today's GPUs, "
+        f"{need(rows, 'own_gain')}."
+    )
 
 
 WHAT_IF = WhatIf(
     question="How much on-chip memory would layer-wise need to win by 20 %?",
-    axes={"l2_bytes": SIZES}, point=point, answer=answer,
+    axes={"l2_bytes": SIZES},
+    point=point,
+    answer=answer,
     picture=Lines(x="l2_bytes", ys=("gain", "own_gain"), mark=0.2),
     note="own gain: over the baseline on the GPUs there are. Windows do not pin weights, as measured.",
-)  # fmt: skip
+)

@@ -25,13 +25,17 @@ def answer(rows: list[Row]) -> str:
         if won
         else "layer-wise wins in none of them"
     )
-    return (f"For the baseline, by {spread('baseline_tokens_per_s'):.0%} from worst to best; for layer-wise by "
-            f"{spread('layer_wise_tokens_per_s'):.1%}; {who}.")  # fmt: skip
+    return (
+        f"For the baseline, by {spread('baseline_tokens_per_s'):.0%} from worst to best; for layer-wise by "
+        f"{spread('layer_wise_tokens_per_s'):.1%}; {who}."
+    )
 
 
 WHAT_IF = WhatIf(
     question="Does it matter where the node boundary falls, and what if NVLink joined all 16?",
-    axes={"gpus_per_node": (1, 2, 4, 8, 16)}, point=point, answer=answer,
+    axes={"gpus_per_node": (1, 2, 4, 8, 16)},
+    point=point,
+    answer=answer,
     picture=Lines(x="gpus_per_node", ys=("baseline_tokens_per_s", "layer_wise_tokens_per_s")),
     note="An all-reduce across nodes is derived, not measured. Waits for messages are bubble, not links.",
-)  # fmt: skip
+)

@@ -10,11 +10,14 @@ def shown(number: Numbered) -> Row:
     to = number.change
     words = f"{NAMES[to.key]} {figure(to.key, to.value)} ({to.factor:.3g} x)" if to else "-"
     return {
-        "claim": number.claim, "claimed": figure(number.unit, number.claimed),
-        "found": figure(number.unit, number.found), "ratio": number.found / number.claimed,
+        "claim": number.claim,
+        "claimed": figure(number.unit, number.claimed),
+        "found": figure(number.unit, number.found),
+        "ratio": number.found / number.claimed,
         "reading": number.reading.replace(" a ", " ").replace("-token context", "") or "any",
-        "verdict": number.verdict, "true_with": words,
-    }  # fmt: skip
+        "verdict": number.verdict,
+        "true_with": words,
+    }
 
 
 def point(asked: Asked) -> list[Row]:
@@ -33,6 +36,9 @@ def answer(rows: list[Row]) -> str:
 
 WHAT_IF = WhatIf(
     question="Which of the paper's numbers hold, and what is the smallest change that would make the others true?",
-    axes={}, point=point, answer=answer, picture=Bars(label="claim", values=("ratio",), log_x=True),
+    axes={},
+    point=point,
+    answer=answer,
+    picture=Bars(label="claim", values=("ratio",), log_x=True),
     note="found: in the nearest reading; verdict: in decode at the full context; true with: one field changed.",
-)  # fmt: skip
+)

@@ -34,8 +34,10 @@ def _draw_lines(axes: Any, answered: Answered, picture: Lines) -> None:
     for row in answered.rows:
         groups.setdefault(tuple(row[name] for name in others), []).append(row)
     for group, rows in groups.items():
-        where = ", ".join(f"{_line(name)} {figure(name, value)}"
-                          for name, value in zip(others, group, strict=True))  # fmt: skip
+        where = ", ".join(
+            f"{_line(name)} {figure(name, value)}"
+            for name, value in zip(others, group, strict=True)
+        )
         for key in picture.ys:
             label = ", ".join(part for part in (_line(key), where) if part)
             x = [row[picture.x] for row in rows]
@@ -81,11 +83,16 @@ def _draw_bars(axes: Any, rows: Sequence[Row], picture: Bars) -> None:
     height = 0.8 / len(picture.values)
     for index, key in enumerate(picture.values):
         shown = [(place, row) for place, row in enumerate(rows) if row[key] is not None]
-        axes.barh([place + index * height for place, _ in shown], [row[key] for _, row in shown],
-                  height=height, label=_line(key))  # fmt: skip
+        axes.barh(
+            [place + index * height for place, _ in shown],
+            [row[key] for _, row in shown],
+            height=height,
+            label=_line(key),
+        )
     middle = 0.4 - height / 2
-    axes.set_yticks([place + middle for place in range(len(rows))],
-                    [str(row[picture.label]) for row in rows])  # fmt: skip
+    axes.set_yticks(
+        [place + middle for place in range(len(rows))], [str(row[picture.label]) for row in rows]
+    )
     axes.invert_yaxis()
     if picture.log_x:
         axes.set_xscale("log")

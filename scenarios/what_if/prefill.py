@@ -21,8 +21,10 @@ def answer(rows: list[Row]) -> str:
             who: min(found, key=lambda row, who=who: row[f"{who}_ttft_s"])
             for who in ("layer_wise", "baseline")
         }
-        shown = [f"{row[f'{who}_ttft_s']:.3g} s {who.replace('_', '-')} (chunks of {row['prefill_chunk_tokens']:,})"
-                 for who, row in best.items()]  # fmt: skip
+        shown = [
+            f"{row[f'{who}_ttft_s']:.3g} s {who.replace('_', '-')} (chunks of {row['prefill_chunk_tokens']:,})"
+            for who, row in best.items()
+        ]
         said.append(f"batch {batch}: {', '.join(shown)}")
     return f"The last first token comes after, at best, {'; '.join(said)}."
 
@@ -30,7 +32,9 @@ def answer(rows: list[Row]) -> str:
 WHAT_IF = WhatIf(
     question="How large should a prefill chunk be, and when does the first token come?",
     axes={"batch_size": (1, 16), "prefill_chunk_tokens": (1024, 2048, 4096, 8192, 16384)},
-    base={"workload.phase": "prefill"}, point=point, answer=answer,
+    base={"workload.phase": "prefill"},
+    point=point,
+    answer=answer,
     picture=Lines(x="prefill_chunk_tokens", ys=("baseline_ttft_s", "layer_wise_ttft_s")),
     note="TTFT: when the batch's last prompt is through, from idle. Chunks of one prompt run one after another.",
-)  # fmt: skip
+)

@@ -112,8 +112,10 @@ class Pair:
         return {
             "baseline_tokens_per_s": self.baseline.tokens_per_s,
             "layer_wise_tokens_per_s": self.layer_wise.tokens_per_s,
-            "gain": self.gain, "gain_90": self.gain_90, "fits": self.fits,
-        }  # fmt: skip
+            "gain": self.gain,
+            "gain_90": self.gain_90,
+            "fits": self.fits,
+        }
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,12 @@ class Asked:
         own = changes or {}
         for key in own:
             if key in self.settings:
-                raise SpecError(f"--set {key}", self.settings[key], "is what this question varies",
-                                "give its values with --axis")  # fmt: skip
+                raise SpecError(
+                    f"--set {key}",
+                    self.settings[key],
+                    "is what this question varies",
+                    "give its values with --axis",
+                )
         values = {**self.base, **self.settings, **own}
         base = paper_scenario(strategy)
         return with_values(base, values) if values else base
@@ -189,9 +195,12 @@ class Asked:
         return max(found, key=lambda each: each.tokens_per_s)
 
     def pair(
-        self, changes: Changes | None = None, *,
-        baseline: Changes | None = None, layer_wise: Changes | None = None,
-    ) -> Pair:  # fmt: skip
+        self,
+        changes: Changes | None = None,
+        *,
+        baseline: Changes | None = None,
+        layer_wise: Changes | None = None,
+    ) -> Pair:
         """Both, with changes that both have and changes of their own."""
         own = changes or {}
         return Pair(
@@ -214,9 +223,13 @@ class Answered:
 
 
 def ask(
-    name: str, what_if: WhatIf, *, settings: Changes | None = None,
-    axes: Sequence[str] = (), profile: Profile | None = None,
-) -> Answered:  # fmt: skip
+    name: str,
+    what_if: WhatIf,
+    *,
+    settings: Changes | None = None,
+    axes: Sequence[str] = (),
+    profile: Profile | None = None,
+) -> Answered:
     """Simulate every point. Raises SpecError for an axis or a setting that does not go."""
     asked = Asked(what_if.base, settings or {}, profile)
     chosen = {**what_if.axes, **parse_axes(axes, what_if.axes)}
@@ -231,10 +244,14 @@ def ask(
         found = what_if.point(asked, **at)
         rows += [{**at, **row} for row in (found if isinstance(found, list) else [found])]
     return Answered(
-        name=name, what_if=what_if, axes=chosen, settings=dict(settings or {}), rows=rows,
+        name=name,
+        what_if=what_if,
+        axes=chosen,
+        settings=dict(settings or {}),
+        rows=rows,
         answer=what_if.answer(rows),
         profiles=asked.digests,
-    )  # fmt: skip
+    )
 
 
 def parse_axes(
@@ -245,11 +262,19 @@ def parse_axes(
     for text in given:
         name, equals, values = (part.strip() for part in text.partition("="))
         if not (equals and values):
-            raise SpecError("--axis", text, "is not NAME=VALUE,VALUE",
-                            "write it like --axis batch_size=1,16,128")  # fmt: skip
+            raise SpecError(
+                "--axis",
+                text,
+                "is not NAME=VALUE,VALUE",
+                "write it like --axis batch_size=1,16,128",
+            )
         if name not in known:
-            raise SpecError("--axis", name, "is no axis of this question",
-                            nearest(name, known) if known else "it has none")  # fmt: skip
+            raise SpecError(
+                "--axis",
+                name,
+                "is no axis of this question",
+                nearest(name, known) if known else "it has none",
+            )
         if name in found:
             raise SpecError("--axis", text, f"gives {name} again", "keep one of them")
         kind = type(known[name][0])
@@ -270,11 +295,14 @@ def answered_as_data(answered: Answered) -> dict[str, Any]:
         return asdict(cell) if isinstance(cell, Interval) else cell
 
     return {
-        "what_if": answered.name, "question": answered.what_if.question,
-        "answer": answered.answer, "axes": {k: list(v) for k, v in answered.axes.items()},
-        "settings": dict(answered.settings), "profiles": dict(answered.profiles),
+        "what_if": answered.name,
+        "question": answered.what_if.question,
+        "answer": answered.answer,
+        "axes": {k: list(v) for k, v in answered.axes.items()},
+        "settings": dict(answered.settings),
+        "profiles": dict(answered.profiles),
         "rows": [{key: plain(cell) for key, cell in row.items()} for row in answered.rows],
-    }  # fmt: skip
+    }
 
 
 def crossing(rows: Sequence[Row], x: str, y: str, level: float) -> tuple[Value, Value] | None:

@@ -4,10 +4,14 @@ from layerwise.scenarios.what_if.runner import Asked, Bars, Row, WhatIf
 from layerwise.sim.memory import WorkloadKey, largest_that_fits
 
 REMEDIES: dict[str, WorkloadKey | dict[str, object]] = {
-    "as it is": {}, "less batch": "workload.batch_size", "less context": "workload.context_tokens",
-    "GQA": {"model.num_key_value_heads": 8}, "fp8 KV": {"model.kv_dtype": "float8_e4m3fn"},
-    "H200": {"cluster.gpu": "h200"}, "32 GPUs": {"cluster.num_gpus": 32},
-}  # fmt: skip
+    "as it is": {},
+    "less batch": "workload.batch_size",
+    "less context": "workload.context_tokens",
+    "GQA": {"model.num_key_value_heads": 8},
+    "fp8 KV": {"model.kv_dtype": "float8_e4m3fn"},
+    "H200": {"cluster.gpu": "h200"},
+    "32 GPUs": {"cluster.num_gpus": 32},
+}
 
 
 def point(asked: Asked, remedy: str) -> Row:
@@ -32,7 +36,10 @@ def answer(rows: list[Row]) -> str:
 
 WHAT_IF = WhatIf(
     question="What makes the paper's 30 B parameters fit in 16 GPUs, and who wins then?",
-    axes={"remedy": tuple(REMEDIES)}, closed=("remedy",), base={"model": "paper-30b"},
-    point=point, answer=answer,
+    axes={"remedy": tuple(REMEDIES)},
+    closed=("remedy",),
+    base={"model": "paper-30b"},
+    point=point,
+    answer=answer,
     picture=Bars(label="remedy", values=("baseline_tokens_per_s", "layer_wise_tokens_per_s")),
-)  # fmt: skip
+)

@@ -16,13 +16,17 @@ def answer(rows: list[Row]) -> str:
     theirs, ours = (
         last[key] / first[key] for key in ("baseline_tokens_per_s", "layer_wise_tokens_per_s")
     )
-    return (f"Weights in {last['weight_dtype']} make the baseline {theirs:.2f} and layer-wise {ours:.2f} times as fast as in "
-            f"{first['weight_dtype']}; layer-wise's gain goes from {first['gain']:+.1%} to {last['gain']:+.1%}.")  # fmt: skip
+    return (
+        f"Weights in {last['weight_dtype']} make the baseline {theirs:.2f} and layer-wise {ours:.2f} times as fast as in "
+        f"{first['weight_dtype']}; layer-wise's gain goes from {first['gain']:+.1%} to {last['gain']:+.1%}."
+    )
 
 
 WHAT_IF = WhatIf(
     question="What do weights in fp8 change?",
-    axes={"weight_dtype": ("bfloat16", "float8_e4m3fn")}, point=point, answer=answer,
+    axes={"weight_dtype": ("bfloat16", "float8_e4m3fn")},
+    point=point,
+    answer=answer,
     picture=Bars(label="weight_dtype", values=("baseline_tokens_per_s", "layer_wise_tokens_per_s")),
     note="fp8: half the bytes through bf16's kernels; kernels that read it were not measured, so no interval.",
-)  # fmt: skip
+)

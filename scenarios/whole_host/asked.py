@@ -102,11 +102,14 @@ def asked_of(scenario: Scenario) -> dict[str, Any]:
     otherwise and still run the same.
     """
     return {
-        "model": _chosen(scenario.model, "name"), "gpu": scenario.cluster.gpu.name,
-        "num_gpus": scenario.cluster.num_gpus, "placement": _chosen(scenario.placement),
-        "workload": _chosen(scenario.workload), "run": _chosen(scenario.run, "repeats"),
+        "model": _chosen(scenario.model, "name"),
+        "gpu": scenario.cluster.gpu.name,
+        "num_gpus": scenario.cluster.num_gpus,
+        "placement": _chosen(scenario.placement),
+        "workload": _chosen(scenario.workload),
+        "run": _chosen(scenario.run, "repeats"),
         "kernels": _chosen(scenario.kernels_on()),
-    }  # fmt: skip
+    }
 
 
 def _chosen(spec: Any, *without: str) -> dict[str, Any]:
@@ -162,9 +165,10 @@ class _Maker:
     def paper(self, part: Part, microbatches: int, *, one_shot: bool = False) -> HostRun:
         shapes = self.shapes
         workload = Workload(
-            batch_size=shapes.paper_batch, context_tokens=shapes.paper_context_tokens,
+            batch_size=shapes.paper_batch,
+            context_tokens=shapes.paper_context_tokens,
             num_microbatches=microbatches,
-        )  # fmt: skip
+        )
         question = "paper.decode"
         return self._run(part, question, shapes.paper, workload, DECODE_REPEATS, one_shot=one_shot)
 
@@ -173,51 +177,79 @@ class _Maker:
         return self._run("prefill", "paper.prefill", shapes.paper, shapes.prefill, PREFILL_REPEATS)
 
     def small(
-        self, part: Part, microbatches: int, context_tokens: int, *, windows: bool = False,
+        self,
+        part: Part,
+        microbatches: int,
+        context_tokens: int,
+        *,
+        windows: bool = False,
         one_shot: bool = False,
-    ) -> HostRun:  # fmt: skip
+    ) -> HostRun:
         shapes = self.shapes
         workload = Workload(
-            batch_size=shapes.small_batch, context_tokens=context_tokens,
+            batch_size=shapes.small_batch,
+            context_tokens=context_tokens,
             num_microbatches=microbatches,
-        )  # fmt: skip
+        )
         question = f"small.{context_tokens * shapes.small_batch}{'.windows' if windows else ''}"
         return self._run(
-            part, question, shapes.small, workload, SMALL_REPEATS, windows=windows,
+            part,
+            question,
+            shapes.small,
+            workload,
+            SMALL_REPEATS,
+            windows=windows,
             one_shot=one_shot,
-        )  # fmt: skip
+        )
 
     def _run(
-        self, part: Part, question: str, model: ModelSpec, workload: Workload, repeats: int, *,
-        windows: bool = False, one_shot: bool = False,
-    ) -> HostRun:  # fmt: skip
+        self,
+        part: Part,
+        question: str,
+        model: ModelSpec,
+        workload: Workload,
+        repeats: int,
+        *,
+        windows: bool = False,
+        one_shot: bool = False,
+    ) -> HostRun:
         kernels = self.shapes.kernels
         name = f"{question}.{self.label}.m{workload.num_microbatches}"
         scenario = Scenario(
-            name=f"{name}.one_shot" if one_shot else name, model=model, cluster=self.cluster,
-            placement=self.placement, workload=workload,
+            name=f"{name}.one_shot" if one_shot else name,
+            model=model,
+            cluster=self.cluster,
+            placement=self.placement,
+            workload=workload,
             kernels=replace(kernels, all_reduce="one_shot") if one_shot else kernels,
             run=RunSpec(
                 launch="graph" if self.shapes.graphs else "eager",
                 repeats=min(repeats, self.shapes.most_repeats),
                 persisting_weights=windows,
             ),
-        )  # fmt: skip
+        )
         return HostRun(scenario=scenario, part=part, question=question, placement=self.label)
 
 
 def _full(num_gpus: int, kernels: KernelChoice | None) -> Shapes:
     """The paper's layer, and one that fits in the L2; as many layers as GPUs."""
     return Shapes(
-        paper=replace(MODELS["paper-16"], num_layers=num_gpus), small=_model("h1024", num_gpus, 1024),
-        paper_batch=PAPER_BATCH, paper_context_tokens=PAPER_CONTEXT_TOKENS,
-        small_batch=SMALL_BATCH, small_contexts_tokens=SMALL_CONTEXTS_TOKENS,
+        paper=replace(MODELS["paper-16"], num_layers=num_gpus),
+        small=_model("h1024", num_gpus, 1024),
+        paper_batch=PAPER_BATCH,
+        paper_context_tokens=PAPER_CONTEXT_TOKENS,
+        small_batch=SMALL_BATCH,
+        small_contexts_tokens=SMALL_CONTEXTS_TOKENS,
         prefill=Workload(
-            phase="prefill", batch_size=8, context_tokens=8192, prefill_chunk_tokens=2048,
+            phase="prefill",
+            batch_size=8,
+            context_tokens=8192,
+            prefill_chunk_tokens=2048,
             num_microbatches=8,
         ),
-        graphs=True, kernels=kernels or KernelChoice(),
-    )  # fmt: skip
+        graphs=True,
+        kernels=kernels or KernelChoice(),
+    )
 
 
 def _quick(num_gpus: int) -> Shapes:
@@ -227,20 +259,34 @@ def _quick(num_gpus: int) -> Shapes:
         for hidden in (128, 64)
     )
     return Shapes(
-        paper=paper, small=small, paper_batch=16, paper_context_tokens=32, small_batch=16,
+        paper=paper,
+        small=small,
+        paper_batch=16,
+        paper_context_tokens=32,
+        small_batch=16,
         small_contexts_tokens=(4, 8),
         prefill=Workload(
-            phase="prefill", batch_size=4, context_tokens=32, prefill_chunk_tokens=16,
+            phase="prefill",
+            batch_size=4,
+            context_tokens=32,
+            prefill_chunk_tokens=16,
             num_microbatches=4,
         ),
-        graphs=False, kernels=KernelChoice(), most_repeats=2,
+        graphs=False,
+        kernels=KernelChoice(),
+        most_repeats=2,
         microbatches=(1, 4),
-    )  # fmt: skip
+    )
 
 
 def _model(name: str, num_layers: int, hidden: int, head_dim: int = 128) -> ModelSpec:
     heads = hidden // head_dim
     return ModelSpec(
-        name=name, num_layers=num_layers, hidden_size=hidden, intermediate_size=4 * hidden,
-        num_attention_heads=heads, num_key_value_heads=heads, head_dim=head_dim,
-    )  # fmt: skip
+        name=name,
+        num_layers=num_layers,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=head_dim,
+    )

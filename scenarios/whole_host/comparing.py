@@ -21,9 +21,12 @@ from layerwise.sim.trace import Trace, read_trace
 
 
 def compare_folder(
-    out: Path, prediction: HostPrediction, runs: tuple[HostRun, ...], profile: Profile,
+    out: Path,
+    prediction: HostPrediction,
+    runs: tuple[HostRun, ...],
+    profile: Profile,
     level: Level | None,
-) -> str:  # fmt: skip
+) -> str:
     """Write compare.txt and return it. A trace that cannot be compared is a line that says why."""
     file, compared, problems = io.StringIO(), list[Compared](), list[str]()
     for run in runs:
@@ -44,11 +47,16 @@ def compare_folder(
 def _compared(trace: Trace, prediction: HostPrediction, profile: Profile, out: Path) -> Compared:
     before = prediction.runs[trace.name]
     committed = CommittedPrediction(
-        name=trace.name, profile_digest=prediction.profile_digest, ops=before.ops,
-        predicted_step_s=before.step_s, created=prediction.created,
-    )  # fmt: skip
+        name=trace.name,
+        profile_digest=prediction.profile_digest,
+        ops=before.ops,
+        predicted_step_s=before.step_s,
+        created=prediction.created,
+    )
     ran = trace.environment.get("date_utc", "")
     return Compared(
-        comparison=compare(trace, profile), committed=committed, profile=profile,
+        comparison=compare(trace, profile),
+        committed=committed,
+        profile=profile,
         earlier=earlier_than(ran, out / "predictions.json", prediction.created),
-    )  # fmt: skip
+    )

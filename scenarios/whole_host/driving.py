@@ -173,12 +173,15 @@ def links_request(request: HostRequest, budget_s: float) -> Request:
     on_gpus = request.device == "cuda"
     largest = 512 * MIB if on_gpus else 1024
     return Request(
-        out=(request.out / "links.json").absolute(), device=request.device,
+        out=(request.out / "links.json").absolute(),
+        device=request.device,
         ops=tuple(op for op in OPS if on_gpus or op not in PEER_MEMORY_OPS),
         modes=("graph", "eager") if on_gpus else ("eager",),
-        sizes_bytes=sizes_between(512, largest), score_bytes=score_sizes_between(512, largest),
-        budget_s=budget_s, goes_on=True,
-    )  # fmt: skip
+        sizes_bytes=sizes_between(512, largest),
+        score_bytes=score_sizes_between(512, largest),
+        budget_s=budget_s,
+        goes_on=True,
+    )
 
 
 def _links_done(out: Path) -> bool:
@@ -192,9 +195,12 @@ def _links_done(out: Path) -> bool:
 
 
 def _measure(
-    request: HostRequest, runs: Sequence[HostRun], pool: RankPool, journal: Journal,
+    request: HostRequest,
+    runs: Sequence[HostRun],
+    pool: RankPool,
+    journal: Journal,
     progress: Progress,
-) -> None:  # fmt: skip
+) -> None:
     todo = _todo(request.out, runs)
     if not todo:
         return
@@ -205,10 +211,14 @@ def _measure(
 
     with journal.stage("runs", runs_expected_s(request.num_gpus, len(todo))) as left:
         outcome = measure_scenarios(
-            [run.scenario for run in todo], measure=measure, folder=traces_folder(request.out),
-            purpose="validation", budget_s=journal.left_s - REPORT_S,
-            failed=request.out / "failed.jsonl", progress=progress,
-        )  # fmt: skip
+            [run.scenario for run in todo],
+            measure=measure,
+            folder=traces_folder(request.out),
+            purpose="validation",
+            budget_s=journal.left_s - REPORT_S,
+            failed=request.out / "failed.jsonl",
+            progress=progress,
+        )
         if outcome.num_missing:
             left.append(f"{outcome.num_missing} runs, {outcome.num_failed} of which failed")
 

@@ -38,9 +38,12 @@ def _windows(by_name: Mapping[str, RunScore]) -> Iterable[Effect]:
         if base is None or WINDOWS not in name:
             continue
         yield Effect(
-            what="step", name=name, base=base.name, predicted=run.predicted_s / base.predicted_s,
+            what="step",
+            name=name,
+            base=base.name,
+            predicted=run.predicted_s / base.predicted_s,
             measured=run.measured_s / base.measured_s,
-        )  # fmt: skip
+        )
 
 
 def _evicted(by_name: Mapping[str, RunScore]) -> Iterable[Effect]:
@@ -52,8 +55,13 @@ def _evicted(by_name: Mapping[str, RunScore]) -> Iterable[Effect]:
         base = by_name.get(run.name.replace(contexts[-1], contexts[0]))
         if base is not None and (ratios := _weight_ratios(run, base)):
             predicted, measured = ratios
-            yield Effect(what="weights", name=run.name, base=base.name, predicted=predicted,
-                         measured=measured)  # fmt: skip
+            yield Effect(
+                what="weights",
+                name=run.name,
+                base=base.name,
+                predicted=predicted,
+                measured=measured,
+            )
 
 
 def _cached_tokens(question: str) -> int:

@@ -54,10 +54,16 @@ class Journal:
             yield left
         except Exception as error:  # noqa: BLE001 - one stage never costs the others
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-        self.done.append(StageDone(
-            stage=name, call=self.call, took_s=round(monotonic() - begun_s, 2),
-            expected_s=round(expected_s, 2), problem=problem, left="; ".join(left),
-        ))  # fmt: skip
+        self.done.append(
+            StageDone(
+                stage=name,
+                call=self.call,
+                took_s=round(monotonic() - begun_s, 2),
+                expected_s=round(expected_s, 2),
+                problem=problem,
+                left="; ".join(left),
+            )
+        )
         self._write()
 
     def _write(self) -> None:

@@ -80,8 +80,9 @@ def _main(out: str, device: Literal["cuda", "cpu"]) -> None:
 
     chosen = torch.device(device)
     data = {
-        "machine": asdict(examine(probes_here(), device)), "environment": environment_of(chosen)
-    }  # fmt: skip
+        "machine": asdict(examine(probes_here(), device)),
+        "environment": environment_of(chosen),
+    }
     write_atomically(Path(out), json.dumps(data, indent=1, default=str) + "\n")
 
 

@@ -82,13 +82,16 @@ def predict_host(runs: Sequence[HostRun], profile: Profile | None) -> HostPredic
     """Predict every run; without a profile (the quick scale) uncalibrated, and no links."""
     first = runs[0].scenario.cluster
     return HostPrediction(
-        gpu=first.gpu.name, num_gpus=first.num_gpus, profile_digest=profile.digest if profile else "",
+        gpu=first.gpu.name,
+        num_gpus=first.num_gpus,
+        profile_digest=profile.digest if profile else "",
         transfers="two H200s and public tables, moved: calibration.transfers"
-        if profile else "uncalibrated",
+        if profile
+        else "uncalibrated",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         runs={run.name: predict_one(run, profile) for run in runs},
         links=_links(profile, first.num_gpus) if profile else {},
-    )  # fmt: skip
+    )
 
 
 def predict_one(run: HostRun, profile: Profile | None) -> RunPrediction:
@@ -97,11 +100,13 @@ def predict_one(run: HostRun, profile: Profile | None) -> RunPrediction:
     light = predict_run(run.scenario, profile, "speed_of_light")
     middle = predict_run(run.scenario, profile, "uncalibrated") if profile else best
     return RunPrediction(
-        asked=asked_of(run.scenario), step_s=_short(best.step_s),
-        speed_of_light_s=_short(light.step_s), uncalibrated_s=_short(middle.step_s),
+        asked=asked_of(run.scenario),
+        step_s=_short(best.step_s),
+        speed_of_light_s=_short(light.step_s),
+        uncalibrated_s=_short(middle.step_s),
         half_width=_short(best.uncertainty.half_width if best.uncertainty else 0.0),
         ops={kind: _short(seconds) for kind, seconds in predicted_ops(best).items()},
-    )  # fmt: skip
+    )
 
 
 def predicted_ops(predicted: PredictedRun) -> dict[str, float]:
@@ -150,19 +155,23 @@ def check_runs(prediction: HostPrediction, runs: Iterable[HostRun], path: Path) 
         for key, value in asked.items():
             if (before := predicted.asked.get(key)) != value:
                 raise SpecError(
-                    f"runs.{run.name}.{key}", before, f"was predicted and {shown(value)} would run",
-                    "predict to another file, or run the version that predicted", str(path),
-                )  # fmt: skip
+                    f"runs.{run.name}.{key}",
+                    before,
+                    f"was predicted and {shown(value)} would run",
+                    "predict to another file, or run the version that predicted",
+                    str(path),
+                )
 
 
 def _links(profile: Profile, num_gpus: int) -> dict[str, dict[str, float]]:
     """Every transfer inside a node of so many GPUs, at every payload that is timed."""
     sizes = sorted({*sizes_between(512, LARGEST_BYTES), *score_sizes_between(512, LARGEST_BYTES)})
     inside = {
-        name: fit for name, fit in profile.transfers.items()
+        name: fit
+        for name, fit in profile.transfers.items()
         if name == "send.nvlink4"
         or (not name.startswith("send.") and int(name.rpartition(".")[2]) <= num_gpus)
-    }  # fmt: skip
+    }
     return {
         name: {str(size): _short(fit.seconds(size)) for size in sizes}
         for name, fit in sorted(inside.items())

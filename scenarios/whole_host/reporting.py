@@ -55,13 +55,19 @@ def _data(out: Path, prediction: HostPrediction, score: HostScore) -> dict[str, 
     """Everything, SI units in key names; what is derived is spelled out."""
     return {
         "predicted": {
-            "created": prediction.created, "profile_digest": prediction.profile_digest,
+            "created": prediction.created,
+            "profile_digest": prediction.profile_digest,
             "told": predicted_when(out, prediction),
         },
         "bars": [asdict(bar) | {"passes": bar.passes} for bar in score.bars],
         "runs": [
-            asdict(run) | {"error": run.error, "own_links_error": run.own_links_error,
-                           "is_inside": run.is_inside, "median_op_error": run.median_op_error}
+            asdict(run)
+            | {
+                "error": run.error,
+                "own_links_error": run.own_links_error,
+                "is_inside": run.is_inside,
+                "median_op_error": run.median_op_error,
+            }
             for run in score.runs
         ],
         "rankings": [asdict(one) | {"best_is_right": one.best_is_right} for one in score.rankings],
@@ -70,7 +76,7 @@ def _data(out: Path, prediction: HostPrediction, score: HostScore) -> dict[str, 
         "pairs": [asdict(one) for one in surveyed_pairs(out)],
         "missing": list(score.missing),
         "stages": [asdict(stage) for stage in _stages(out)],
-    }  # fmt: skip
+    }
 
 
 def _text(out: Path, prediction: HostPrediction, score: HostScore) -> Iterator[str]:
@@ -86,33 +92,57 @@ def _text(out: Path, prediction: HostPrediction, score: HostScore) -> Iterator[s
     yield from machine_lines(read_json(machine)) if machine.exists() else ["machine: not checked"]
     for stage in _stages(out):
         told = f"call {stage.call}, {stage.stage}: {stage.took_s:.0f} s of {stage.expected_s:.0f}"
-        yield "; ".join(part for part in (told, stage.left and f"left {stage.left}",
-                                          stage.problem) if part)  # fmt: skip
+        yield "; ".join(
+            part for part in (told, stage.left and f"left {stage.left}", stage.problem) if part
+        )
     yield from _section("Bars", ("figure", "is", "bar", "of", ""), map(_bar_cells, score.bars))
     yield from _section(
-        "Steps, no tracer attached: predicted before beside measured (ms)", RUN_COLUMNS,
+        "Steps, no tracer attached: predicted before beside measured (ms)",
+        RUN_COLUMNS,
         map(_run_cells, score.runs),
-    )  # fmt: skip
-    yield from _section("Ranking of placements, fastest first (ms)", RANKING_COLUMNS,
-                        map(_ranking_cells, score.rankings))  # fmt: skip
-    yield from _section("The layer in the L2: one run over another", EFFECT_COLUMNS,
-                        map(_effect_cells, effects_of(score.runs)))  # fmt: skip
-    yield from _section("Ops: median error by kind, over all runs", ("op", "runs", "error"),
-                        _op_cells(score.runs))  # fmt: skip
+    )
     yield from _section(
-        "Links: mean error on payloads that are not fitted", LINK_COLUMNS,
+        "Ranking of placements, fastest first (ms)",
+        RANKING_COLUMNS,
+        map(_ranking_cells, score.rankings),
+    )
+    yield from _section(
+        "The layer in the L2: one run over another",
+        EFFECT_COLUMNS,
+        map(_effect_cells, effects_of(score.runs)),
+    )
+    yield from _section(
+        "Ops: median error by kind, over all runs", ("op", "runs", "error"), _op_cells(score.runs)
+    )
+    yield from _section(
+        "Links: mean error on payloads that are not fitted",
+        LINK_COLUMNS,
         map(_link_cells, score.links),
-    )  # fmt: skip
-    yield from _section("Pairs of GPUs: sends at each payload that all pairs were given",
-                        PAIR_COLUMNS, map(_pair_cells, surveyed_pairs(out)))  # fmt: skip
+    )
+    yield from _section(
+        "Pairs of GPUs: sends at each payload that all pairs were given",
+        PAIR_COLUMNS,
+        map(_pair_cells, surveyed_pairs(out)),
+    )
     if score.missing:
         yield from ("", f"not measured ({len(score.missing)}): {', '.join(score.missing)}")
     for run in score.runs:
         yield from (f"{run.name}: {caution}" for caution in run.cautions)
 
 
-RUN_COLUMNS = ("run", "light", "uncal.", "before", "+-", "measured", "error", "in", "own links",
-               "ops", "traced")  # fmt: skip
+RUN_COLUMNS = (
+    "run",
+    "light",
+    "uncal.",
+    "before",
+    "+-",
+    "measured",
+    "error",
+    "in",
+    "own links",
+    "ops",
+    "traced",
+)
 RANKING_COLUMNS = ("question", "predicted", "measured", "best", "pairs right")
 EFFECT_COLUMNS = ("run", "over", "of", "predicted", "measured")
 PAIR_COLUMNS = ("payload", "pairs", "fastest us", "slowest us", "slowest pair")
@@ -137,17 +167,23 @@ def _bar_cells(bar: Bar) -> Cells:
 
 def _run_cells(run: RunScore) -> Cells:
     return (
-        run.name, *(f"{1e3 * s:.4g}" for s in (run.speed_of_light_s, run.uncalibrated_s,
-                                               run.predicted_s)),
-        _percent(run.half_width), f"{1e3 * run.measured_s:.4g}", _signed(run.error),
-        "yes" if run.is_inside else "no", _signed(run.own_links_error),
-        _percent(run.median_op_error), f"{run.traced_ratio:.3f}",
-    )  # fmt: skip
+        run.name,
+        *(f"{1e3 * s:.4g}" for s in (run.speed_of_light_s, run.uncalibrated_s, run.predicted_s)),
+        _percent(run.half_width),
+        f"{1e3 * run.measured_s:.4g}",
+        _signed(run.error),
+        "yes" if run.is_inside else "no",
+        _signed(run.own_links_error),
+        _percent(run.median_op_error),
+        f"{run.traced_ratio:.3f}",
+    )
 
 
 def _ranking_cells(one: Ranking) -> Cells:
-    order = (", ".join(f"{name} {1e3 * s:.4g}" for name, s in side.items())
-             for side in (one.predicted, one.measured))  # fmt: skip
+    order = (
+        ", ".join(f"{name} {1e3 * s:.4g}" for name, s in side.items())
+        for side in (one.predicted, one.measured)
+    )
     pairs = f"{one.pairs_right} of {one.pairs_asked}"
     return one.question, *order, "right" if one.best_is_right else "WRONG", pairs
 
@@ -190,26 +226,36 @@ def surveyed_pairs(out: Path) -> list[SurveyedPairs]:
             sent.setdefault(one["payload_bytes"], {})[first, second] = one["median_s"]
     return [
         SurveyedPairs(
-            payload_bytes=size, num_pairs=len(by_pair), fastest_s=min(by_pair.values()),
-            slowest_s=max(by_pair.values()), slowest_pair=max(by_pair, key=by_pair.__getitem__),
+            payload_bytes=size,
+            num_pairs=len(by_pair),
+            fastest_s=min(by_pair.values()),
+            slowest_s=max(by_pair.values()),
+            slowest_pair=max(by_pair, key=by_pair.__getitem__),
         )
         for size, by_pair in sorted(sent.items())
-    ]  # fmt: skip
+    ]
 
 
 def _pair_cells(one: SurveyedPairs) -> Cells:
     first, second = one.slowest_pair
     return (
-        f"{one.payload_bytes:,} B", str(one.num_pairs), f"{1e6 * one.fastest_s:.1f}",
-        f"{1e6 * one.slowest_s:.1f}", f"{first}-{second}",
-    )  # fmt: skip
+        f"{one.payload_bytes:,} B",
+        str(one.num_pairs),
+        f"{1e6 * one.fastest_s:.1f}",
+        f"{1e6 * one.slowest_s:.1f}",
+        f"{first}-{second}",
+    )
 
 
 def _link_cells(link: LinkScore) -> Cells:
     return (
-        link.name, link.mode, str(link.num_held_out), _percent(link.own_error),
-        _percent(link.blind_error), f"{link.largest_bytes_per_s / 1e9:.1f}",
-    )  # fmt: skip
+        link.name,
+        link.mode,
+        str(link.num_held_out),
+        _percent(link.own_error),
+        _percent(link.blind_error),
+        f"{link.largest_bytes_per_s / 1e9:.1f}",
+    )
 
 
 def _section(title: str, columns: Cells, rows: Iterable[Cells]) -> Iterator[str]:

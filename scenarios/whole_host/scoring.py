@@ -149,9 +149,12 @@ def score_host(
     rankings = tuple(rank(scored))
     names = {one.name for one in scored}
     return HostScore(
-        runs=scored, missing=tuple(run.name for run in runs if run.name not in names),
-        rankings=rankings, links=links, bars=bars_of(scored, rankings, links),
-    )  # fmt: skip
+        runs=scored,
+        missing=tuple(run.name for run in runs if run.name not in names),
+        rankings=rankings,
+        links=links,
+        bars=bars_of(scored, rankings, links),
+    )
 
 
 def score_run(
@@ -160,17 +163,25 @@ def score_run(
     """A trace beside what was predicted before it."""
     measured_ops = op_medians(compile_run(run.scenario), trace.rows)
     return RunScore(
-        name=run.name, question=run.question, placement=run.placement, is_small=run.is_small,
-        reduces=run.reduces, predicted_s=predicted.step_s, half_width=predicted.half_width,
-        speed_of_light_s=predicted.speed_of_light_s, uncalibrated_s=predicted.uncalibrated_s,
-        measured_s=median(trace.untraced_step_s), traced_ratio=trace.traced_ratio,
+        name=run.name,
+        question=run.question,
+        placement=run.placement,
+        is_small=run.is_small,
+        reduces=run.reduces,
+        predicted_s=predicted.step_s,
+        half_width=predicted.half_width,
+        speed_of_light_s=predicted.speed_of_light_s,
+        uncalibrated_s=predicted.uncalibrated_s,
+        measured_s=median(trace.untraced_step_s),
+        traced_ratio=trace.traced_ratio,
         own_links_s=predict_run(run.scenario, own).step_s if own else 0.0,
         ops={
-            kind: (predicted.ops[kind], seconds) for kind, seconds in measured_ops.items()
+            kind: (predicted.ops[kind], seconds)
+            for kind, seconds in measured_ops.items()
             if kind in predicted.ops
         },
         cautions=trace.cautions(),
-    )  # fmt: skip
+    )
 
 
 def rank(scored: Iterable[RunScore]) -> list[Ranking]:
@@ -179,9 +190,10 @@ def rank(scored: Iterable[RunScore]) -> list[Ranking]:
     for one in scored:
         by_question[one.question].append(one)
     return [
-        _ranking(question, found) for question, found in by_question.items()
+        _ranking(question, found)
+        for question, found in by_question.items()
         if len({one.placement for one in found}) > 1
-    ]  # fmt: skip
+    ]
 
 
 def bars_of(
@@ -198,10 +210,14 @@ def bars_of(
         _bar("steps at the paper's dimensions, median error", paper, STEP_MEDIAN_BAR, median),
         _bar("steps at the paper's dimensions, worst error", paper, STEP_WORST_BAR, max),
         _bar("tensor-parallel steps at hidden 1024, worst error", small, SMALL_TENSOR_BAR, max),
-        Bar(what="pairs of placements ranked wrongly, of those that tell", num=asked, bar=0.0,
-            figure=float(wrong) if rankings else None),
+        Bar(
+            what="pairs of placements ranked wrongly, of those that tell",
+            num=asked,
+            bar=0.0,
+            figure=float(wrong) if rankings else None,
+        ),
         _bar("all-reduce on held-out payloads, worst group's mean error", own, ALL_REDUCE_BAR, max),
-    )  # fmt: skip
+    )
 
 
 def _bar(
@@ -230,10 +246,12 @@ def _ranking(question: str, found: Sequence[RunScore]) -> Ranking:
             asked += 1
             right += predicted[other.placement].predicted_s > predicted[one.placement].predicted_s
     return Ranking(
-        question=question, pairs_asked=asked, pairs_right=right,
+        question=question,
+        pairs_asked=asked,
+        pairs_right=right,
         predicted={name: one.predicted_s for name, one in predicted.items()},
         measured={name: one.measured_s for name, one in measured.items()},
-    )  # fmt: skip
+    )
 
 
 def _best(found: Iterable[RunScore], key: str) -> dict[str, RunScore]:
@@ -279,8 +297,11 @@ def _link_score(
     except (FitError, ValueError):  # nothing to fit to, or nothing held out
         own = None
     return LinkScore(
-        name=name, mode=mode, num_fitted=len(timings.fit), num_held_out=len(timings.score),
+        name=name,
+        mode=mode,
+        num_fitted=len(timings.fit),
+        num_held_out=len(timings.score),
         own_error=own,
         blind_error=fmean(abs(predicted[str(b)] / s - 1) for b, s in known) if known else None,
         largest_bytes_per_s=size / seconds,
-    )  # fmt: skip
+    )

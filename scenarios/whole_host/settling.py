@@ -58,9 +58,14 @@ def held_by(out: Path | None) -> Held | None:
 
 
 def settle(
-    out: Path | None, device: Device | None, gpu: str, num_gpus: int, *, measures: bool = True,
+    out: Path | None,
+    device: Device | None,
+    gpu: str,
+    num_gpus: int,
+    *,
+    measures: bool = True,
     names: tuple[str, ...] | None = None,
-) -> Settled:  # fmt: skip
+) -> Settled:
     """What the call is of. `device` None, `gpu` "" and `num_gpus` 0 were not given.
 
     `measures`: on this machine, whose GPUs must then be those of the folder. `names`: of this
@@ -70,14 +75,17 @@ def settle(
     held = held_by(out)
     if held is not None:
         for option, given, holds in (
-            ("--device", device, held.device), ("--gpu", gpu, held.gpu),
+            ("--device", device, held.device),
+            ("--gpu", gpu, held.gpu),
             ("--gpus", num_gpus, held.num_gpus),
-        ):  # fmt: skip
+        ):
             if given and given != holds:
                 raise SpecError(
-                    option, given, f"contradicts {out}, which holds a run with {holds}",
+                    option,
+                    given,
+                    f"contradicts {out}, which holds a run with {holds}",
                     f"leave it out, or give another --out than {out}",
-                )  # fmt: skip
+                )
         if measures and held.device == "cuda":
             gpu_of(held.gpu, gpu_names() if names is None else names)
         return Settled(device=held.device, gpu=held.gpu, num_gpus=held.num_gpus)
@@ -102,15 +110,20 @@ def gpu_of(asked: str, names: tuple[str, ...]) -> tuple[str, str]:
     known = {SPEC_OF_NAME.get(name, "") for name in names}
     if known == {""}:
         if not asked:
-            raise SpecError("--gpu", None, f"is missing, and {shown} is not a known name",
-                            f"name the nearest of {', '.join(GPUS)}")  # fmt: skip
+            raise SpecError(
+                "--gpu",
+                None,
+                f"is missing, and {shown} is not a known name",
+                f"name the nearest of {', '.join(GPUS)}",
+            )
         return asked, f"predicted as {asked}: {shown} is not a name that is known here"
     if len(known) > 1:
         raise SpecError("--gpus", shown, "are not alike", "show alike ones (CUDA_VISIBLE_DEVICES)")
     (found,) = known
     if asked and asked != found:
-        raise SpecError("--gpu", asked, f"is not what is here: {shown}",
-                        f"leave it out, or give {found}")  # fmt: skip
+        raise SpecError(
+            "--gpu", asked, f"is not what is here: {shown}", f"leave it out, or give {found}"
+        )
     return found, "" if asked else f"predicted as {found}: {shown}"
 
 

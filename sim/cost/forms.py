@@ -255,9 +255,11 @@ def flash_splits(
 ) -> Numbers:
     """Into how many parts FlashAttention 2 splits the keys of each point."""
     points = zip(
-        np.ravel(sequences_times_heads).tolist(), np.ravel(query_tokens).tolist(),
-        np.ravel(context_tokens).tolist(), strict=True,
-    )  # fmt: skip
+        np.ravel(sequences_times_heads).tolist(),
+        np.ravel(query_tokens).tolist(),
+        np.ravel(context_tokens).tolist(),
+        strict=True,
+    )
     return np.array(
         [
             _flash_splits(

@@ -321,10 +321,17 @@ class Calibrated:
             case ops.Norm():
                 return True
             case (
-                ops.Attention() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd()
-                | ops.Embed() | ops.Sample() | ops.AllReduce() | ops.AllGather() | ops.Send()
+                ops.Attention()
+                | ops.RotaryWrite()
+                | ops.GatedActivation()
+                | ops.ResidualAdd()
+                | ops.Embed()
+                | ops.Sample()
+                | ops.AllReduce()
+                | ops.AllGather()
+                | ops.Send()
                 | ops.Recv()
-            ):  # fmt: skip
+            ):
                 return False
             case _:
                 assert_never(op)
@@ -456,10 +463,14 @@ class Calibrated:
                 else forms.chunk_attention_seconds
             )
             total = form(
-                constants, _number(op.sequences * op.num_heads), _number(op.query_tokens),
-                _number(op.context_tokens), _number(op.head_dim),
-                num_sms=gpu.num_sms, peak_flops_per_s=peak,
-            )  # fmt: skip
+                constants,
+                _number(op.sequences * op.num_heads),
+                _number(op.query_tokens),
+                _number(op.context_tokens),
+                _number(op.head_dim),
+                num_sms=gpu.num_sms,
+                peak_flops_per_s=peak,
+            )
             total_s = float(total[0])
             parts["compute"] = total_s - parts["launch"]
             # The form counts tiles only; no prompt is read faster than HBM delivers it.
@@ -474,15 +485,25 @@ class Calibrated:
         match op:
             case ops.Matmul() if op.kernel == "skinny":
                 total = forms.skinny_matmul_seconds(
-                    constants, _number(op.columns), _number(op.inner), hbm_bytes, l2_bytes,
+                    constants,
+                    _number(op.columns),
+                    _number(op.inner),
+                    hbm_bytes,
+                    l2_bytes,
                     num_sms=gpu.num_sms,
-                )  # fmt: skip
+                )
                 return float(total[0]), parts
             case ops.Matmul():
                 total, flops_s, loads_s = forms.matmul_seconds(
-                    constants, _number(op.rows), _number(op.columns), _number(op.inner),
-                    hbm_bytes, l2_bytes, num_sms=gpu.num_sms, peak_flops_per_s=peak,
-                )  # fmt: skip
+                    constants,
+                    _number(op.rows),
+                    _number(op.columns),
+                    _number(op.inner),
+                    hbm_bytes,
+                    l2_bytes,
+                    num_sms=gpu.num_sms,
+                    peak_flops_per_s=peak,
+                )
                 # Tiles are loaded through the L2.
                 parts["compute"], parts["l2"] = (
                     float(flops_s[0]),
@@ -491,14 +512,21 @@ class Calibrated:
                 return float(total[0]), parts
             case ops.Attention():
                 total = forms.decode_attention_seconds(
-                    constants, _number(op.sequences * op.num_key_value_heads),
-                    _number(op.context_tokens), hbm_bytes, l2_bytes, num_sms=gpu.num_sms,
-                )  # fmt: skip
+                    constants,
+                    _number(op.sequences * op.num_key_value_heads),
+                    _number(op.context_tokens),
+                    hbm_bytes,
+                    l2_bytes,
+                    num_sms=gpu.num_sms,
+                )
                 return float(total[0]), parts
             case (
-                ops.Norm() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd()
+                ops.Norm()
+                | ops.RotaryWrite()
+                | ops.GatedActivation()
+                | ops.ResidualAdd()
                 | ops.Embed()
-            ):  # fmt: skip
+            ):
                 return parts["launch"] + parts["hbm"] + parts["l2"], parts
             case _:
                 assert_never(op)

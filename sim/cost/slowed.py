@@ -61,9 +61,11 @@ def _times(constant: Constant, factor: float) -> Constant:
     if factor == 1.0:
         return constant
     return replace(
-        constant, value=constant.value * factor, standard_error=constant.standard_error * factor,
+        constant,
+        value=constant.value * factor,
+        standard_error=constant.standard_error * factor,
         source=f"{constant.source}; slowed x {factor:.4g}",
-    )  # fmt: skip
+    )
 
 
 def _text(speed: Speed) -> str:

@@ -63,8 +63,10 @@ def moved_profile(
     wire's name, unless that wire was measured itself.
     """
     rates = _gpu_ratios(base, to)
-    wires = tuple(_ratio(f"{old.name} -> {new.name}", old.bytes_per_s, new.bytes_per_s)
-                  for old, new in zip(base_links, to_links, strict=True))  # fmt: skip
+    wires = tuple(
+        _ratio(f"{old.name} -> {new.name}", old.bytes_per_s, new.bytes_per_s)
+        for old, new in zip(base_links, to_links, strict=True)
+    )
     same_wires = all(o.name == n.name for o, n in zip(base_links, to_links, strict=True))
     changed = [ratio.reason for ratio in (*rates.values(), *wires) if ratio.factor != 1.0]
     if base.name == to.name and same_wires and not changed:
@@ -163,7 +165,9 @@ def _moved_source(source: str, ratio: _Ratio) -> str:
 def values_text(gpu: GpuSpec, links: Wires) -> str:
     """The datasheet values that constants follow, for HOLDS_FOR."""
     values = {
-        "num_sms": gpu.num_sms, "peak_flops_per_s": gpu.peak_flops_per_s,
-        "hbm_bytes_per_s": gpu.hbm_bytes_per_s, "l2_bytes_per_s": gpu.l2_bytes_per_s,
-    } | {link.name: link.bytes_per_s for link in links}  # fmt: skip
+        "num_sms": gpu.num_sms,
+        "peak_flops_per_s": gpu.peak_flops_per_s,
+        "hbm_bytes_per_s": gpu.hbm_bytes_per_s,
+        "l2_bytes_per_s": gpu.l2_bytes_per_s,
+    } | {link.name: link.bytes_per_s for link in links}
     return f"{gpu.name} ({', '.join(f'{key}={value:.9g}' for key, value in values.items())})"

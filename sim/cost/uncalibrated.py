@@ -23,8 +23,10 @@ AIC = "ai-dynamo/aiconfigurator 095f58a, H100 SXM"
 GPU_BENCHES = "RRZE-HPC/gpu-benches 1038c5d"
 GEMM = f"{AIC}: tile model of 35,742 cuBLAS shapes (6 % off up to 128 rows, 9 % above)"
 DECODE = f"{AIC}: waves and bytes of SGLang's FlashAttention-3 decode rows (8.5 % off)"
-PREFILL = (f"{AIC}: FlashAttention-3, 32 heads of 128: 98 to 664 TFLOP/s for prompts of 512 to "
-           "16,384 tokens, which these four constants give within 5 %")  # fmt: skip
+PREFILL = (
+    f"{AIC}: FlashAttention-3, 32 heads of 128: 98 to 664 TFLOP/s for prompts of 512 to "
+    "16,384 tokens, which these four constants give within 5 %"
+)
 SMALL = f"{GPU_BENCHES} gpu-small-kernels: 10,000 elementwise kernels in a CUDA graph (2.9 % off)"
 COPY = f"{AIC} and {GPU_BENCHES}: kernels that read and write reach 0.75 to 0.86 of peak"
 L2_KERNELS = f"{AIC}: FlashAttention-3 decode of 32 MiB of KV in L2 reads at 5.9 TB/s"
@@ -86,9 +88,17 @@ MATMUL = {
     "reduction_bytes_per_s": Published(math.inf, "bytes/s", NO_SUCH_TERM),
     "power": Published(3.46, "1", GEMM),
 }
-SKINNY = {name: MATMUL[name] for name in (
-    "launch_s", "hbm_bytes_per_s", "l2_bytes_per_s", "miss_s", "split_s", "power",
-)} | {"step_s": Published(0.0, "s", NO_SUCH_TERM)}  # fmt: skip
+SKINNY = {
+    name: MATMUL[name]
+    for name in (
+        "launch_s",
+        "hbm_bytes_per_s",
+        "l2_bytes_per_s",
+        "miss_s",
+        "split_s",
+        "power",
+    )
+} | {"step_s": Published(0.0, "s", NO_SUCH_TERM)}
 DECODE_ATTENTION = {
     "launch_s": Published(8.8e-6, "s", f"{DECODE}: 6.9 us and one wave of 1.9 us"),
     "hbm_bytes_per_s": Published(0.88, "of HBM rate", DECODE),
@@ -110,7 +120,7 @@ OPS: dict[str, dict[str, Published]] = {
     "matmul.skinny": SKINNY,
     "prefill_attention": PROMPT,
     "chunked_prefill_attention": CHUNK,
-}  # fmt: skip
+}
 # Of whose kernels these are, whichever a scenario names.
 KERNELS = {
     "matmul": ("cublas",),
@@ -126,7 +136,9 @@ MACHINE: dict[str, Published] = {
     ),
     "graph_gap_s": Published(1.23e-6, "s", f"{SMALL}: an empty kernel is all launch"),
     "graph_launch_s": Published(
-        2.44e-6, "s", f"{GPU_BENCHES} gpu-small-kernels: stream launches back to back (1.8 % off); "
+        2.44e-6,
+        "s",
+        f"{GPU_BENCHES} gpu-small-kernels: stream launches back to back (1.8 % off); "
         "a queued graph is taken to start like a queued kernel",
     ),
     "eager_issue_s": Published(
@@ -140,15 +152,16 @@ MACHINE: dict[str, Published] = {
     "set_aside_hbm_slowdown": Published(0.0, "1", "none published: windows are taken to be free"),
     "op_speed_beside_message": Published(1 / 1.189, "of its speed alone", OVERLAP),
     "message_speed_beside_hbm": Published(1 / 1.189, "of its speed alone", OVERLAP),
-    "message_num_sms": Published(24.0, "SMs", "NCCL's channels for an all-gather on H100, as seen "
-                                 "in NVIDIA's forum (337991)"),
+    "message_num_sms": Published(
+        24.0, "SMs", "NCCL's channels for an all-gather on H100, as seen in NVIDIA's forum (337991)"
+    ),
     "l2_full_hit": Published(
         0.73, "of L2 size", f"{GPU_BENCHES} gpu-l2-cache: linear ramp shared by two Hopper parts"
     ),
     "l2_no_hit": Published(
         1.19, "of L2 size", f"{GPU_BENCHES} gpu-l2-cache: linear ramp shared by two Hopper parts"
     ),
-}  # fmt: skip
+}
 
 # Latency in us and payload rate in GB/s from REGIMES_FROM bytes up, by ranks.
 NCCL = f"nccl-tests 2.29.2 on one 8x H100 SXM node, as published by {AIC}: piecewise, 1 to 6 % off"
@@ -201,7 +214,8 @@ def published_profile(cluster: ClusterSpec) -> Profile:
         ),
         provenance={
             "source": "datasheet values and published efficiencies; no measurement of this project",
-            "gpu": gpu.source, "reserved_bytes": RESERVED,
+            "gpu": gpu.source,
+            "reserved_bytes": RESERVED,
             # Made of this very cluster's datasheet values: there is nothing to move.
             HOLDS_FOR: values_text(gpu, (cluster.nvlink, cluster.nic)),
         },
@@ -209,7 +223,7 @@ def published_profile(cluster: ClusterSpec) -> Profile:
         transfers=_transfers(cluster),
         machine={name: published.on(gpu) for name, published in MACHINE.items()},
         reserved_bytes=RESERVED_BYTES,
-    )  # fmt: skip
+    )
 
 
 def _fit(kind: str, gpu: GpuSpec) -> OpFit:
@@ -228,9 +242,11 @@ def _logit(gpu: GpuSpec) -> Constant:
     """One block walks a row of two-byte logits, at its SM's share of the HBM rate."""
     rate = MACHINE["hbm_bytes_per_s"].on(gpu)
     return Constant(
-        value=2 * gpu.num_sms / rate.value, standard_error=0.0, unit="s",
+        value=2 * gpu.num_sms / rate.value,
+        standard_error=0.0,
+        unit="s",
         source=f"derived: two bytes at one SM's share of {rate.source}",
-    )  # fmt: skip
+    )
 
 
 def _transfers(cluster: ClusterSpec) -> dict[str, TransferFit]:
@@ -244,8 +260,9 @@ def _transfers(cluster: ClusterSpec) -> dict[str, TransferFit]:
     }
     for ranks in range(2, cluster.gpus_per_node + 1):
         for name, table, passes in (
-            ("all_reduce", ALL_REDUCE, 2), ("all_gather", ALL_GATHER, 1),
-        ):  # fmt: skip
+            ("all_reduce", ALL_REDUCE, 2),
+            ("all_gather", ALL_GATHER, 1),
+        ):
             found, source = _ring(ranks, passes), RING
             if ranks in table:
                 source = NCCL

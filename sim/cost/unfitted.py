@@ -282,9 +282,13 @@ def _head_size_change(op: LocalOp, kind: str, fit: OpFit) -> tuple[Change, ...]:
         case ops.RotaryWrite():
             width = "head size of rotary write"
         case (
-            ops.Matmul() | ops.Norm() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            ops.Matmul()
+            | ops.Norm()
+            | ops.GatedActivation()
+            | ops.ResidualAdd()
+            | ops.Embed()
             | ops.Sample()
-        ):  # fmt: skip
+        ):
             return ()
         case _:
             assert_never(op)
@@ -312,9 +316,13 @@ def _family(op: LocalOp) -> str:
         case ops.Attention():
             return "attention"
         case (
-            ops.Norm() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
+            ops.Norm()
+            | ops.RotaryWrite()
+            | ops.GatedActivation()
+            | ops.ResidualAdd()
+            | ops.Embed()
             | ops.Sample()
-        ):  # fmt: skip
+        ):
             return "pointwise ops"
         case _:
             assert_never(op)

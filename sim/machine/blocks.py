@@ -315,9 +315,14 @@ class BlockCache:
         signature = tuple([(slot_of(key), size, dirty) for key, size, dirty in state.entries])
         kept = _kept_slots(named, state) if state.kept else ()
         key = (
-            named.pattern.shape, signature, kept, state.persisting, state.left, state.set_aside,
+            named.pattern.shape,
+            signature,
+            kept,
+            state.persisting,
+            state.left,
+            state.set_aside,
             0 if grows else context_tokens,
-        )  # fmt: skip
+        )
         block = self.blocks.get(key)
         if block is None:
             block = self.blocks[key] = self._walk(named, state, context_tokens, grows)

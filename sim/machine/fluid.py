@@ -61,9 +61,12 @@ class Activity:
     __slots__ = ("demands", "done", "places", "remaining_ps", "speed", "started_ps", "timer")
 
     def __init__(
-        self, duration_ps: int, demands: Sequence[Demand], places: Sequence[Place],
+        self,
+        duration_ps: int,
+        demands: Sequence[Demand],
+        places: Sequence[Place],
         done: Callable[[], object],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.demands, self.places, self.done = demands, places, done
         self.remaining_ps: float = duration_ps
         self.speed = 1.0

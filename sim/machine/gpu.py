@@ -97,9 +97,20 @@ class OpStream:
     """
 
     __slots__ = (
-        "_at", "_done", "_ends", "_env", "_gpu", "_left_ps", "_num_ops", "_plan",
-        "_process", "_since_ps", "_speed", "_timer", "_wake",
-    )  # fmt: skip
+        "_at",
+        "_done",
+        "_ends",
+        "_env",
+        "_gpu",
+        "_left_ps",
+        "_num_ops",
+        "_plan",
+        "_process",
+        "_since_ps",
+        "_speed",
+        "_timer",
+        "_wake",
+    )
 
     def __init__(
         self, process: RankProcess, gpu: Gpu, plan: PlannedBlock, done: simpy.Event

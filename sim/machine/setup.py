@@ -49,8 +49,9 @@ class Setup:
         if found is None:
             meet = self.alone >= 0 or any(
                 self.num_members(op) > 1
-                for op in meetings_of(program) if isinstance(op, (ops.AllReduce, ops.AllGather))
-            )  # fmt: skip
+                for op in meetings_of(program)
+                if isinstance(op, (ops.AllReduce, ops.AllGather))
+            )
             found = self._work[id(program)] = cut_into_work(program, collectives_meet=meet)
         return found
 

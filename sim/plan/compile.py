@@ -74,9 +74,13 @@ class SegmentBook:
         step = builder.step
         group = builder.group if builder.shards > 1 else ()
         key = (
-            builder.sequences, first_in_stage, group, step.query_tokens, step.context_tokens,
+            builder.sequences,
+            first_in_stage,
+            group,
+            step.query_tokens,
+            step.context_tokens,
             step.kv_capacity_tokens,
-        )  # fmt: skip
+        )
         if key not in self.layers:
             self.layers[key] = Segment(builder.layer(first_in_stage=first_in_stage))
         return self.layers[key]
@@ -112,9 +116,13 @@ def compile_step(
         key = (rank, *compiler.what_matters)
         if key not in shared.programs:
             shared.programs[key] = Program(
-                rank=rank, stage=index, replica=replica, tensor_rank=tensor_rank,
-                tensor_parallel=len(stages[index].ranks), parts=tuple(compiler.parts()),
-            )  # fmt: skip
+                rank=rank,
+                stage=index,
+                replica=replica,
+                tensor_rank=tensor_rank,
+                tensor_parallel=len(stages[index].ranks),
+                parts=tuple(compiler.parts()),
+            )
         return shared.programs[key]
 
     template = ProgramsOnDemand(len(places), program_of)
@@ -182,10 +190,14 @@ class _StageCompiler:
         """All of the step that this stage's program depends on: middle stages know no feedback."""
         step = self.step
         return (
-            step.microbatch_sizes, step.query_tokens, step.context_tokens, step.kv_capacity_tokens,
-            step.takes_feedback and self.is_first, step.gives_feedback and self.is_last,
+            step.microbatch_sizes,
+            step.query_tokens,
+            step.context_tokens,
+            step.kv_capacity_tokens,
+            step.takes_feedback and self.is_first,
+            step.gives_feedback and self.is_last,
             step.gives_output or not self.is_last,
-        )  # fmt: skip
+        )
 
     def attention_kernel(self) -> ops.AttentionKernel:
         """Decode, a whole prompt, and a later chunk of one are three different shapes."""
@@ -197,10 +209,15 @@ class _StageCompiler:
 
     def builder(self, sequences: int) -> LayerBuilder:
         return LayerBuilder(
-            model=self.model, step=self.step, sequences=sequences, group=self.stage.ranks,
-            attention_kernel=self.attention_kernel(), all_reduce=self.kernels.all_reduce,
-            small_matmul=self.kernels.small_matmul, loops_to_itself=self.loops_to_itself,
-        )  # fmt: skip
+            model=self.model,
+            step=self.step,
+            sequences=sequences,
+            group=self.stage.ranks,
+            attention_kernel=self.attention_kernel(),
+            all_reduce=self.kernels.all_reduce,
+            small_matmul=self.kernels.small_matmul,
+            loops_to_itself=self.loops_to_itself,
+        )
 
     def parts(self) -> list[Part]:
         """The program: microbatch by microbatch the same segments."""
@@ -246,9 +263,11 @@ class _StageCompiler:
         if not self.step.gives_output:
             return []
         gives = self.step.gives_feedback
-        tail = builder.head() if self.model.vocab_size else (
-            builder.stage_output_add(select_last=gives),
-        )  # fmt: skip
+        tail = (
+            builder.head()
+            if self.model.vocab_size
+            else (builder.stage_output_add(select_last=gives),)
+        )
         if not gives or self.loops_to_itself:
             return [self.book.edge(tail)]
         peer = self.stages[0].ranks[self.tensor_rank]
@@ -256,14 +275,20 @@ class _StageCompiler:
 
     def _send(self, buffer: ops.Buffer, peer: int, channel: ops.Channel) -> Segment:
         send = ops.Send(
-            name=f"{channel}.send", buffer=buffer, payload_bytes=buffer.num_bytes,
-            peer=peer, channel=channel,
-        )  # fmt: skip
+            name=f"{channel}.send",
+            buffer=buffer,
+            payload_bytes=buffer.num_bytes,
+            peer=peer,
+            channel=channel,
+        )
         return self.book.edge((send,))
 
     @staticmethod
     def _recv(buffer: ops.Buffer, peer: int, channel: ops.Channel) -> ops.Recv:
         return ops.Recv(
-            name=f"{channel}.recv", buffer=buffer, payload_bytes=buffer.num_bytes,
-            peer=peer, channel=channel,
-        )  # fmt: skip
+            name=f"{channel}.recv",
+            buffer=buffer,
+            payload_bytes=buffer.num_bytes,
+            peer=peer,
+            channel=channel,
+        )

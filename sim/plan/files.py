@@ -54,8 +54,10 @@ TABLES = ("model", "cluster", "placement", "workload", "run", "kernels", "name")
 MAX_KNOWN = 4096
 MIXTURE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 CONFIG_DTYPES: dict[str, DType] = {
-    "bfloat16": "bfloat16", "float16": "bfloat16", "float32": "float32",
-}  # fmt: skip
+    "bfloat16": "bfloat16",
+    "float16": "bfloat16",
+    "float32": "float32",
+}
 DTYPE_KEYS = ("torch_dtype", "dtype")
 LLAMA_LIKE = ("llama", "mistral")
 # What headers of older traces do not have.
@@ -332,10 +334,18 @@ def _field_names(kind: type, path: Iterable[str]) -> list[str]:
 
 def _resolve_model(table: ModelTable, folder: Path, source: str) -> ModelSpec:
     if table.preset and table.config:
-        raise SpecError("model.config", table.config, "and model.preset are both given",
-                        "keep one of them", source)  # fmt: skip
-    given = {f.name: getattr(table, f.name) for f in fields(table)
-             if f.name not in ("preset", "config") and getattr(table, f.name) is not None}  # fmt: skip
+        raise SpecError(
+            "model.config",
+            table.config,
+            "and model.preset are both given",
+            "keep one of them",
+            source,
+        )
+    given = {
+        f.name: getattr(table, f.name)
+        for f in fields(table)
+        if f.name not in ("preset", "config") and getattr(table, f.name) is not None
+    }
     base: dict[str, Any] = {"name": "model"}
     if table.preset:
         base = asdict(_known(MODELS, "model.preset", table.preset, source))

@@ -50,19 +50,30 @@ class GpuSpec:
 
     def __post_init__(self) -> None:
         _require_positive(
-            self, "num_sms", "peak_flops_per_s", "hbm_bytes", "hbm_bytes_per_s",
-            "l2_bytes", "l2_bytes_per_s",
-        )  # fmt: skip
+            self,
+            "num_sms",
+            "peak_flops_per_s",
+            "hbm_bytes",
+            "hbm_bytes_per_s",
+            "l2_bytes",
+            "l2_bytes_per_s",
+        )
         if self.peak_float32_flops_per_s:
             _require_positive(self, "peak_float32_flops_per_s")
         if not 0 <= self.persisting_l2_bytes <= self.l2_bytes:
             raise SpecError(
-                "persisting_l2_bytes", self.persisting_l2_bytes,
-                f"is not a part of l2_bytes={self.l2_bytes}", f"use 0 to {self.l2_bytes}",
-            )  # fmt: skip
+                "persisting_l2_bytes",
+                self.persisting_l2_bytes,
+                f"is not a part of l2_bytes={self.l2_bytes}",
+                f"use 0 to {self.l2_bytes}",
+            )
         if self.access_window_bytes < 0:
-            raise SpecError("access_window_bytes", self.access_window_bytes, "is negative",
-                            "use 0 for none known")  # fmt: skip
+            raise SpecError(
+                "access_window_bytes",
+                self.access_window_bytes,
+                "is negative",
+                "use 0 for none known",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,25 +138,32 @@ class SlowParts:
         if not MIN_SHARE <= share <= 1:
             raise SpecError(key, share, "is no share of full speed", f"use {MIN_SHARE} to 1")
         if share < 1 and not getattr(self, ranks):
-            raise SpecError(key, share, f"slows nobody: {ranks} is empty",
-                            f"name the ranks, as in {ranks} = [5]")  # fmt: skip
+            raise SpecError(
+                key,
+                share,
+                f"slows nobody: {ranks} is empty",
+                f"name the ranks, as in {ranks} = [5]",
+            )
 
     @property
     def ranks(self) -> frozenset[int]:
         """Those that something is slow about."""
         return frozenset(
             rank
-            for ranks, *shares in SLOW_KEYS if any(getattr(self, key) < 1 for key in shares)
+            for ranks, *shares in SLOW_KEYS
+            if any(getattr(self, key) < 1 for key in shares)
             for rank in getattr(self, ranks)
-        )  # fmt: skip
+        )
 
     @property
     def words(self) -> str:
         """What is slow, in the user's own keys; "" where nothing is."""
         return "; ".join(
             f"{key}={getattr(self, key):g} of GPU {', '.join(map(str, getattr(self, ranks)))}"
-            for ranks, *shares in SLOW_KEYS for key in shares if getattr(self, key) < 1
-        )  # fmt: skip
+            for ranks, *shares in SLOW_KEYS
+            for key in shares
+            if getattr(self, key) < 1
+        )
 
 
 # The key of the ranks, and the keys of what is slow about them.
@@ -174,12 +192,20 @@ class ClusterSpec:
     def __post_init__(self) -> None:
         _require_positive(self, "num_nodes", "gpus_per_node")
         if self.num_gpus > MAX_GPUS:
-            raise SpecError("num_nodes", self.num_nodes, f"makes {self.num_gpus} GPUs",
-                            f"use at most {MAX_GPUS} GPUs in all")  # fmt: skip
+            raise SpecError(
+                "num_nodes",
+                self.num_nodes,
+                f"makes {self.num_gpus} GPUs",
+                f"use at most {MAX_GPUS} GPUs in all",
+            )
         for key, ranks in (("slow.gpus", self.slow.gpus), ("slow.ports", self.slow.ports)):
             if max(ranks, default=0) >= self.num_gpus:
-                raise SpecError(key, ranks, f"names a rank beyond the {self.num_gpus} GPUs",
-                                f"use 0 to {self.num_gpus - 1}")  # fmt: skip
+                raise SpecError(
+                    key,
+                    ranks,
+                    f"names a rank beyond the {self.num_gpus} GPUs",
+                    f"use 0 to {self.num_gpus - 1}",
+                )
 
     @property
     def num_gpus(self) -> int:
@@ -297,18 +323,21 @@ NVLINK4 = LinkSpec(
     name="nvlink4", bytes_per_s=450e9, source="NVIDIA H100 datasheet: 900 GB/s both ways, 18 links"
 )
 NVLINK5 = LinkSpec(
-    name="nvlink5", bytes_per_s=900e9,
+    name="nvlink5",
+    bytes_per_s=900e9,
     source="NVIDIA HGX B200 datasheet: 1.8 TB/s both ways, 18 links",
-)  # fmt: skip
+)
 # Lanes x transfers/s x 128b/130b line code; packet headers take some 10 % more.
 PCIE4 = LinkSpec(
-    name="pcie4", bytes_per_s=16 * 16e9 * 128 / 130 / 8,
+    name="pcie4",
+    bytes_per_s=16 * 16e9 * 128 / 130 / 8,
     source="PCI Express 4.0 specification: 16 lanes at 16 GT/s",
-)  # fmt: skip
+)
 PCIE5 = LinkSpec(
-    name="pcie5", bytes_per_s=16 * 32e9 * 128 / 130 / 8,
+    name="pcie5",
+    bytes_per_s=16 * 32e9 * 128 / 130 / 8,
     source="PCI Express 5.0 specification: 16 lanes at 32 GT/s",
-)  # fmt: skip
+)
 HDR200 = LinkSpec(
     name="hdr200", bytes_per_s=25e9, source="NVIDIA DGX A100 guide: one 200 Gb/s ConnectX-6 per GPU"
 )
@@ -357,9 +386,11 @@ def dgx_cluster(
     per_node = min(gpus_per_node, num_gpus)
     if num_gpus % per_node:
         raise SpecError(
-            "num_gpus", num_gpus, f"does not fill nodes of {per_node} GPUs",
+            "num_gpus",
+            num_gpus,
+            f"does not fill nodes of {per_node} GPUs",
             f"use a multiple of {per_node}",
-        )  # fmt: skip
+        )
     inside, between = usual_wires(gpu.name)
     return ClusterSpec(
         name=cluster_name(gpu, num_gpus, slow),

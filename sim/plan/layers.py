@@ -92,9 +92,12 @@ class LayerBuilder:
     def kv(self) -> Buffer:
         """KV cache [2, sequences, kv_heads, capacity, head_dim] of one layer and microbatch."""
         shape = (
-            2, self.sequences, self.num_key_value_heads,
-            self.step.kv_capacity_tokens, self.model.head_dim,
-        )  # fmt: skip
+            2,
+            self.sequences,
+            self.num_key_value_heads,
+            self.step.kv_capacity_tokens,
+            self.model.head_dim,
+        )
         dtype = self.model.stored_kv_dtype
         return Buffer("kv", "kv", shape, dtype, per_layer=True, per_microbatch=True)
 
@@ -113,32 +116,50 @@ class LayerBuilder:
 
     def norm(self, name: str, delta: Buffer | None, output: Buffer, last: bool = False) -> ops.Norm:
         """RMS norm of the residual stream, adding `delta` into it first."""
-        weight = Buffer(f"{name}.weight", "weight", (self.model.hidden_size,), self.model.dtype,
-                        per_layer=not last)  # fmt: skip
+        weight = Buffer(
+            f"{name}.weight",
+            "weight",
+            (self.model.hidden_size,),
+            self.model.dtype,
+            per_layer=not last,
+        )
         return ops.Norm(
-            name=name, source=self.stage_input, delta=delta, weight=weight, output=output,
-            sequences=self.sequences, query_tokens=self.step.query_tokens,
-            hidden_size=self.model.hidden_size, epsilon=self.model.rms_norm_eps, select_last=last,
-        )  # fmt: skip
+            name=name,
+            source=self.stage_input,
+            delta=delta,
+            weight=weight,
+            output=output,
+            sequences=self.sequences,
+            query_tokens=self.step.query_tokens,
+            hidden_size=self.model.hidden_size,
+            epsilon=self.model.rms_norm_eps,
+            select_last=last,
+        )
 
     def stage_output_add(self, *, select_last: bool) -> ops.ResidualAdd:
         """The stage's last residual, into what it hands on."""
         return ops.ResidualAdd(
-            name="out.residual", source=self.stage_input,
+            name="out.residual",
+            source=self.stage_input,
             delta=self._scratch("mlp.down.out", self.model.hidden_size),
             output=self.feedback_out if select_last else self.stage_output,
-            sequences=self.sequences, query_tokens=self.step.query_tokens,
-            hidden_size=self.model.hidden_size, select_last=select_last,
-        )  # fmt: skip
+            sequences=self.sequences,
+            query_tokens=self.step.query_tokens,
+            hidden_size=self.model.hidden_size,
+            select_last=select_last,
+        )
 
     def embed(self) -> ops.Embed:
         """Token ids to the residual stream; the table is whole on every rank of the first stage."""
         shape = (self.model.vocab_size, self.model.hidden_size)
         return ops.Embed(
-            name="embed", token_ids=self._token_ids("token.in"),
+            name="embed",
+            token_ids=self._token_ids("token.in"),
             weight=Buffer("embed.weight", "weight", shape, self.model.dtype),
-            output=self.stage_input, tokens=self.tokens, hidden_size=self.model.hidden_size,
-        )  # fmt: skip
+            output=self.stage_input,
+            tokens=self.tokens,
+            hidden_size=self.model.hidden_size,
+        )
 
     def head(self) -> tuple[Op, ...]:
         """Final norm, vocabulary-sharded LM head, all-gather of logits, greedy sample."""
@@ -149,23 +170,34 @@ class LayerBuilder:
         local = logits if self.shards == 1 else shard
         weight = Buffer("head.matmul.weight", "weight", (columns, hidden), self.model.dtype)
         matmul = ops.Matmul(
-            name="head.matmul", source=normed, weight=weight, output=local,
-            rows=self.sequences, columns=columns, inner=hidden,
+            name="head.matmul",
+            source=normed,
+            weight=weight,
+            output=local,
+            rows=self.sequences,
+            columns=columns,
+            inner=hidden,
             kernel=self._matmul_kernel(self.sequences, columns, hidden),
-        )  # fmt: skip
+        )
         sample = ops.Sample(
-            name="head.sample", logits=logits,
-            token_ids=self.feedback_out if self.step.gives_feedback
+            name="head.sample",
+            logits=logits,
+            token_ids=self.feedback_out
+            if self.step.gives_feedback
             else self._token_ids("token.out", self.sequences),
-            sequences=self.sequences, vocab_size=self.model.vocab_size,
-        )  # fmt: skip
+            sequences=self.sequences,
+            vocab_size=self.model.vocab_size,
+        )
         norm = self.norm("head.norm", self._scratch("mlp.down.out", hidden), normed, last=True)
         if self.shards == 1:
             return (norm, matmul, sample)
         gather = ops.AllGather(
-            name="head.all_gather", source=shard, output=logits,
-            payload_bytes=logits.num_bytes, group=self.group,
-        )  # fmt: skip
+            name="head.all_gather",
+            source=shard,
+            output=logits,
+            payload_bytes=logits.num_bytes,
+            group=self.group,
+        )
         return (norm, matmul, gather, sample)
 
     def _attention(self, normed: Buffer, output: Buffer) -> tuple[Op, ...]:
@@ -173,19 +205,30 @@ class LayerBuilder:
         qkv = self._scratch("attn.qkv.out", self.qkv_size)
         heads_out = self._scratch("attn.sdpa.out", self.num_heads * model.head_dim)
         rotary = ops.RotaryWrite(
-            name="attn.rope", qkv=qkv, kv=self.kv, sequences=self.sequences,
+            name="attn.rope",
+            qkv=qkv,
+            kv=self.kv,
+            sequences=self.sequences,
             query_tokens=step.query_tokens,
             start_tokens=step.context_tokens - step.query_tokens,
-            num_heads=self.num_heads, num_key_value_heads=self.num_key_value_heads,
-            head_dim=model.head_dim, rope_theta=model.rope_theta,
-        )  # fmt: skip
+            num_heads=self.num_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            head_dim=model.head_dim,
+            rope_theta=model.rope_theta,
+        )
         attention = ops.Attention(
-            name="attn.sdpa", qkv=qkv, kv=self.kv, output=heads_out, sequences=self.sequences,
-            query_tokens=step.query_tokens, context_tokens=step.context_tokens,
-            num_heads=self.num_heads, num_key_value_heads=self.num_key_value_heads,
+            name="attn.sdpa",
+            qkv=qkv,
+            kv=self.kv,
+            output=heads_out,
+            sequences=self.sequences,
+            query_tokens=step.query_tokens,
+            context_tokens=step.context_tokens,
+            num_heads=self.num_heads,
+            num_key_value_heads=self.num_key_value_heads,
             head_dim=model.head_dim,
             kernel=self.attention_kernel,
-        )  # fmt: skip
+        )
         return (
             self._matmul("attn.qkv", normed, qkv, self.qkv_size, model.hidden_size),
             rotary,
@@ -203,12 +246,15 @@ class LayerBuilder:
         return (
             self._matmul("mlp.gate_up", normed, gate_up, 2 * width, hidden),
             ops.GatedActivation(
-                name="mlp.act", source=gate_up, output=gated, tokens=self.tokens,
+                name="mlp.act",
+                source=gate_up,
+                output=gated,
+                tokens=self.tokens,
                 intermediate_size=width,
             ),
             self._matmul("mlp.down", gated, output, hidden, width),
             *self._reduce("mlp.all_reduce", output),
-        )  # fmt: skip
+        )
 
     def _matmul(
         self, name: str, source: Buffer, output: Buffer, columns: int, inner: int
@@ -216,10 +262,15 @@ class LayerBuilder:
         dtype = self.model.stored_weight_dtype
         weight = Buffer(f"{name}.weight", "weight", (columns, inner), dtype, per_layer=True)
         return ops.Matmul(
-            name=name, source=source, weight=weight, output=output,
-            rows=self.tokens, columns=columns, inner=inner,
+            name=name,
+            source=source,
+            weight=weight,
+            output=output,
+            rows=self.tokens,
+            columns=columns,
+            inner=inner,
             kernel=self._matmul_kernel(self.tokens, columns, inner),
-        )  # fmt: skip
+        )
 
     def _matmul_kernel(self, rows: int, columns: int, inner: int) -> MatmulKernel:
         suits = ops.suits_skinny(rows, columns, inner)
@@ -230,10 +281,13 @@ class LayerBuilder:
             return ()
         return (
             ops.AllReduce(
-                name=name, buffer=buffer, payload_bytes=buffer.num_bytes, group=self.group,
+                name=name,
+                buffer=buffer,
+                payload_bytes=buffer.num_bytes,
+                group=self.group,
                 algorithm=self.all_reduce,
             ),
-        )  # fmt: skip
+        )
 
     def _rows(self, name: str, rows: int, columns: int) -> Buffer:
         return Buffer(name, "activation", (rows, columns), self.model.dtype)

@@ -17,9 +17,14 @@ DTYPES = get_args(DType)
 TOKEN_ID_BYTES = 8
 # Ten times the largest models that are known, and more; what is beyond would never be done with.
 MOST = {
-    "num_layers": 2048, "hidden_size": 2**20, "intermediate_size": 2**22, "vocab_size": 2**26,
-    "num_attention_heads": 2**13, "num_key_value_heads": 2**13, "head_dim": 2**13,
-}  # fmt: skip
+    "num_layers": 2048,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "vocab_size": 2**26,
+    "num_attention_heads": 2**13,
+    "num_key_value_heads": 2**13,
+    "head_dim": 2**13,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +57,13 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for key in (
-            "num_layers", "hidden_size", "intermediate_size",
-            "num_attention_heads", "num_key_value_heads", "head_dim",
-        ):  # fmt: skip
+            "num_layers",
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+        ):
             if getattr(self, key) < 1:
                 raise SpecError(key, getattr(self, key), "is not positive", "use 1 or more")
         for key, most in MOST.items():
@@ -66,10 +75,11 @@ class ModelSpec:
             raise SpecError("vocab_size", self.vocab_size, "is negative", "use 0 for no LM head")
         if self.num_attention_heads % self.num_key_value_heads:
             raise SpecError(
-                "num_key_value_heads", self.num_key_value_heads,
+                "num_key_value_heads",
+                self.num_key_value_heads,
                 f"does not divide num_attention_heads={self.num_attention_heads}",
                 f"use one of {divisors(self.num_attention_heads)}",
-            )  # fmt: skip
+            )
         for key in ("rms_norm_eps", "rope_theta"):
             if not 0 < getattr(self, key) < math.inf:
                 raise SpecError(key, getattr(self, key), "is not a positive number", "correct it")
@@ -79,8 +89,9 @@ class ModelSpec:
             raise SpecError("dtype", self.dtype, "is unknown", f"use one of {list(DTYPES)}")
         for key in ("weight_dtype", "kv_dtype"):
             if getattr(self, key) not in get_args(ChosenDType):
-                raise SpecError(key, getattr(self, key), "is unknown",
-                                f"use one of {list(DTYPE_BYTES)}")  # fmt: skip
+                raise SpecError(
+                    key, getattr(self, key), "is unknown", f"use one of {list(DTYPE_BYTES)}"
+                )
 
     @property
     def dtype_bytes(self) -> int:
@@ -149,9 +160,14 @@ def divisors(number: int) -> list[int]:
 
 def _paper(name: str, num_layers: int) -> ModelSpec:
     return ModelSpec(
-        name=name, num_layers=num_layers, hidden_size=4096, intermediate_size=16384,
-        num_attention_heads=32, num_key_value_heads=32, head_dim=128,
-    )  # fmt: skip
+        name=name,
+        num_layers=num_layers,
+        hidden_size=4096,
+        intermediate_size=16384,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        head_dim=128,
+    )
 
 
 MODELS: dict[str, ModelSpec] = {

@@ -97,9 +97,11 @@ def layer_wise(
     per_replica = num_gpus // max(data_parallel, 1)
     if data_parallel < 1 or num_gpus % data_parallel:
         raise PlacementError(
-            "placement.data_parallel", data_parallel, f"does not divide num_gpus={num_gpus}",
+            "placement.data_parallel",
+            data_parallel,
+            f"does not divide num_gpus={num_gpus}",
             f"use one of {divisors(num_gpus)}",
-        )  # fmt: skip
+        )
     _check_stages(key, per_replica, model.num_layers)
     groups = partition_layers([model.layer_weight_bytes] * model.num_layers, per_replica)
     return Placement(
@@ -200,17 +202,24 @@ def _check_tensor_parallel(model: ModelSpec, tensor_parallel: int) -> None:
         )
     for key, limit in limits.items():
         if limit % tensor_parallel:
-            allowed = [d for d in divisors(model.num_key_value_heads)
-                       if all(v % d == 0 for v in limits.values())]  # fmt: skip
+            allowed = [
+                d
+                for d in divisors(model.num_key_value_heads)
+                if all(v % d == 0 for v in limits.values())
+            ]
             raise PlacementError(
-                "placement.tensor_parallel", tensor_parallel,
-                f"does not divide model.{key}={limit}", f"use one of {allowed}",
-            )  # fmt: skip
+                "placement.tensor_parallel",
+                tensor_parallel,
+                f"does not divide model.{key}={limit}",
+                f"use one of {allowed}",
+            )
 
 
 def _check_stages(key: str, stages: int, num_layers: int) -> None:
     if not 1 <= stages <= num_layers:
         raise PlacementError(
-            key, stages, f"stages for model.num_layers={num_layers} leave some without a layer",
+            key,
+            stages,
+            f"stages for model.num_layers={num_layers} leave some without a layer",
             f"use 1 to {num_layers}",
-        )  # fmt: skip
+        )

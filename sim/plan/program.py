@@ -27,9 +27,17 @@ def op_at(op: Op, context_tokens: int) -> Op:
         case ops.RotaryWrite():
             return replace(op, start_tokens=context_tokens - op.query_tokens)
         case (
-            ops.Norm() | ops.Matmul() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
-            | ops.Sample() | ops.AllReduce() | ops.AllGather() | ops.Send() | ops.Recv()
-        ):  # fmt: skip
+            ops.Norm()
+            | ops.Matmul()
+            | ops.GatedActivation()
+            | ops.ResidualAdd()
+            | ops.Embed()
+            | ops.Sample()
+            | ops.AllReduce()
+            | ops.AllGather()
+            | ops.Send()
+            | ops.Recv()
+        ):
             return op
         case _:
             assert_never(op)
@@ -259,9 +267,15 @@ def _kernel_of(op: Op) -> str:
         case ops.Norm():
             return f"norm:{'fused residual' if op.delta else 'plain'}"
         case (
-            ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed()
-            | ops.Sample() | ops.AllGather() | ops.Send() | ops.Recv()
-        ):  # fmt: skip
+            ops.RotaryWrite()
+            | ops.GatedActivation()
+            | ops.ResidualAdd()
+            | ops.Embed()
+            | ops.Sample()
+            | ops.AllGather()
+            | ops.Send()
+            | ops.Recv()
+        ):
             return op.kind
         case _:
             assert_never(op)

@@ -20,10 +20,17 @@ def weight_of(op: Op) -> Buffer | None:
         case ops.Matmul() | ops.Norm():
             return op.weight
         case (
-            ops.Attention() | ops.RotaryWrite() | ops.GatedActivation() | ops.ResidualAdd()
-            | ops.Embed() | ops.Sample() | ops.AllReduce() | ops.AllGather() | ops.Send()
+            ops.Attention()
+            | ops.RotaryWrite()
+            | ops.GatedActivation()
+            | ops.ResidualAdd()
+            | ops.Embed()
+            | ops.Sample()
+            | ops.AllReduce()
+            | ops.AllGather()
+            | ops.Send()
             | ops.Recv()
-        ):  # fmt: skip
+        ):
             return None
         case _:
             assert_never(op)

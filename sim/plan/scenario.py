@@ -45,11 +45,16 @@ class PlacementSpec:
     def __post_init__(self) -> None:
         for key in ("tensor_parallel", "pipeline_parallel", "data_parallel", "num_gpus"):
             if getattr(self, key) > MAX_GPUS:
-                raise SpecError(key, getattr(self, key), "is beyond any cluster",
-                                f"use at most {MAX_GPUS}")  # fmt: skip
+                raise SpecError(
+                    key, getattr(self, key), "is beyond any cluster", f"use at most {MAX_GPUS}"
+                )
         if not 0 <= self.on_chip_bytes <= MAX_QUANTITY:
-            raise SpecError("on_chip_bytes", self.on_chip_bytes, "is beyond any machine",
-                            "use 0 for the GPU's L2")  # fmt: skip
+            raise SpecError(
+                "on_chip_bytes",
+                self.on_chip_bytes,
+                "is beyond any machine",
+                "use 0 for the GPU's L2",
+            )
 
     @property
     def num_ranks(self) -> int:
@@ -81,9 +86,12 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         lowest = {
-            "num_steps": 1, "repeats": 1, "only_rank": -1, "context_growth_tokens": 0,
+            "num_steps": 1,
+            "repeats": 1,
+            "only_rank": -1,
+            "context_growth_tokens": 0,
             "steps_per_graph": 1,
-        }  # fmt: skip
+        }
         for key, low in lowest.items():
             if getattr(self, key) < low:
                 raise SpecError(key, getattr(self, key), "is too small", f"use {low} or more")
@@ -182,22 +190,25 @@ def place(scenario: Scenario) -> Placement:
         )
     if placement.num_ranks > cluster.num_gpus:
         raise PlacementError(
-            "placement", placement.name,
+            "placement",
+            placement.name,
             f"needs {placement.num_ranks} GPUs and cluster.num_gpus={cluster.num_gpus}",
             "use a smaller placement or a larger cluster",
-        )  # fmt: skip
+        )
     if scenario.run.only_rank >= placement.num_ranks:
         raise PlacementError(
-            "run.only_rank", scenario.run.only_rank,
+            "run.only_rank",
+            scenario.run.only_rank,
             f"is no rank of {placement.name} over {placement.num_ranks} GPUs",
             f"use 0 to {placement.num_ranks - 1}, or -1 for all",
-        )  # fmt: skip
+        )
     if scenario.workload.batch_size % placement.data_parallel:
         raise PlacementError(
-            "placement.data_parallel", placement.data_parallel,
+            "placement.data_parallel",
+            placement.data_parallel,
             f"does not divide workload.batch_size={scenario.workload.batch_size}",
             "choose a batch that every replica gets an equal share of",
-        )  # fmt: skip
+        )
     return placement
 
 
@@ -205,9 +216,11 @@ def _refuse_too_many(spec: PlacementSpec) -> None:
     """Before they are all written down."""
     if spec.num_ranks > MAX_GPUS:
         raise PlacementError(
-            "placement.data_parallel", spec.data_parallel, f"makes {spec.num_ranks} ranks",
+            "placement.data_parallel",
+            spec.data_parallel,
+            f"makes {spec.num_ranks} ranks",
             f"use at most {MAX_GPUS} ranks in all",
-        )  # fmt: skip
+        )
 
 
 def _refuse_unused(spec: PlacementSpec) -> None:
@@ -220,9 +233,11 @@ def _refuse_unused(spec: PlacementSpec) -> None:
     for key in unused:
         if getattr(spec, key) != PlacementSpec.__dataclass_fields__[key].default:
             raise PlacementError(
-                f"placement.{key}", getattr(spec, key),
-                f"has no meaning with strategy {spec.strategy!r}", "remove it",
-            )  # fmt: skip
+                f"placement.{key}",
+                getattr(spec, key),
+                f"has no meaning with strategy {spec.strategy!r}",
+                "remove it",
+            )
 
 
 def steps_of(scenario: Scenario) -> list[Step]:
@@ -241,18 +256,22 @@ def steps_of(scenario: Scenario) -> list[Step]:
     limit = workload.batch_size // scenario.placement.data_parallel
     if workload.num_microbatches > limit:
         raise SpecError(
-            "workload.num_microbatches", workload.num_microbatches,
-            f"is more than the {limit} sequences of one replica", f"use 1 to {limit}",
-        )  # fmt: skip
+            "workload.num_microbatches",
+            workload.num_microbatches,
+            f"is more than the {limit} sequences of one replica",
+            f"use 1 to {limit}",
+        )
     sizes = microbatches_of(
         workload.batch_size, scenario.placement.data_parallel, workload.num_microbatches
     )
     if workload.phase == "prefill":
         return prefill_steps(sizes, workload.context_tokens, workload.prefill_chunk_tokens)
     return decode_steps(
-        sizes, workload.context_tokens, run.num_steps,
+        sizes,
+        workload.context_tokens,
+        run.num_steps,
         context_growth_tokens=run.context_growth_tokens,
-    )  # fmt: skip
+    )
 
 
 def compile_run(scenario: Scenario, book: SegmentBook | None = None) -> list[StepPrograms]:

@@ -14,10 +14,15 @@ from layerwise.sim.plan.errors import SpecError
 _DECIMAL = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SECONDS = {
-    "ps": Fraction(1, 10**12), "ns": Fraction(1, 10**9), "us": Fraction(1, 10**6),
-    "µs": Fraction(1, 10**6), "ms": Fraction(1, 1000), "s": Fraction(1), "min": Fraction(60),
+    "ps": Fraction(1, 10**12),
+    "ns": Fraction(1, 10**9),
+    "us": Fraction(1, 10**6),
+    "µs": Fraction(1, 10**6),
+    "ms": Fraction(1, 1000),
+    "s": Fraction(1),
+    "min": Fraction(60),
     "h": Fraction(3600),
-}  # fmt: skip
+}
 _BYTES = {f"{p}B": Fraction(size) for p, size in (_DECIMAL | _BINARY).items()} | {
     "KB": Fraction(1000)
 }
@@ -33,11 +38,13 @@ _KINDS: dict[str, tuple[str, dict[str, Fraction], str]] = {
         "989TFLOP/s",
     ),
     "_bytes_per_s": (
-        "bytes/s", {f"{u}/s": f for u, f in (_BYTES | _BITS).items()}, "450GB/s",
+        "bytes/s",
+        {f"{u}/s": f for u, f in (_BYTES | _BITS).items()},
+        "450GB/s",
     ),
     "_bytes": ("bytes", _BYTES, "11GiB"),
     "_s": ("seconds", _SECONDS, "20ms"),
-}  # fmt: skip
+}
 _DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d[\d_]*\.?\d*|\.\d+"
 _WRITTEN = re.compile(rf"\s*([+-]?(?:{_DIGITS})(?:[eE][+-]?\d+)?)\s*([A-Za-zµμ/]*)\s*")
 # Beyond any machine; and the exact value of 1e999999999 would have a billion digits.

@@ -109,9 +109,15 @@ class _DryRun:
             case ops.AllReduce() | ops.AllGather():
                 return self._collective(rank, op)
             case (
-                ops.Norm() | ops.Matmul() | ops.RotaryWrite() | ops.Attention()
-                | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed() | ops.Sample()
-            ):  # fmt: skip
+                ops.Norm()
+                | ops.Matmul()
+                | ops.RotaryWrite()
+                | ops.Attention()
+                | ops.GatedActivation()
+                | ops.ResidualAdd()
+                | ops.Embed()
+                | ops.Sample()
+            ):
                 return True
             case _:
                 assert_never(op)
@@ -134,7 +140,8 @@ def _dry_run(run: Sequence[StepPrograms]) -> None:
     state = _DryRun([deque(_rank_ops(run, rank)) for rank in range(num_ranks)])
     while any([state.advance(rank) for rank in range(num_ranks)]):
         pass
-    stuck = [f"rank {rank} waits at {queue[0].name}"
-             for rank, queue in enumerate(state.queues) if queue]  # fmt: skip
+    stuck = [
+        f"rank {rank} waits at {queue[0].name}" for rank, queue in enumerate(state.queues) if queue
+    ]
     if stuck:
         raise DeadlockError("; ".join(stuck[:8]))

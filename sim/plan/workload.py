@@ -34,9 +34,10 @@ class Workload:
             if getattr(self, key) < 1:
                 raise SpecError(key, getattr(self, key), "is not positive", "use 1 or more")
         for key, most in (
-            ("batch_size", MAX_BATCH), ("context_tokens", MAX_CONTEXT),
+            ("batch_size", MAX_BATCH),
+            ("context_tokens", MAX_CONTEXT),
             ("prefill_chunk_tokens", MAX_CONTEXT),
-        ):  # fmt: skip
+        ):
             if getattr(self, key) > most:
                 raise SpecError(
                     key, getattr(self, key), "is beyond any machine", f"use at most {most}"
@@ -44,18 +45,20 @@ class Workload:
         chunks = -(-self.context_tokens // self.prefill_chunk_tokens)
         if self.phase == "prefill" and chunks > MAX_CHUNKS:
             raise SpecError(
-                "prefill_chunk_tokens", self.prefill_chunk_tokens,
+                "prefill_chunk_tokens",
+                self.prefill_chunk_tokens,
                 f"cuts a prompt of {self.context_tokens} tokens into {chunks} steps",
                 f"use {-(-self.context_tokens // MAX_CHUNKS)} or more",
-            )  # fmt: skip
+            )
         if self.phase not in ("decode", "prefill"):
             raise SpecError("phase", self.phase, "is unknown", "use 'decode' or 'prefill'")
         if not 0 <= self.num_microbatches <= self.batch_size:
             raise SpecError(
-                "num_microbatches", self.num_microbatches,
+                "num_microbatches",
+                self.num_microbatches,
                 f"is not between 1 and batch_size={self.batch_size}",
                 "use 0 for the best number found",
-            )  # fmt: skip
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +83,12 @@ class Step:
     def __post_init__(self) -> None:
         if not self.query_tokens <= self.context_tokens <= self.kv_capacity_tokens:
             raise SpecError(
-                "context_tokens", self.context_tokens,
+                "context_tokens",
+                self.context_tokens,
                 f"is not between query_tokens={self.query_tokens} and "
                 f"kv_capacity_tokens={self.kv_capacity_tokens}",
                 "give the KV cache room for the whole context",
-            )  # fmt: skip
+            )
 
     @property
     def num_sequences(self) -> int:

@@ -91,10 +91,11 @@ def _ranks_that_fit(
         if used + more > max_slices:
             if not used:
                 raise SpecError(
-                    "trace_slices", max_slices,
+                    "trace_slices",
+                    max_slices,
                     f"is fewer than the {more} slices of one step of rank {rank}",
                     f"use {more} or more",
-                )  # fmt: skip
+                )
             break
         used += more
         for at in with_it:
@@ -139,8 +140,9 @@ def _listed(noun: str, numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     said = [
-        text for run in runs
+        text
+        for run in runs
         for text in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))
-    ]  # fmt: skip
+    ]
     listed = " and ".join(filter(None, (", ".join(said[:-1]), said[-1])))
     return f"{noun}{'s' if len(numbers) > 1 else ''} {listed}"

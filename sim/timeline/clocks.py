@@ -66,8 +66,10 @@ def _messages_in_time(
     """A receive ends no earlier than its send."""
     ends = {
         (row.repeat, (row.step, row.rank, row.op)): row.end_s
-        for each in rows.values() for row in each if row.kind in ("Send", "Recv")
-    }  # fmt: skip
+        for each in rows.values()
+        for row in each
+        if row.kind in ("Send", "Recv")
+    }
     for (repeat, send), end_s in ends.items():
         receive = messages.get(send)
         if receive is not None and (repeat, receive) in ends:

@@ -102,18 +102,25 @@ def slices_of(process: int, drawn: Drawn) -> Iterator[Event]:
     )
     if drawn.split_ns > drawn.begin_ns:
         yield {
-            "ph": "X", "name": WAIT, "cat": WAIT, "cname": WAIT_COLOUR,
+            "ph": "X",
+            "name": WAIT,
+            "cat": WAIT,
+            "cname": WAIT_COLOUR,
             **_place(process, drawn.lane, drawn.begin_ns),
-            "dur": (drawn.split_ns - drawn.begin_ns) / 1e3, "args": {**arguments, "op": row.op},
-        }  # fmt: skip
+            "dur": (drawn.split_ns - drawn.begin_ns) / 1e3,
+            "args": {**arguments, "op": row.op},
+        }
     of_op: dict[str, Any] = {**arguments, **({"bound": row.bound} if row.bound else {})}
     if (cut_ns := drawn.begin_ns - drawn.piece.begin_ns) > 0:
         of_op["overlaps_the_one_before_by_us"] = cut_ns / 1e3
     yield {
-        "ph": "X", "name": row.op, "cat": row.kind,
+        "ph": "X",
+        "name": row.op,
+        "cat": row.kind,
         **_place(process, drawn.lane, drawn.split_ns),
-        "dur": (drawn.end_ns - drawn.split_ns) / 1e3, "args": of_op,
-    }  # fmt: skip
+        "dur": (drawn.end_ns - drawn.split_ns) / 1e3,
+        "args": of_op,
+    }
 
 
 def arrow_start(process: int, drawn: Drawn) -> Event:
@@ -136,8 +143,9 @@ def hbm_intervals(drawn: Iterable[Drawn], moved: Mapping[str, Moved]) -> list[In
     """What each op moves to and from HBM while it runs."""
     return [
         _interval(one, moved[one.piece.row.op].traffic.hbm_bytes)
-        for one in drawn if one.piece.row.op in moved
-    ]  # fmt: skip
+        for one in drawn
+        if one.piece.row.op in moved
+    ]
 
 
 def link_intervals(
@@ -189,9 +197,13 @@ def counter_events(
     for number, (at_ns, value) in enumerate(values, 1):
         if value != said or number == len(values):
             yield {
-                "ph": "C", "name": name, "cat": COUNTER, "pid": process, "ts": at_ns / 1e3,
+                "ph": "C",
+                "name": name,
+                "cat": COUNTER,
+                "pid": process,
+                "ts": at_ns / 1e3,
                 "args": {unit: value},
-            }  # fmt: skip
+            }
             said = value
 
 

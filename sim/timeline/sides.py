@@ -228,9 +228,11 @@ class MeasuredSide:
         for row in self._by_place.get((key, rank), ()):
             offset_s = self._offsets_s[key, rank]
             moved = replace(
-                row, ready_s=row.ready_s + offset_s, start_s=row.start_s + offset_s,
+                row,
+                ready_s=row.ready_s + offset_s,
+                start_s=row.start_s + offset_s,
                 end_s=row.end_s + offset_s,
-            )  # fmt: skip
+            )
             transfer_s = self.transfers_s.get((row.step, row.rank, row.op), row.duration_s)
             split_s = max(moved.start_s, moved.end_s - transfer_s)
             found.append(Piece(moved, moved.start_s, split_s))

@@ -67,10 +67,13 @@ def _other_data(panels: Sequence[Panel], written: Written) -> dict[str, Any]:
     """What the picture does not show of itself."""
     is_measured = any(side.name == "measured" for panel in panels for side in panel.sides)
     return {
-        "num_slices": written.num_slices, "num_arrows": written.num_arrows,
-        "left_out": list(written.left_out), "notes": list(written.notes),
-        "counters": COUNTERS, **({"clocks": CLOCKS} if is_measured else {}),
-    }  # fmt: skip
+        "num_slices": written.num_slices,
+        "num_arrows": written.num_arrows,
+        "left_out": list(written.left_out),
+        "notes": list(written.notes),
+        "counters": COUNTERS,
+        **({"clocks": CLOCKS} if is_measured else {}),
+    }
 
 
 @dataclass
@@ -95,9 +98,11 @@ class _Picture:
                 "arrive before they leave"
             )
         return Written(
-            num_slices=self.num_slices, num_arrows=self.num_arrows,
-            left_out=self.chosen.left_out, notes=tuple(notes),
-        )  # fmt: skip
+            num_slices=self.num_slices,
+            num_arrows=self.num_arrows,
+            left_out=self.chosen.left_out,
+            notes=tuple(notes),
+        )
 
     def events(self) -> Iterator[Event]:
         """Of every panel, side and rank; then its arrows."""

@@ -17,14 +17,32 @@ COLUMNS = tuple(f.name for f in fields(Row))
 SOURCES = ("predicted", "measured")
 PURPOSES = ("fit", "validation", "other")
 ROW_KINDS: dict[str, type] = {
-    "repeat": int, "step": int, "rank": int, "op": str, "kind": str, "stream": str,
-    "ready_s": float, "start_s": float, "end_s": float, "bound": str, "replaced": bool,
-}  # fmt: skip
+    "repeat": int,
+    "step": int,
+    "rank": int,
+    "op": str,
+    "kind": str,
+    "stream": str,
+    "ready_s": float,
+    "start_s": float,
+    "end_s": float,
+    "bound": str,
+    "replaced": bool,
+}
 HEADER_KINDS: dict[str, type] = {
-    "source": str, "name": str, "scenario": dict, "kernel_set": str, "columns": list,
-    "num_rows": int, "untraced_step_s": list, "traced_step_s": list, "timing": str,
-    "measured": dict, "environment": dict, "purpose": str,
-}  # fmt: skip
+    "source": str,
+    "name": str,
+    "scenario": dict,
+    "kernel_set": str,
+    "columns": list,
+    "num_rows": int,
+    "untraced_step_s": list,
+    "traced_step_s": list,
+    "timing": str,
+    "measured": dict,
+    "environment": dict,
+    "purpose": str,
+}
 
 
 def check_header(header: dict[str, Any]) -> None:

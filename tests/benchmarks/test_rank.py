@@ -22,9 +22,15 @@ from tests.benchmarks.test_scale import (
 WALL_S = 20.0
 # Source: Llama 3.1 8B's config.json.
 THIRTY_TWO_LAYERS = ModelSpec(
-    name="llama-3.1-8b", num_layers=32, hidden_size=4096, intermediate_size=14336,
-    num_attention_heads=32, num_key_value_heads=8, head_dim=128, vocab_size=128_256,
-)  # fmt: skip
+    name="llama-3.1-8b",
+    num_layers=32,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=128_256,
+)
 
 
 def test_sixteen_gpus_and_thirty_two_layers(

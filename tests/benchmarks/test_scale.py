@@ -203,12 +203,13 @@ def test_every_row_of_thousand_growing_steps_is_at_hand(benchmark: BenchmarkFixt
 def grown(num_steps: int = 20, gpus: int = 16, layers: int = 16, microbatches: int = 16) -> float:
     """CPU seconds of a layer-wise run, compiled and simulated, everything but one thing held."""
     scenario = Scenario(
-        name="grown", model=replace(MODELS["paper-16"], num_layers=layers),
+        name="grown",
+        model=replace(MODELS["paper-16"], num_layers=layers),
         cluster=dgx_cluster(GPUS["h100-sxm"], gpus, gpus_per_node=2),
         placement=PlacementSpec(num_gpus=gpus),
         workload=Workload(batch_size=256, num_microbatches=microbatches),
         run=RunSpec(num_steps=num_steps),
-    )  # fmt: skip
+    )
     cost = cost_model(scenario.cluster, synthetic_profile())
 
     def once() -> Simulation:
@@ -250,13 +251,15 @@ def what_if_points(count: int) -> list[Scenario]:
         stages = spec.num_gpus or spec.pipeline_parallel
         points.append(
             Scenario(
-                name=f"point {index}", model=MODELS["paper-16"],
-                cluster=dgx_cluster(GPUS["h100-sxm"], 16), placement=spec,
+                name=f"point {index}",
+                model=MODELS["paper-16"],
+                cluster=dgx_cluster(GPUS["h100-sxm"], 16),
+                placement=spec,
                 workload=Workload(
                     batch_size=batch, context_tokens=128 + 7 * index, num_microbatches=stages
                 ),
             )
-        )  # fmt: skip
+        )
     return points
 
 

@@ -42,8 +42,11 @@ def used_by(*command: str) -> Used:
     """What a command used, started by a process that is small itself."""
     ran = subprocess.run(
         [sys.executable, "-c", MEASURE, *command],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return Used(*json.loads(ran.stdout.splitlines()[-1]))
 
 

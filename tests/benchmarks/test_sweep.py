@@ -49,10 +49,14 @@ def test_ten_thousand_points_of_a_file(
         points = [one.point for one in place_points(sweep, profiles) if one.point]
         placing_s = cpu_s(lambda: placed.extend(islice(place_points(sweep, profiles), 1_000)))
         tasks = [
-            Task(points=tuple(points[start : start + TASK_POINTS]), profiles=packed,
-                 columns=sweep.columns, code=code_digest())
+            Task(
+                points=tuple(points[start : start + TASK_POINTS]),
+                profiles=packed,
+                columns=sweep.columns,
+                code=code_digest(),
+            )
             for start in range(0, len(points), STRIDE * TASK_POINTS)
-        ]  # fmt: skip
+        ]
         # The core's own pace beside each task: others on this machine slow down both.
         pairs = [
             (cpu_s(lambda task=task: found.extend(predict_points(task, 1e9))), _bare_s())

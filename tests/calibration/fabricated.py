@@ -33,17 +33,30 @@ KERNELS = KernelChoice()
 L2 = gpu_with_ramp("h100-sxm", 0.75, 0.95)
 GRAPH_LAUNCH_S = 3e-6
 MACHINE_L2 = {
-    "read_launch_s": 1.8e-6, "read_miss_s": 0.7e-6, "read_l2_bytes_per_s": 7.4e12,
-    "read_hbm_bytes_per_s": 3.0e12, "l2_full_hit": 0.75, "l2_no_hit": 0.95,
-}  # fmt: skip
+    "read_launch_s": 1.8e-6,
+    "read_miss_s": 0.7e-6,
+    "read_l2_bytes_per_s": 7.4e12,
+    "read_hbm_bytes_per_s": 3.0e12,
+    "l2_full_hit": 0.75,
+    "l2_no_hit": 0.95,
+}
 MODEL = ModelSpec(
-    name="small", num_layers=4, hidden_size=2048, intermediate_size=8192, num_attention_heads=16,
-    num_key_value_heads=16, head_dim=128,
-)  # fmt: skip
+    name="small",
+    num_layers=4,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    head_dim=128,
+)
 ENVIRONMENT = {
-    "gpu": "pretend H100", "num_sms": "132", "l2_bytes": "52428800", "driver": "1",
-    "date_utc": "2026-01-02T03:04:05+00:00", "python": "3",
-}  # fmt: skip
+    "gpu": "pretend H100",
+    "num_sms": "132",
+    "l2_bytes": "52428800",
+    "driver": "1",
+    "date_utc": "2026-01-02T03:04:05+00:00",
+    "python": "3",
+}
 
 
 TRUTH = {kind: FORMS.get(kind, POINTWISE) for kind in FEATURES}
@@ -145,39 +158,58 @@ def read_curve(noise: float = 0.003) -> list[tuple[int, float]]:
 def stage_scenario(hidden: int = 2048, **run: object) -> Scenario:
     """One GPU of a small decode, alone."""
     model = replace(
-        MODEL, hidden_size=hidden, intermediate_size=4 * hidden,
-        num_attention_heads=hidden // 128, num_key_value_heads=hidden // 128,
-    )  # fmt: skip
+        MODEL,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_attention_heads=hidden // 128,
+        num_key_value_heads=hidden // 128,
+    )
     scenario = scenario_of(PlacementSpec(), model=model, cluster=dgx_cluster(GPU, 4))
     return replace(
-        scenario, name=f"h{hidden}", kernels=KERNELS,
+        scenario,
+        name=f"h{hidden}",
+        kernels=KERNELS,
         workload=Workload(batch_size=64, context_tokens=2048, num_microbatches=4),
         run=replace(RunSpec(num_steps=3, only_rank=1), **run),  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 def with_interleaving(profile: Profile, code_s: float, hbm_s: float) -> Profile:
-    return replace(profile, machine=profile.machine | {
-        "interleaved_code_s": constant(code_s), "interleaved_hbm_s": constant(hbm_s),
-    })  # fmt: skip
+    return replace(
+        profile,
+        machine=profile.machine
+        | {
+            "interleaved_code_s": constant(code_s),
+            "interleaved_hbm_s": constant(hbm_s),
+        },
+    )
 
 
 def stage_trace(scenario: Scenario, truth: Profile, **values: object) -> Trace:
     """A run as the simulator sees it under `truth`, written as if measured for fitting."""
     simulation = simulate(
-        compile_run(scenario), Calibrated(scenario.cluster, truth), scenario.cluster,
-        launch=scenario.run.launch, alone=scenario.run.only_rank,
-    )  # fmt: skip
+        compile_run(scenario),
+        Calibrated(scenario.cluster, truth),
+        scenario.cluster,
+        launch=scenario.run.launch,
+        alone=scenario.run.only_rank,
+    )
     is_stream = scenario.workload.phase == "decode"
     step = len(simulation.step_end_s) - 2
     rows = tuple(row for row in simulation.rows if row.step == step or not is_stream)
     ends_s = (0.0, *simulation.step_end_s)
     duration = ends_s[step + 1] - ends_s[step] if is_stream else ends_s[-1]
     trace = Trace(
-        source="measured", name=scenario.name, scenario=as_data(scenario), kernel_set="pretend",
-        rows=rows, untraced_step_s=(duration,) * 3, timing="cupti", purpose="fit",
+        source="measured",
+        name=scenario.name,
+        scenario=as_data(scenario),
+        kernel_set="pretend",
+        rows=rows,
+        untraced_step_s=(duration,) * 3,
+        timing="cupti",
+        purpose="fit",
         measured={"read_bandwidth_bytes_per_s": 3.1e12},
-    )  # fmt: skip
+    )
     return replace(trace, **values)  # type: ignore[arg-type]
 
 

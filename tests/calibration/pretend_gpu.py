@@ -38,10 +38,14 @@ MEASURED_HERE = ENVIRONMENT | {"gpu": "another H100", "driver": "2"}
 def shipped_truth() -> Profile:
     """The synthetic profile as if it had been calibrated: with reads, and intervals of 5 %."""
     truth = true_profile()
-    fits = {kind: replace(fit, error_scale=ErrorScale.constant(0.05))
-            for kind, fit in truth.fits.items()}  # fmt: skip
-    reads = {name: replace(constant(value), standard_error=0.003 * value)
-             for name, value in MACHINE_L2.items()}  # fmt: skip
+    fits = {
+        kind: replace(fit, error_scale=ErrorScale.constant(0.05))
+        for kind, fit in truth.fits.items()
+    }
+    reads = {
+        name: replace(constant(value), standard_error=0.003 * value)
+        for name, value in MACHINE_L2.items()
+    }
     return replace(truth, fits=fits, machine=truth.machine | reads)
 
 
@@ -50,24 +54,35 @@ def slowed(profile: Profile, matmuls: float, hbm: float) -> Profile:
     rates = ("hbm_bytes_per_s", "read_hbm_bytes_per_s")
 
     def with_hbm(constants: dict[str, Constant]) -> dict[str, Constant]:
-        return {n: replace(c, value=c.value / hbm) if n in rates else c
-                for n, c in constants.items()}  # fmt: skip
+        return {
+            n: replace(c, value=c.value / hbm) if n in rates else c for n, c in constants.items()
+        }
 
-    fits = {kind: replace(fit, constants=with_hbm(fit.constants))
-            for kind, fit in profile.fits.items()}  # fmt: skip
+    fits = {
+        kind: replace(fit, constants=with_hbm(fit.constants)) for kind, fit in profile.fits.items()
+    }
     fits["matmul"] = _times(fits["matmul"], matmuls)
     return replace(profile, fits=fits, machine=with_hbm(profile.machine))
 
 
 def _times(fit: OpFit, factor: float) -> OpFit:
     slower = ("launch_s", "miss_s", "prologue_s", "split_s")
-    faster = ("efficiency", "sm_bytes_per_s", "epilogue_bytes_per_s", "reduction_bytes_per_s",
-              "hbm_bytes_per_s", "l2_bytes_per_s")  # fmt: skip
+    faster = (
+        "efficiency",
+        "sm_bytes_per_s",
+        "epilogue_bytes_per_s",
+        "reduction_bytes_per_s",
+        "hbm_bytes_per_s",
+        "l2_bytes_per_s",
+    )
     powers = dict.fromkeys(slower, 1) | dict.fromkeys(faster, -1)
-    return replace(fit, constants={
-        name: replace(c, value=c.value * factor ** powers.get(name, 0))
-        for name, c in fit.constants.items()
-    })  # fmt: skip
+    return replace(
+        fit,
+        constants={
+            name: replace(c, value=c.value * factor ** powers.get(name, 0))
+            for name, c in fit.constants.items()
+        },
+    )
 
 
 _TRACES: dict[tuple[str, str], Trace] = {}
@@ -107,9 +122,13 @@ class PretendGpu:
     @property
     def instruments(self) -> Instruments:
         return Instruments(
-            environment=lambda: self.environment, curve=self._curve, stage=self._trace,
-            layer=self._trace, programs=self._programs, pairs=lambda: nullcontext(self._trace),
-        )  # fmt: skip
+            environment=lambda: self.environment,
+            curve=self._curve,
+            stage=self._trace,
+            layer=self._trace,
+            programs=self._programs,
+            pairs=lambda: nullcontext(self._trace),
+        )
 
     def _curve(self, task: str) -> list[tuple[int, float]]:
         self.asked.append(task)

@@ -36,8 +36,12 @@ def test_constant_counts_its_readings() -> None:
     made = resampled_constant([[1.0, 2.0], [3.0]], median, "s", "here", "graphs")
 
     assert (2.0, 3, "s", "here", "graphs") == (
-        made.value, made.num_points, made.unit, made.source, made.valid,
-    )  # fmt: skip
+        made.value,
+        made.num_points,
+        made.unit,
+        made.source,
+        made.valid,
+    )
     assert made.standard_error > 0
 
 

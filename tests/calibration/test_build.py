@@ -35,9 +35,11 @@ TRUTH = with_interleaving(true_profile(), 0.6e-6, 0.3e-6)
 Build = Callable[..., Profile]
 # Committed measurements of more than one GPU, or of windows, tell these.
 ELSEWHERE = {
-    "op_speed_beside_message", "message_speed_beside_hbm", "message_num_sms",
+    "op_speed_beside_message",
+    "message_speed_beside_hbm",
+    "message_num_sms",
     "set_aside_hbm_slowdown",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +55,10 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_sweep(measured(more), folder / "supplement.jsonl")
     for hidden in (2048, 4096):
         trace = stage_trace(stage_scenario(hidden), TRUTH)
-        write_trace(replace(trace, measured={"read_bandwidth_bytes_per_s": 3.1e12 - hidden}),
-                    folder / f"h{hidden}.jsonl")  # fmt: skip
+        write_trace(
+            replace(trace, measured={"read_bandwidth_bytes_per_s": 3.1e12 - hidden}),
+            folder / f"h{hidden}.jsonl",
+        )
     eager = stage_trace(stage_scenario(launch="eager"), TRUTH, measured={})
     ops = {row.op for row in eager.rows if not row.replaced}
     write_trace(replace(eager, untraced_step_s=(8e-6 * len(ops),)), folder / "eager.jsonl")
@@ -98,9 +102,11 @@ def test_profile_has_every_constant_of_the_machine(built: Profile) -> None:
 def test_profile_says_where_it_came_from(built: Profile, original: Path) -> None:
     assert ("made-up", "h100-sxm", KERNELS) == (built.name, built.gpu, built.kernels)
     assert {
-        "gpu": "pretend H100", "driver": "1", "date_utc": ENVIRONMENT["date_utc"],
+        "gpu": "pretend H100",
+        "driver": "1",
+        "date_utc": ENVIRONMENT["date_utc"],
         "partial": "919 of 4,107 points measured",
-    } == built.provenance  # fmt: skip
+    } == built.provenance
     assert "pretend H100, 2026-01-02: sweep" == (
         built.fits["matmul"].constants["efficiency"].source
     )
@@ -181,8 +187,9 @@ def test_without_a_graph_there_are_no_gaps(folder: Path) -> None:
     for path in (folder / "h2048.jsonl", folder / "h4096.jsonl", *folder.glob("layers/*")):
         path.unlink()
     eager = read_trace(folder / "eager.jsonl")
-    write_trace(replace(eager, measured={"read_bandwidth_bytes_per_s": 3e12}),
-                folder / "eager.jsonl")  # fmt: skip
+    write_trace(
+        replace(eager, measured={"read_bandwidth_bytes_per_s": 3e12}), folder / "eager.jsonl"
+    )
 
     with pytest.raises(FitError, match="no stage was traced in a graph"):
         build(folder)

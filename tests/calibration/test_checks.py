@@ -95,8 +95,10 @@ def test_hot_run_is_set_aside_and_named_and_one_at_the_power_cap_is_not(
 
 def test_prefill_at_its_power_cap_stays_but_not_a_hot_one() -> None:
     prefill = replace(good(), scenario={"workload": {"phase": "prefill"}})
-    runs = [(HERE, replace(prefill, environment={"throttled_after": reason}))
-            for reason in ("software power cap", "software thermal")]  # fmt: skip
+    runs = [
+        (HERE, replace(prefill, environment={"throttled_after": reason}))
+        for reason in ("software power cap", "software thermal")
+    ]
 
     assert runs[:1] == without_throttled(runs, lambda _where, _why: None)
 
@@ -131,8 +133,10 @@ def test_bad_sweep_line_is_named(tmp_path: Path, line: str, says: str) -> None:
 
 def test_throttled_point_is_set_aside_and_named(tmp_path: Path) -> None:
     path = tmp_path / "sweep.jsonl"
-    rows = [{"name": name, "step_s": 1e-3, "num_ops": 2, "throttled": why}
-            for name, why in (("a", "no"), ("b", "software thermal"))]  # fmt: skip
+    rows = [
+        {"name": name, "step_s": 1e-3, "num_ops": 2, "throttled": why}
+        for name, why in (("a", "no"), ("b", "software thermal"))
+    ]
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     told: list[tuple[str, str]] = []
 

@@ -67,12 +67,14 @@ def test_fit_of_the_shipped_data_gives_the_shipped_constants(
     pairs = {("machine", n): (found.machine[n], c) for n, c in shipped.machine.items()}
     pairs |= {
         (kind, n): (found.fits[kind].constants[n], c)
-        for kind, fit in shipped.fits.items() for n, c in fit.constants.items()
-    }  # fmt: skip
+        for kind, fit in shipped.fits.items()
+        for n, c in fit.constants.items()
+    }
     astray = {
-        key: (again.value, was.value) for key, (again, was) in pairs.items()
+        key: (again.value, was.value)
+        for key, (again, was) in pairs.items()
         if abs(again.value - was.value) > max(0.01 * was.value, 1.5 * was.standard_error)
-    }  # fmt: skip
+    }
 
     assert {} == astray
     assert shipped.data_hashes == found.data_hashes
@@ -120,8 +122,9 @@ def test_kind_without_a_fit_says_no(
 
     monkeypatch.setenv("COLUMNS", "100")
     outcomes: dict[str, OpFit | FitError] = {
-        "norm": FitError("norm: flat"), "sample": shipped.fits["sample"],
-    }  # fmt: skip
+        "norm": FitError("norm: flat"),
+        "sample": shipped.fits["sample"],
+    }
     print_fits(outcomes, console())
 
     norm, sample = capsys.readouterr().out.splitlines()[2:4]
@@ -185,9 +188,12 @@ def test_bad_input_is_one_line(
     ],
 )
 def test_missing_package_names_its_extra(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str,
-    arguments: tuple[str, ...], says: str,
-) -> None:  # fmt: skip
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    arguments: tuple[str, ...],
+    says: str,
+) -> None:
     found = importlib.util.find_spec
     for module in (
         "layerwise.scenarios.calibrate.calibrating",
@@ -246,8 +252,19 @@ def test_collect_is_told_what_and_how_long(monkeypatch: pytest.MonkeyPatch) -> N
         "layerwise.scenarios.calibrate.collect.collect",
         lambda *given, gpu: asked.append((*given, gpu)) or Collected(),
     )
-    main_quietly("calibrate", "--collect", "d", "--what", "unseen,supplement", "--budget-s", "9",
-                 "--what", "fit-layers", "--gpu", "h200")  # fmt: skip
+    main_quietly(
+        "calibrate",
+        "--collect",
+        "d",
+        "--what",
+        "unseen,supplement",
+        "--budget-s",
+        "9",
+        "--what",
+        "fit-layers",
+        "--gpu",
+        "h200",
+    )
 
     assert [(Path("d"), 9.0, ("unseen", "supplement", "fit-layers"), "h200")] == asked
 
@@ -264,15 +281,20 @@ def test_unknown_task_is_refused(
 
 def test_table_of_the_readme_is_that_of_the_shipped_profile(shipped: Profile) -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    rows = {row[0].strip("`"): row[1:] for row in map(cells, text.splitlines())
-            if row[0].strip("`") in shipped.fits}  # fmt: skip
+    rows = {
+        row[0].strip("`"): row[1:]
+        for row in map(cells, text.splitlines())
+        if row[0].strip("`") in shipped.fits
+    }
     expected = {
         kind: [
-            f"{fit.num_points:,}", f"{fit.form_median_error:.1%}",
-            f"{fit.held_out_median_error:.1%}", f"{fit.held_out_p90_error:.1%}",
+            f"{fit.num_points:,}",
+            f"{fit.form_median_error:.1%}",
+            f"{fit.held_out_median_error:.1%}",
+            f"{fit.held_out_p90_error:.1%}",
         ]
         for kind, fit in shipped.fits.items()
-    }  # fmt: skip
+    }
 
     assert expected == rows
     assert shipped.digest in text

@@ -117,17 +117,20 @@ def test_measurements_with_other_repeats_are_refused() -> None:
 
 
 def test_launch_of_a_graph_is_the_intercept_over_its_ops() -> None:
-    found = {p.name: Measurement(6e-6 + 2e-6 * p.num_repeats, p.num_repeats)
-             for p in launch_points()}  # fmt: skip
+    found = {
+        p.name: Measurement(6e-6 + 2e-6 * p.num_repeats, p.num_repeats) for p in launch_points()
+    }
 
     assert 6e-6 == pytest.approx(graph_launch_seconds(launch_points(), found))
 
 
 def test_short_graphs_do_not_tell_the_launch() -> None:
-    found = {p.name: Measurement(6e-6 + 2e-6 * p.num_repeats, p.num_repeats)
-             for p in launch_points()}  # fmt: skip
-    host_bound = {p.name: Measurement(1e-3, p.num_repeats)
-                  for p in launch_points() if p.num_repeats < 32}  # fmt: skip
+    found = {
+        p.name: Measurement(6e-6 + 2e-6 * p.num_repeats, p.num_repeats) for p in launch_points()
+    }
+    host_bound = {
+        p.name: Measurement(1e-3, p.num_repeats) for p in launch_points() if p.num_repeats < 32
+    }
 
     assert 6e-6 == pytest.approx(graph_launch_seconds(launch_points(), found | host_bound))
 

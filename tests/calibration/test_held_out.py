@@ -28,9 +28,11 @@ def noise(places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def held(places: np.ndarray, ratios: np.ndarray) -> HeldOut:
     found = HeldOut.empty(np.arange(len(places)), [tuple(row) for row in places.tolist()])
     table = ResidualTable(
-        [ResidualPoint(place=tuple(p), log_ratio=float(r))
-         for p, r in zip(places.tolist(), ratios, strict=True)]
-    )  # fmt: skip
+        [
+            ResidualPoint(place=tuple(p), log_ratio=float(r))
+            for p, r in zip(places.tolist(), ratios, strict=True)
+        ]
+    )
     found.predict(np.arange(len(places)), table, ratios)
     return found
 
@@ -51,9 +53,11 @@ def test_new_points_are_covered_everywhere(
     scale = error_scale(left_out, np.ones(NUM, dtype=bool))
     sizes = np.abs(left_out.log_errors)
     table = ResidualTable(
-        [ResidualPoint(place=tuple(p), log_ratio=float(r), held_out_error=float(e))
-         for p, r, e in zip(places.tolist(), ratios, sizes, strict=True)]
-    )  # fmt: skip
+        [
+            ResidualPoint(place=tuple(p), log_ratio=float(r), held_out_error=float(e))
+            for p, r, e in zip(places.tolist(), ratios, sizes, strict=True)
+        ]
+    )
     rng = np.random.default_rng(9)
     new = rng.uniform(0, 4, (NUM_NEW, 2))
     nearby = [table.look(tuple(place)) for place in new.tolist()]
@@ -108,8 +112,9 @@ def test_random_shapes_are_scored_alone_where_there_are_enough(
     enough, few = np.arange(NUM) < MIN_DRAWN, np.arange(NUM) < MIN_DRAWN - 1
 
     assert (MIN_DRAWN, NUM) == (
-        error_scale(left_out, enough).num_scores, error_scale(left_out, few).num_scores,
-    )  # fmt: skip
+        error_scale(left_out, enough).num_scores,
+        error_scale(left_out, few).num_scores,
+    )
 
 
 def test_a_group_never_tells_its_own_error() -> None:

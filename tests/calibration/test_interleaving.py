@@ -135,12 +135,15 @@ def test_stage_of_another_gpu_is_refused() -> None:
 def test_step_factor_is_the_ninetieth_score_of_steps_over_what_their_ops_carry() -> None:
     """Twice the width for every op, half the factor: steps scatter as they do."""
     scales = [
-        replace(TRUTH, fits={
-            kind: replace(fit, error_scale=ErrorScale.constant(width))
-            for kind, fit in TRUTH.fits.items()
-        })
+        replace(
+            TRUTH,
+            fits={
+                kind: replace(fit, error_scale=ErrorScale.constant(width))
+                for kind, fit in TRUTH.fits.items()
+            },
+        )
         for width in (0.02, 0.04)
-    ]  # fmt: skip
+    ]
     found = traces(TRUTH, noise=0.01)
     narrow, wide = (fit_step_factor(scale, found) for scale in scales)
 

@@ -66,9 +66,12 @@ def on_one_gpu() -> Scenario:
 
 @pytest.mark.parametrize(
     ("changed", "told"),
-    [({"head_dim": 64}, "64"), ({"dtype": "float32"}, "float32"),
-     ({"kv_dtype": "float8_e4m3fn"}, "float8_e4m3fn")],
-)  # fmt: skip
+    [
+        ({"head_dim": 64}, "64"),
+        ({"dtype": "float32"}, "float32"),
+        ({"kv_dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
+    ],
+)
 def test_ops_that_no_point_stands_for_are_left_out_with_the_reason(
     changed: dict[str, Any], told: str
 ) -> None:

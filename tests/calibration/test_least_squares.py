@@ -84,8 +84,11 @@ def test_constants_have_four_digits_unit_and_source() -> None:
     constant = Estimate(1.23456789e-6, 1e-12).constant("s", "here")
 
     assert (1.235e-06, 1e-12, "s", "here") == (
-        constant.value, constant.standard_error, constant.unit, constant.source
-    )  # fmt: skip
+        constant.value,
+        constant.standard_error,
+        constant.unit,
+        constant.source,
+    )
 
 
 def test_significant_digits() -> None:

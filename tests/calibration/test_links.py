@@ -21,9 +21,14 @@ LINE = TransferFit(regimes=(Regime(from_bytes=0, latency_s=5e-6, bytes_per_s=200
 def timing(op: str, payload_bytes: int, **changed: Any) -> dict[str, Any]:
     """A record that lies on LINE."""
     return {
-        "op": op, "mode": "graph", "ranks": [0, 1], "payload_bytes": payload_bytes, "use": "fit",
-        "median_s": LINE.seconds(payload_bytes), **changed,
-    }  # fmt: skip
+        "op": op,
+        "mode": "graph",
+        "ranks": [0, 1],
+        "payload_bytes": payload_bytes,
+        "use": "fit",
+        "median_s": LINE.seconds(payload_bytes),
+        **changed,
+    }
 
 
 def write(folder: Path, *timings: dict[str, Any], **head: Any) -> Path:
@@ -35,10 +40,12 @@ def write(folder: Path, *timings: dict[str, Any], **head: Any) -> Path:
 
 def test_payloads_that_score_are_kept_from_the_fit(tmp_path: Path) -> None:
     path = write(
-        tmp_path, timing("all_reduce", 2048), timing("all_reduce", 1024),
+        tmp_path,
+        timing("all_reduce", 2048),
+        timing("all_reduce", 1024),
         timing("all_reduce", 1536, use="score", median_s=1.0),
         timing("all_reduce", 4096, use="survey"),
-    )  # fmt: skip
+    )
     expected = LinkTimings(((1024, LINE.seconds(1024)), (2048, LINE.seconds(2048))), ((1536, 1.0),))
 
     assert {"all_reduce.nccl.2": expected} == read_links(path)
@@ -47,11 +54,16 @@ def test_payloads_that_score_are_kept_from_the_fit(tmp_path: Path) -> None:
 def test_names_are_those_of_a_profile(tmp_path: Path) -> None:
     every = list(range(8))
     path = write(
-        tmp_path, timing("send", KIB), timing("send", KIB, ranks=[0, 7]),
-        timing("bidirectional", KIB), timing("reduce_scatter", KIB),
-        timing("all_gather", KIB, ranks=every), timing("all_reduce", KIB, ranks=every),
-        timing("one_shot", KIB), timing("all_reduce", KIB, ranks=[0, 1, 2, 3], mode="eager"),
-    )  # fmt: skip
+        tmp_path,
+        timing("send", KIB),
+        timing("send", KIB, ranks=[0, 7]),
+        timing("bidirectional", KIB),
+        timing("reduce_scatter", KIB),
+        timing("all_gather", KIB, ranks=every),
+        timing("all_reduce", KIB, ranks=every),
+        timing("one_shot", KIB),
+        timing("all_reduce", KIB, ranks=[0, 1, 2, 3], mode="eager"),
+    )
 
     assert ["all_gather.nccl.8", "all_reduce.nccl.8", "all_reduce.one_shot.2", "send.own"] == list(
         read_links(path, "own")
@@ -60,20 +72,31 @@ def test_names_are_those_of_a_profile(tmp_path: Path) -> None:
 
 def test_everything_measured_has_a_name_beside_those_of_a_profile(tmp_path: Path) -> None:
     path = write(
-        tmp_path, timing("send", KIB), timing("send", KIB, ranks=[0, 7]),
-        timing("bidirectional", KIB), timing("reduce_scatter", KIB, ranks=[0, 1, 2, 3]),
-        timing("ring", KIB, ranks=[0, 1, 2, 3]), timing("two_shot", KIB),
-    )  # fmt: skip
+        tmp_path,
+        timing("send", KIB),
+        timing("send", KIB, ranks=[0, 7]),
+        timing("bidirectional", KIB),
+        timing("reduce_scatter", KIB, ranks=[0, 1, 2, 3]),
+        timing("ring", KIB, ranks=[0, 1, 2, 3]),
+        timing("two_shot", KIB),
+    )
 
     assert [
-        "bidirectional.own.0-1", "reduce_scatter.nccl.4", "ring.own.4", "send.own", "send.own.0-7",
-    ] == list(read_links(path, "own", everything=True))  # fmt: skip
+        "bidirectional.own.0-1",
+        "reduce_scatter.nccl.4",
+        "ring.own.4",
+        "send.own",
+        "send.own.0-7",
+    ] == list(read_links(path, "own", everything=True))
 
 
 def test_a_one_shot_all_reduce_takes_two_shots_where_the_engine_does(tmp_path: Path) -> None:
     sizes = (128 * KIB, 256 * KIB, 512 * KIB)
-    path = write(tmp_path, *(timing("one_shot", size, median_s=1.0) for size in sizes),
-                 *(timing("two_shot", size, median_s=2.0) for size in sizes))  # fmt: skip
+    path = write(
+        tmp_path,
+        *(timing("one_shot", size, median_s=1.0) for size in sizes),
+        *(timing("two_shot", size, median_s=2.0) for size in sizes),
+    )
 
     found = read_links(path)["all_reduce.one_shot.2"].fit
     assert tuple(zip(sizes, (1.0, 1.0, 2.0), strict=True)) == found
@@ -88,8 +111,11 @@ def test_the_first_version_holds_the_shorter_of_two_ranks_times(tmp_path: Path) 
 
 def test_a_fit_finds_the_line_that_timings_lie_on(tmp_path: Path) -> None:
     sizes = [KIB * 2**n for n in range(16)]
-    path = write(tmp_path, *(timing("all_reduce", size) for size in sizes),
-                 timing("all_reduce", 3 * MIB // 2, use="score"))  # fmt: skip
+    path = write(
+        tmp_path,
+        *(timing("all_reduce", size) for size in sizes),
+        timing("all_reduce", 3 * MIB // 2, use="score"),
+    )
     links = read_links(path)
     fit = fit_links(links, "made up")["all_reduce.nccl.2"]
 
@@ -124,6 +150,8 @@ def test_other_files_are_refused(tmp_path: Path, data: object, says: str) -> Non
     path = tmp_path / "links.json"
     path.write_text(json.dumps(data))
 
-    with pytest.raises(FileFormatError, match=f"links.json: is no file of link timings.*{says}"
-                       if "is no" not in says else says):  # fmt: skip
+    with pytest.raises(
+        FileFormatError,
+        match=f"links.json: is no file of link timings.*{says}" if "is no" not in says else says,
+    ):
         read_links(path)

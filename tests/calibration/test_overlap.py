@@ -15,9 +15,11 @@ from layerwise.sim.plan.errors import FileFormatError
 def pair(alone_s: float, with_messages_s: float, message_with_work_s: float) -> dict[str, float]:
     """A kernel alone and beside messages; a message takes 0.6 s alone."""
     return {
-        "alone_s": alone_s, "with_messages_s": with_messages_s, "message_alone_s": 0.6,
+        "alone_s": alone_s,
+        "with_messages_s": with_messages_s,
+        "message_alone_s": 0.6,
         "message_with_work_s": message_with_work_s,
-    }  # fmt: skip
+    }
 
 
 # Ops at 0.8, 0.5 and 0.9 of their speed. A message waits for half a kernel, then moves for

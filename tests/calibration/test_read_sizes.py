@@ -12,8 +12,11 @@ def test_sizes_that_score_are_not_sizes_that_fit() -> None:
 
 
 def test_sizes_that_fit_are_those_of_the_committed_curve() -> None:
-    assert (37, 2 * MIB, 1024 * MIB) == (len(FIT_SIZES_BYTES), FIT_SIZES_BYTES[0],
-                                        FIT_SIZES_BYTES[-1])  # fmt: skip
+    assert (37, 2 * MIB, 1024 * MIB) == (
+        len(FIT_SIZES_BYTES),
+        FIT_SIZES_BYTES[0],
+        FIT_SIZES_BYTES[-1],
+    )
 
 
 def test_scored_sizes_span_the_l2_and_are_finer_at_its_edge() -> None:

@@ -11,10 +11,18 @@ from layerwise.sim.profile import OpFit
 from tests.calibration.fabricated import GPU, true_tables
 
 NORMAL = Reviewed(
-    kind="matmul", name="matmul/a/cold", features=(8.0, 1024.0, 1024.0), is_cold=True,
-    measured_s=1e-5, predicted_s=0.8e-5, distance=0.2, near=10, spread=0.3, miss_share=1.0,
+    kind="matmul",
+    name="matmul/a/cold",
+    features=(8.0, 1024.0, 1024.0),
+    is_cold=True,
+    measured_s=1e-5,
+    predicted_s=0.8e-5,
+    distance=0.2,
+    near=10,
+    spread=0.3,
+    miss_share=1.0,
     compute_share=0.1,
-)  # fmt: skip
+)
 
 
 def fitted() -> OpFit:

@@ -64,8 +64,10 @@ def test_cold_layers_bring_more_weights_than_any_l2() -> None:
 
 
 def test_fit_and_validation_share_no_width() -> None:
-    fitted, scored = ({layer.model.hidden_size for layer in layers}
-                      for layers in (fit_layers(), validation_layers()))  # fmt: skip
+    fitted, scored = (
+        {layer.model.hidden_size for layer in layers}
+        for layers in (fit_layers(), validation_layers())
+    )
 
     assert not fitted & scored
 
@@ -80,8 +82,7 @@ def test_no_stage_that_is_fitted_has_a_scored_shape() -> None:
 def test_around_the_l2_each_batch_and_context_is_measured_warm_and_cold(hidden: int) -> None:
     layers = [layer for layer in validation_layers() if layer.model.hidden_size == hidden]
     for several in (False, True):
-        chosen = [layer.workload for layer in layers
-                  if is_cold_by_layers(layer) == several]  # fmt: skip
+        chosen = [layer.workload for layer in layers if is_cold_by_layers(layer) == several]
         assert {1, 8, 32} <= {work.batch_size for work in chosen}
         assert len({1024, 2500, 128} & {work.context_tokens for work in chosen}) == 3
 

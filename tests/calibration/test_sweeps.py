@@ -28,11 +28,14 @@ from tests.calibration.fabricated import GPU, L2, every_point, stage_scenario
 FLASH = KernelChoice(chunked_prefill_attention="flash")
 # 128 repeats of these do not fill the L2. The traffic count knows it; only the name says cold.
 COLD_IN_NAME_ONLY = {
-    "decode_attention/s1.h4.kv4.c128/cold", "decode_attention/s1.h8.kv2.c128/cold",
-    "decode_attention/s1.h8.kv2.c384/cold", "decode_attention/s2.h8.kv2.c128/cold",
-    "matmul/m304.n448.k448/cold", "matmul/m4.n448.k448/cold",
+    "decode_attention/s1.h4.kv4.c128/cold",
+    "decode_attention/s1.h8.kv2.c128/cold",
+    "decode_attention/s1.h8.kv2.c384/cold",
+    "decode_attention/s2.h8.kv2.c128/cold",
+    "matmul/m304.n448.k448/cold",
+    "matmul/m4.n448.k448/cold",
     "prefill_attention/s1.h4.kv4.q128.c128/cold",
-}  # fmt: skip
+}
 
 
 def rotating_bytes(point: SweepPoint) -> int:
@@ -79,9 +82,10 @@ def test_paper_context_is_held_out() -> None:
 
 def test_cold_points_exceed_the_l2() -> None:
     warm_all_the_same = {
-        p.name for p in every_point()
+        p.name
+        for p in every_point()
         if p.name.endswith("/cold") and 0 < rotating_bytes(p) * p.num_repeats <= GPU.l2_bytes
-    }  # fmt: skip
+    }
 
     assert COLD_IN_NAME_ONLY == warm_all_the_same
 
@@ -103,8 +107,11 @@ def test_cold_repeats_have_weights_of_their_own_and_warm_ones_share() -> None:
 
 
 def test_chunks_ask_for_the_chosen_kernel() -> None:
-    kernels = {p.op.kernel for p in sweep(FLASH)
-               if isinstance(p.op, ops.Attention) and p.kind.startswith("chunked")}  # fmt: skip
+    kernels = {
+        p.op.kernel
+        for p in sweep(FLASH)
+        if isinstance(p.op, ops.Attention) and p.kind.startswith("chunked")
+    }
 
     assert {"flash"} == kernels
 
@@ -144,8 +151,9 @@ def test_supplement_holds_out_the_paper() -> None:
     attentions = [p.op for p in added() if isinstance(p.op, ops.Attention)]
 
     assert not HELD_OUT_MATMULS & shapes
-    assert HELD_OUT_CONTEXT not in {n for op in attentions
-                                    for n in (op.context_tokens, op.query_tokens)}  # fmt: skip
+    assert HELD_OUT_CONTEXT not in {
+        n for op in attentions for n in (op.context_tokens, op.query_tokens)
+    }
 
 
 def test_warm_points_of_the_supplement_may_stay_in_the_l2() -> None:
@@ -161,8 +169,11 @@ def test_cold_points_of_the_supplement_exceed_the_l2() -> None:
 
 
 def test_rotating_pointwise_reads_hbm_and_a_repeated_one_does_not() -> None:
-    reads = {point.name: steady_traffic(point, L2).hbm_read_bytes for point in added()
-             if point.kind == "residual_add"}  # fmt: skip
+    reads = {
+        point.name: steady_traffic(point, L2).hbm_read_bytes
+        for point in added()
+        if point.kind == "residual_add"
+    }
 
     assert 2 * 2 * 256 * 1280 == reads["residual_add/t256.h1280.rotating/cold"]
     assert 0 == reads["residual_add/t128.h1280/warm"]

@@ -70,13 +70,15 @@ def test_no_timings_are_refused() -> None:
 
 
 def test_tables_become_fits(tmp_path: Path) -> None:
-    rows = [f"{op},8,{s},{1e6 * t},0,{1e6 * t},1" for op in ("all_reduce", "all_gather", "broadcast")
-            for s, t in timings()]  # fmt: skip
+    rows = [
+        f"{op},8,{s},{1e6 * t},0,{1e6 * t},1"
+        for op in ("all_reduce", "all_gather", "broadcast")
+        for s, t in timings()
+    ]
     (tmp_path / "nccl-h100-sxm-nvlink.csv").write_text(NCCL + "\n".join(rows) + "\n")
     (tmp_path / "nccl-p2p-h100-internode.csv").write_text(
-        "payload_bytes,median_us,min_us\n"
-        + "".join(f"{s},{1e6 * t},0\n" for s, t in timings())
-    )  # fmt: skip
+        "payload_bytes,median_us,min_us\n" + "".join(f"{s},{1e6 * t},0\n" for s, t in timings())
+    )
 
     found = public_transfers(tmp_path, {4: timings()})
 

@@ -43,13 +43,16 @@ def test_matmuls_are_in_no_layer_that_is_fitted() -> None:
 def test_warm_and_cold_counts() -> None:
     counts = {
         (kind, suffix): count(kind, suffix)
-        for kind in ("matmul", "decode_attention") for suffix in ("warm", "cold")
-    }  # fmt: skip
+        for kind in ("matmul", "decode_attention")
+        for suffix in ("warm", "cold")
+    }
 
     assert {
-        ("matmul", "cold"): 142, ("matmul", "warm"): 96,
-        ("decode_attention", "cold"): 88, ("decode_attention", "warm"): 23,
-    } == counts  # fmt: skip
+        ("matmul", "cold"): 142,
+        ("matmul", "warm"): 96,
+        ("decode_attention", "cold"): 88,
+        ("decode_attention", "warm"): 23,
+    } == counts
 
 
 def test_warm_weights_may_stay_in_the_l2() -> None:

@@ -38,7 +38,8 @@ def _differ(before: Any, now: Any, where: str) -> list[str]:
         return told
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         return [
-            line for index, (one, other) in enumerate(zip(before, now, strict=True))
+            line
+            for index, (one, other) in enumerate(zip(before, now, strict=True))
             for line in _differ(one, other, f"{where}[{index}]")
-        ]  # fmt: skip
+        ]
     return [] if before == now else [f"{where}: {before!r} -> {now!r}"]

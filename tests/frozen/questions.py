@@ -47,10 +47,23 @@ NUM_RANDOM = 1000
 # Random scenarios asked together: one line of the file, and one case of the test.
 PER_GROUP = 50
 # Words of a person's reading, which may change, and what says when and by what a file was made.
-NOT_FROZEN = frozenset({
-    "verdict", "answer", "question", "what_flips_it", "what_the_bar_leaves_room_for", "does_not_fit",
-    "what_is_not_validated", "provenance", "source", "reason", "text", "note", "warnings",
-})  # fmt: skip
+NOT_FROZEN = frozenset(
+    {
+        "verdict",
+        "answer",
+        "question",
+        "what_flips_it",
+        "what_the_bar_leaves_room_for",
+        "does_not_fit",
+        "what_is_not_validated",
+        "provenance",
+        "source",
+        "reason",
+        "text",
+        "note",
+        "warnings",
+    }
+)
 
 
 def questions() -> dict[str, Question]:
@@ -78,15 +91,26 @@ def questions() -> dict[str, Question]:
 
 LLAMA = str(ROOT / "scenarios" / "examples" / "llama-3-8b.json")
 RANKINGS = (
-    ("llama 16 GPUs", RankInputs(model=LLAMA, num_gpus=16, batch_size=64, context_tokens=8000), "20ms"),
-    ("llama 2 GPUs", RankInputs(model=LLAMA, num_gpus=2, batch_size=64, context_tokens=8000), "20ms"),
-    ("llama 8 H200",
-     RankInputs(model=LLAMA, num_gpus=8, gpu="h200", batch_size=64, context_tokens=8000), None),
+    (
+        "llama 16 GPUs",
+        RankInputs(model=LLAMA, num_gpus=16, batch_size=64, context_tokens=8000),
+        "20ms",
+    ),
+    (
+        "llama 2 GPUs",
+        RankInputs(model=LLAMA, num_gpus=2, batch_size=64, context_tokens=8000),
+        "20ms",
+    ),
+    (
+        "llama 8 H200",
+        RankInputs(model=LLAMA, num_gpus=8, gpu="h200", batch_size=64, context_tokens=8000),
+        None,
+    ),
     ("paper-16", RankInputs(model="paper-16"), None),
     ("paper-16 eager", RankInputs(model="paper-16", launch="eager", num_gpus=8), None),
     ("paper-30b 8 GPUs", RankInputs(model="paper-30b", num_gpus=8, batch_size=16), None),
     ("llama 4 A100", RankInputs(model=LLAMA, num_gpus=4, gpu="a100-80gb", batch_size=32), None),
-)  # fmt: skip
+)
 
 
 @lru_cache
@@ -105,9 +129,11 @@ def answer_of(scenario: Scenario) -> Answer:
     for each in beliefs.shown:
         assert each.simulation is not None
         rows = (
-            row for rank in each.simulation.ranks for step in each.steps
+            row
+            for rank in each.simulation.ranks
+            for step in each.steps
             for row in each.simulation.rows_of(rank, step)
-        )  # fmt: skip
+        )
         found[each.belief]["ops"] = ops_hash(rows)
     return found
 
@@ -167,9 +193,13 @@ def ranked(inputs: RankInputs, limit: str | None) -> Answer:
     """A ranking as JSON."""
     asked = resolve(inputs)
     ranking = rank(
-        asked.model, asked.cluster, asked.workload, shipped(asked.cluster.gpu.name),
-        run=asked.run, tpot_below_s=tpot_s_of(limit),
-    )  # fmt: skip
+        asked.model,
+        asked.cluster,
+        asked.workload,
+        shipped(asked.cluster.gpu.name),
+        run=asked.run,
+        tpot_below_s=tpot_s_of(limit),
+    )
     return ranking_as_data(ranking)
 
 
@@ -214,18 +244,30 @@ def random_scenario(number: int) -> Scenario:
     draw = random.Random(SEED * 10_000 + number)
     gpu = draw.choice(("h100-sxm", "h100-sxm", "h100-sxm", "h200", "h200", "a100-80gb"))
     tensor, pipeline, data = draw.choice(
-        ((1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 4, 1), (2, 2, 1), (4, 1, 2), (8, 1, 1), (4, 2, 2),
-         (8, 2, 1), (1, 8, 1))
-    )  # fmt: skip
+        (
+            (1, 1, 1),
+            (2, 1, 1),
+            (1, 2, 1),
+            (1, 4, 1),
+            (2, 2, 1),
+            (4, 1, 2),
+            (8, 1, 1),
+            (4, 2, 2),
+            (8, 2, 1),
+            (1, 8, 1),
+        )
+    )
     layer_wise = tensor == 1 and data == 1 and draw.random() < 0.5
     placement = (
         PlacementSpec(strategy="layer-wise", num_gpus=pipeline)
         if layer_wise
         else PlacementSpec(
-            strategy="tensor-pipeline", tensor_parallel=tensor, pipeline_parallel=pipeline,
+            strategy="tensor-pipeline",
+            tensor_parallel=tensor,
+            pipeline_parallel=pipeline,
             data_parallel=data,
         )
-    )  # fmt: skip
+    )
     prefill = draw.random() < 0.25
     context = draw.choice((128, 1000, 2048, 8000, 10_000))
     batch = draw.choice((1, 2, 4) if prefill else (1, 2, 8, 16, 32, 64, 128)) * data
@@ -238,7 +280,9 @@ def random_scenario(number: int) -> Scenario:
         cluster=dgx_cluster(GPUS[gpu], num_gpus, min(8, num_gpus)),
         placement=placement,
         workload=Workload(
-            phase="prefill" if prefill else "decode", batch_size=batch, context_tokens=context,
+            phase="prefill" if prefill else "decode",
+            batch_size=batch,
+            context_tokens=context,
             num_microbatches=microbatches if batch // data % max(1, microbatches) == 0 else 0,
         ),
         run=RunSpec(
@@ -246,7 +290,7 @@ def random_scenario(number: int) -> Scenario:
             only_rank=draw.randrange(num_gpus) if alone else -1,
             persisting_weights=draw.random() < 0.1,
         ),
-    )  # fmt: skip
+    )
 
 
 def _random_model(draw: random.Random) -> ModelSpec:
@@ -258,12 +302,17 @@ def _random_model(draw: random.Random) -> ModelSpec:
     stored = draw.random() < 0.1
     dtype = "float32" if not stored and draw.random() < 0.05 else "bfloat16"
     return ModelSpec(
-        name="random", num_layers=draw.choice((8, 16, 24)), hidden_size=hidden,
-        intermediate_size=draw.choice((hidden * 4, hidden * 7 // 2)), num_attention_heads=heads,
-        num_key_value_heads=draw.choice((heads, max(8, heads // 4), 8)), head_dim=head_dim,
-        vocab_size=draw.choice((0, 32_000, 128_256)), dtype=dtype,
+        name="random",
+        num_layers=draw.choice((8, 16, 24)),
+        hidden_size=hidden,
+        intermediate_size=draw.choice((hidden * 4, hidden * 7 // 2)),
+        num_attention_heads=heads,
+        num_key_value_heads=draw.choice((heads, max(8, heads // 4), 8)),
+        head_dim=head_dim,
+        vocab_size=draw.choice((0, 32_000, 128_256)),
+        dtype=dtype,
         **({"weight_dtype": "float8_e4m3fn"} if stored else {}),
-    )  # fmt: skip
+    )
 
 
 def frozen(answer: Any) -> Any:

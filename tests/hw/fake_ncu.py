@@ -44,10 +44,14 @@ def table(
     writer.writerow([known.get(column, "") for column in order])
     for index, (op, kernel, values) in enumerate(kernels):
         fixed = {
-            "ID": str(index), "Process ID": "4242", "Process Name": "python3.12",
-            "Host Name": "127.0.0.1", RANGES: range_cell(op), "Kernel Name": kernel,
+            "ID": str(index),
+            "Process ID": "4242",
+            "Process Name": "python3.12",
+            "Host Name": "127.0.0.1",
+            RANGES: range_cell(op),
+            "Kernel Name": kernel,
             "Context": "1",
-        }  # fmt: skip
+        }
         writer.writerow([(fixed | values).get(column, "") for column in order])
     return out.getvalue()
 

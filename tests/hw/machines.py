@@ -107,9 +107,14 @@ def make_torch(num_gpus: int = 2, name: str = H100) -> Any:
 
     def properties(index: int) -> SimpleNamespace:
         return SimpleNamespace(
-            name=name, major=9, minor=0, total_memory=85_000_000_000, L2_cache_size=52_428_800,
-            multi_processor_count=132, uuid=str(index),
-        )  # fmt: skip
+            name=name,
+            major=9,
+            minor=0,
+            total_memory=85_000_000_000,
+            L2_cache_size=52_428_800,
+            multi_processor_count=132,
+            uuid=str(index),
+        )
 
     cuda = SimpleNamespace(
         is_available=lambda: num_gpus > 0,

@@ -57,42 +57,99 @@ class NsysFile:
         return self.strings[text]
 
     def domain(self, process: int, name: str = "layerwise", domain_id: int = DOMAIN_ID) -> None:
-        self.add("NVTX_EVENTS", start=0, eventType=75, text=name, domainId=domain_id,
-                 globalTid=global_id(process, process))  # fmt: skip
+        self.add(
+            "NVTX_EVENTS",
+            start=0,
+            eventType=75,
+            text=name,
+            domainId=domain_id,
+            globalTid=global_id(process, process),
+        )
 
     def range(
-        self, name: str, start: int, end: int | None, process: int = 1, *, thread: int = 1,
-        registered: bool = False, kind: int = 59, domain_id: int = DOMAIN_ID,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        start: int,
+        end: int | None,
+        process: int = 1,
+        *,
+        thread: int = 1,
+        registered: bool = False,
+        kind: int = 59,
+        domain_id: int = DOMAIN_ID,
+    ) -> None:
         self.add(
-            "NVTX_EVENTS", start=start, end=end, eventType=kind, domainId=domain_id,
-            text=None if registered else name, textId=self.string(name) if registered else None,
+            "NVTX_EVENTS",
+            start=start,
+            end=end,
+            eventType=kind,
+            domainId=domain_id,
+            text=None if registered else name,
+            textId=self.string(name) if registered else None,
             globalTid=global_id(process, thread),
-        )  # fmt: skip
+        )
 
     def launch(
-        self, launched: int, start: int, end: int, correlation: int, process: int = 1, *,
-        thread: int = 1, table: str = "CUPTI_ACTIVITY_KIND_KERNEL", name: str = "gemm",
-        stream: int = 7, node: int | None = None, device: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        launched: int,
+        start: int,
+        end: int,
+        correlation: int,
+        process: int = 1,
+        *,
+        thread: int = 1,
+        table: str = "CUPTI_ACTIVITY_KIND_KERNEL",
+        name: str = "gemm",
+        stream: int = 7,
+        node: int | None = None,
+        device: int = 0,
+    ) -> None:
         """An API call and what it put on the device."""
         self.call(launched, correlation, process, thread=thread)
-        self.kernel(start, end, correlation, process, table=table, name=name, stream=stream,
-                    node=node, device=device)  # fmt: skip
+        self.kernel(
+            start,
+            end,
+            correlation,
+            process,
+            table=table,
+            name=name,
+            stream=stream,
+            node=node,
+            device=device,
+        )
 
     def call(self, start: int, correlation: int, process: int = 1, *, thread: int = 1) -> None:
-        self.add("CUPTI_ACTIVITY_KIND_RUNTIME", start=start, end=start + 1, correlationId=correlation,
-                 nameId=self.string("cudaLaunchKernel"), globalTid=global_id(process, thread))  # fmt: skip
+        self.add(
+            "CUPTI_ACTIVITY_KIND_RUNTIME",
+            start=start,
+            end=start + 1,
+            correlationId=correlation,
+            nameId=self.string("cudaLaunchKernel"),
+            globalTid=global_id(process, thread),
+        )
 
     def kernel(
-        self, start: int, end: int, correlation: int, process: int = 1, *,
-        table: str = "CUPTI_ACTIVITY_KIND_KERNEL", name: str = "gemm", stream: int = 7,
-        node: int | None = None, device: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        start: int,
+        end: int,
+        correlation: int,
+        process: int = 1,
+        *,
+        table: str = "CUPTI_ACTIVITY_KIND_KERNEL",
+        name: str = "gemm",
+        stream: int = 7,
+        node: int | None = None,
+        device: int = 0,
+    ) -> None:
         row: dict[str, Any] = {
-            "start": start, "end": end, "streamId": stream, "correlationId": correlation,
-            "deviceId": device, "globalPid": global_id(process), "graphNodeId": node,
-        }  # fmt: skip
+            "start": start,
+            "end": end,
+            "streamId": stream,
+            "correlationId": correlation,
+            "deviceId": device,
+            "globalPid": global_id(process),
+            "graphNodeId": node,
+        }
         if table.endswith("KERNEL"):
             row |= {"shortName": self.string(name), "demangledName": self.string(f"{name}<float>")}
         self.add(table, **row)
@@ -100,9 +157,15 @@ class NsysFile:
     def node(
         self, start: int, node: int, original: int | None = None, process: int = 1, thread: int = 1
     ) -> None:
-        self.add("CUDA_GRAPH_NODE_EVENTS", start=start, end=start, graphNodeId=node,
-                 originalGraphNodeId=original, nameId=self.string("Graph Node Creation"),
-                 globalTid=global_id(process, thread))  # fmt: skip
+        self.add(
+            "CUDA_GRAPH_NODE_EVENTS",
+            start=start,
+            end=start,
+            graphNodeId=node,
+            originalGraphNodeId=original,
+            nameId=self.string("Graph Node Creation"),
+            globalTid=global_id(process, thread),
+        )
 
     def write(self, path: Path, *, without: Iterable[str] = (), tables: Iterable[str] = ()) -> Path:
         """`without`: columns that this version's schema lacks. `tables`: empty ones to make too."""
@@ -120,22 +183,51 @@ class NsysFile:
 
 
 def kernel_event(
-    name: str, start_us: float, duration_us: float, correlation: int, *, category: str = "kernel",
-    stream: int = 7, device: int = 0, **more: Any,
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    start_us: float,
+    duration_us: float,
+    correlation: int,
+    *,
+    category: str = "kernel",
+    stream: int = 7,
+    device: int = 0,
+    **more: Any,
+) -> dict[str, Any]:
     """Something on the device, as torch.profiler writes it: its process is the device."""
     said = {"device": device, "stream": stream, "correlation": correlation} | more
-    return {"ph": "X", "cat": category, "name": name, "pid": device, "tid": stream,
-            "ts": start_us, "dur": duration_us, "args": said}  # fmt: skip
+    return {
+        "ph": "X",
+        "cat": category,
+        "name": name,
+        "pid": device,
+        "tid": stream,
+        "ts": start_us,
+        "dur": duration_us,
+        "args": said,
+    }
 
 
 def host_event(
-    name: str, start_us: float, duration_us: float, *, category: str = "user_annotation",
-    process: int = 4242, thread: int = 4242, **said: Any,
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    start_us: float,
+    duration_us: float,
+    *,
+    category: str = "user_annotation",
+    process: int = 4242,
+    thread: int = 4242,
+    **said: Any,
+) -> dict[str, Any]:
     """A call or an annotated range on the host."""
-    return {"ph": "X", "cat": category, "name": name, "pid": process, "tid": thread,
-            "ts": start_us, "dur": duration_us, "args": said}  # fmt: skip
+    return {
+        "ph": "X",
+        "cat": category,
+        "name": name,
+        "pid": process,
+        "tid": thread,
+        "ts": start_us,
+        "dur": duration_us,
+        "args": said,
+    }
 
 
 def write_kineto(path: Path, events: Sequence[dict[str, Any]], **more: Any) -> Path:

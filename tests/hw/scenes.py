@@ -11,9 +11,15 @@ from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario
 from layerwise.sim.plan.workload import Workload
 
 TINY = ModelSpec(
-    name="tiny", num_layers=4, hidden_size=64, intermediate_size=128, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=16, dtype="float32",
-)  # fmt: skip
+    name="tiny",
+    num_layers=4,
+    hidden_size=64,
+    intermediate_size=128,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    dtype="float32",
+)
 
 
 def scenario(
@@ -25,9 +31,10 @@ def scenario(
         model=TINY,
         cluster=dgx_cluster(GPUS["h100-sxm"], 4),
         placement=PlacementSpec(
-            strategy="tensor-pipeline", pipeline_parallel=pipeline_parallel,
+            strategy="tensor-pipeline",
+            pipeline_parallel=pipeline_parallel,
             tensor_parallel=tensor_parallel,
         ),
         workload=workload or Workload(batch_size=4, context_tokens=8, num_microbatches=2),
         run=replace(RunSpec(launch="eager", repeats=4), **run),
-    )  # fmt: skip
+    )

@@ -35,8 +35,12 @@ def test_adapters_come_in_the_order_of_their_numbers(sys_folder: Path) -> None:
 def test_an_adapter_has_a_place_a_state_and_a_rate(sys_folder: Path) -> None:
     nic = nics(sys_folder)[0]
     assert ("0000:0d:00.0", 0, "ACTIVE", "InfiniBand", 50e9) == (
-        nic.pci_bus_id, nic.numa_node, nic.state, nic.link_layer, nic.rate_bytes_per_s
-    )  # fmt: skip
+        nic.pci_bus_id,
+        nic.numa_node,
+        nic.state,
+        nic.link_layer,
+        nic.rate_bytes_per_s,
+    )
 
 
 def test_a_machine_without_adapters_has_none(tmp_path: Path) -> None:
@@ -71,8 +75,9 @@ def test_no_adapter_is_nearest_where_there_is_none(sys_folder: Path) -> None:
 
 def test_the_numa_node_of_an_unknown_device_is_unknown(sys_folder: Path) -> None:
     assert (1, -1) == (
-        numa_node_of(BUS_IDS[1], sys_folder), numa_node_of("0000:ff:00.0", sys_folder)
-    )  # fmt: skip
+        numa_node_of(BUS_IDS[1], sys_folder),
+        numa_node_of("0000:ff:00.0", sys_folder),
+    )
 
 
 def test_cpus_belong_to_numa_nodes(sys_folder: Path) -> None:
@@ -120,20 +125,30 @@ def test_ranges_are_written_as_taskset_writes_them(numbers: tuple[int, ...], tex
 
 def test_settings_of_communication_tell_no_host_and_no_folder() -> None:
     environment = {
-        "NCCL_TOPO_FILE": "/srv/site/topology.xml", "NCCL_COMM_ID": "node7:4000", "PATH": "/bin",
-        "TORCH_NCCL_BLOCKING_WAIT": "1", "GLOO_SOCKET_IFNAME": "eth0",
-    }  # fmt: skip
+        "NCCL_TOPO_FILE": "/srv/site/topology.xml",
+        "NCCL_COMM_ID": "node7:4000",
+        "PATH": "/bin",
+        "TORCH_NCCL_BLOCKING_WAIT": "1",
+        "GLOO_SOCKET_IFNAME": "eth0",
+    }
     assert {
-        "GLOO_SOCKET_IFNAME": "eth0", "NCCL_COMM_ID": "(set)",
-        "NCCL_TOPO_FILE": ".../topology.xml", "TORCH_NCCL_BLOCKING_WAIT": "1",
-    } == communication_settings(environment)  # fmt: skip
+        "GLOO_SOCKET_IFNAME": "eth0",
+        "NCCL_COMM_ID": "(set)",
+        "NCCL_TOPO_FILE": ".../topology.xml",
+        "TORCH_NCCL_BLOCKING_WAIT": "1",
+    } == communication_settings(environment)
 
 
 def test_a_launcher_is_known_by_its_variables() -> None:
     environment = {
-        "RANK": "3", "WORLD_SIZE": "16", "LOCAL_RANK": "3", "MASTER_ADDR": "node7",
-        "GROUP_WORLD_SIZE": "2", "SLURM_JOB_ID": "1", "SLURM_NNODES": "2",
-    }  # fmt: skip
+        "RANK": "3",
+        "WORLD_SIZE": "16",
+        "LOCAL_RANK": "3",
+        "MASTER_ADDR": "node7",
+        "GROUP_WORLD_SIZE": "2",
+        "SLURM_JOB_ID": "1",
+        "SLURM_NNODES": "2",
+    }
     found = launcher_of(environment)
     assert "torchrun: 16 ranks of 2 agents, Slurm: 2 nodes" == found.name
     assert "by hand: no torchrun, no Slurm" == launcher_of({}).name

@@ -27,10 +27,16 @@ PLACEMENTS = ["tp1", "tp2", "pp2", "tp2-pp2", "layer-wise-2", "layer-wise-4", "p
 
 def spec(num_key_value_heads: int, vocab_size: int) -> ModelSpec:
     return ModelSpec(
-        name="tiny", num_layers=4, hidden_size=64, intermediate_size=128, num_attention_heads=4,
-        num_key_value_heads=num_key_value_heads, head_dim=16, vocab_size=vocab_size,
+        name="tiny",
+        num_layers=4,
+        hidden_size=64,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=num_key_value_heads,
+        head_dim=16,
+        vocab_size=vocab_size,
         dtype="float32",
-    )  # fmt: skip
+    )
 
 
 def place(name: str, model: ModelSpec) -> Placement:
@@ -53,10 +59,16 @@ def place(name: str, model: ModelSpec) -> Placement:
 def reference(num_key_value_heads: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=num_key_value_heads, vocab_size=VOCAB, rms_norm_eps=1e-5,
-        tie_word_embeddings=False, attn_implementation="eager",
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=num_key_value_heads,
+        vocab_size=VOCAB,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+    )
     model = LlamaForCausalLM(config).eval()
     for name, parameter in model.named_parameters():
         if "norm" in name:
@@ -184,17 +196,21 @@ def run_placement(
     pools = {1: None, 2: "two_ranks", 4: "four_ranks"}
     pool = pools[placement.num_ranks]
     outputs = run_steps(
-        run, model, weights_of(reference(model.num_key_value_heads)),
+        run,
+        model,
+        weights_of(reference(model.num_key_value_heads)),
         inputs_of(all_steps, placement.data_parallel, prompt(bool(model.vocab_size))),
         ranks=request.getfixturevalue(pool) if pool else None,
-    )  # fmt: skip
+    )
     return all_steps, placement, outputs
 
 
 def assert_decoded(
-    found: dict[tuple[int, int, int], Tensor], all_steps: list[Step], placement: Placement,
+    found: dict[tuple[int, int, int], Tensor],
+    all_steps: list[Step],
+    placement: Placement,
     rows: list[Tensor],
-) -> None:  # fmt: skip
+) -> None:
     first = len(all_steps) - len(rows)
     for index, expected_rows in enumerate(rows):
         sizes = all_steps[first + index].microbatch_sizes
@@ -202,9 +218,11 @@ def assert_decoded(
             for microbatch in range(len(sizes)):
                 part = sequences_of(replica, microbatch, placement.data_parallel, sizes)
                 torch.testing.assert_close(
-                    found[first + index, replica, microbatch], expected_rows[part],
-                    atol=TOLERANCE, rtol=TOLERANCE,
-                )  # fmt: skip
+                    found[first + index, replica, microbatch],
+                    expected_rows[part],
+                    atol=TOLERANCE,
+                    rtol=TOLERANCE,
+                )
 
 
 @pytest.mark.parametrize("chunk", [PROMPT, 4])
@@ -249,10 +267,15 @@ def test_every_position_of_a_prefill(request: pytest.FixtureRequest) -> None:
     (step,) = prefill_steps((BATCH,), PROMPT, PROMPT)
     run = [compile_step(model, placement, step, KernelChoice())]
     outputs = run_steps(
-        run, model, weights_of(reference(2)), inputs_of([step], 1, prompt(False)),
+        run,
+        model,
+        weights_of(reference(2)),
+        inputs_of([step], 1, prompt(False)),
         ranks=request.getfixturevalue("two_ranks"),
-    )  # fmt: skip
+    )
     torch.testing.assert_close(
-        outputs.hidden[0, 0, 0], expected(2, False).prefill.flatten(0, 1),
-        atol=TOLERANCE, rtol=TOLERANCE,
-    )  # fmt: skip
+        outputs.hidden[0, 0, 0],
+        expected(2, False).prefill.flatten(0, 1),
+        atol=TOLERANCE,
+        rtol=TOLERANCE,
+    )

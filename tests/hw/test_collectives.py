@@ -21,9 +21,14 @@ from layerwise.sim.plan.workload import Step
 from tests.hw.scenes import TINY
 
 STEP = Step(
-    phase="decode", microbatch_sizes=(1, 1), query_tokens=1, context_tokens=4,
-    kv_capacity_tokens=4, takes_feedback=True, gives_feedback=True,
-)  # fmt: skip
+    phase="decode",
+    microbatch_sizes=(1, 1),
+    query_tokens=1,
+    context_tokens=4,
+    kv_capacity_tokens=4,
+    takes_feedback=True,
+    gives_feedback=True,
+)
 
 
 def test_activations_and_tokens_travel_on_communicators_of_their_own() -> None:

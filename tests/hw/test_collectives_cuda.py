@@ -35,9 +35,15 @@ KIB = 2**10
 SIZES_BYTES = (512, 1000, 64 * KIB, 256 * KIB, 4096 * KIB)
 ROUNDS = 20
 MODEL = ModelSpec(
-    name="small", num_layers=3, hidden_size=512, intermediate_size=1024, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=128, dtype="bfloat16",
-)  # fmt: skip
+    name="small",
+    num_layers=3,
+    hidden_size=512,
+    intermediate_size=1024,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=128,
+    dtype="bfloat16",
+)
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +153,10 @@ def test_the_engine_computes_the_same_with_either(ranks: LocalRanks) -> None:
         *prefill_steps((2, 2), 512, 512, kv_capacity_tokens=515, gives_feedback=True),
         *decode_steps((2, 2), 513, 3, kv_capacity_tokens=515, primed=True),
     ]
-    inputs = {(0, 0, m): torch.randn(1024, 512, generator=torch.Generator().manual_seed(m))
-              for m in range(2)}  # fmt: skip
+    inputs = {
+        (0, 0, m): torch.randn(1024, 512, generator=torch.Generator().manual_seed(m))
+        for m in range(2)
+    }
 
     def last_hidden(algorithm: AllReduceAlgorithm) -> Tensor:
         kernels = replace(

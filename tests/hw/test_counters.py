@@ -196,8 +196,9 @@ def test_a_scenario_is_counted_and_written(
         "counters", scenario_file, "--out", out, "--ncu", fake(tmp_path), "--ops", QKV, "--json"
     )
     assert (0, (str(out), 2)) == (
-        ran.code, tuple(json.loads(ran.out)[key] for key in ("counters", "num_ops"))
-    )  # fmt: skip
+        ran.code,
+        tuple(json.loads(ran.out)[key] for key in ("counters", "num_ops")),
+    )
     data = json.loads(out.read_text())
     assert ("layerwise-counters", 1) == (data["format"], data["version"])
     assert [QKV, ATTEND] == [op["op"] for op in data["ops"]]
@@ -331,12 +332,19 @@ def test_a_question_that_lacks_something_is_refused(
 
 def test_a_target_without_a_gpu_is_one_line(scenario_file: Path, tmp_path: Path) -> None:
     target = Target(
-        report=str(tmp_path / "r.json"), warm_ups=1, scenario=str(scenario_file), ops=(),
+        report=str(tmp_path / "r.json"),
+        warm_ups=1,
+        scenario=str(scenario_file),
+        ops=(),
         working_sets_bytes={},
-    )  # fmt: skip
+    )
     result = subprocess.run(
-        target.command, capture_output=True, text=True, check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+        target.command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
     assert (2, 1) == (result.returncode, len(result.stderr.strip().splitlines()))
     assert "CUDA GPUs are needed" in result.stderr
 

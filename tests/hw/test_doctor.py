@@ -33,9 +33,17 @@ def test_it_imports_without_torch_and_nvml() -> None:
 def test_a_gpu_is_told_by_torch_and_nvml_together(machine: Machine) -> None:
     gpu = machine.gpus[0]
     assert (H100, BUS_IDS[0], 0, "9.0", 132, 1500e6, 1980e6, 2619e6, 700.0, ()) == (
-        gpu.name, gpu.pci_bus_id, gpu.numa_node, gpu.compute_capability, gpu.num_sms,
-        gpu.sm_clock_hz, gpu.max_sm_clock_hz, gpu.memory_clock_hz, gpu.power_limit_w, gpu.throttled,
-    )  # fmt: skip
+        gpu.name,
+        gpu.pci_bus_id,
+        gpu.numa_node,
+        gpu.compute_capability,
+        gpu.num_sms,
+        gpu.sm_clock_hz,
+        gpu.max_sm_clock_hz,
+        gpu.memory_clock_hz,
+        gpu.power_limit_w,
+        gpu.throttled,
+    )
 
 
 def test_each_gpu_has_its_nearest_adapter(machine: Machine) -> None:
@@ -82,8 +90,9 @@ def test_a_gpu_that_does_not_start_is_a_problem_and_no_crash(tmp_path: Path) -> 
     torch.cuda.get_device_properties = fail
     found = examine(probes(tmp_path, torch=torch))
     assert ("RuntimeError: CUDA error: uncorrectable ECC error", ()) == (
-        found.cuda_problem, found.gpus
-    )  # fmt: skip
+        found.cuda_problem,
+        found.gpus,
+    )
 
 
 def test_a_question_that_nvml_refuses_is_left_open(tmp_path: Path) -> None:
@@ -94,8 +103,11 @@ def test_a_question_that_nvml_refuses_is_left_open(tmp_path: Path) -> None:
 def test_gpus_are_left_alone_on_request(tmp_path: Path) -> None:
     found = examine(probes(tmp_path), "cpu", quick=True)
     assert ((), 0, "", False) == (
-        found.gpus, found.gpus_outside_torch, found.nccl, found.looked_at_gpus
-    )  # fmt: skip
+        found.gpus,
+        found.gpus_outside_torch,
+        found.nccl,
+        found.looked_at_gpus,
+    )
 
 
 def test_what_cannot_be_measured_says_why(tmp_path: Path) -> None:

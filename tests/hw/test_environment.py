@@ -23,14 +23,26 @@ from tests.hw.scenes import scenario
 
 CPU = torch.device("cpu")
 TORCHRUN = {
-    "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "node7",
-    "GROUP_WORLD_SIZE": "2", "NCCL_DEBUG": "WARN",
-}  # fmt: skip
+    "RANK": "9",
+    "WORLD_SIZE": "16",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "node7",
+    "GROUP_WORLD_SIZE": "2",
+    "NCCL_DEBUG": "WARN",
+}
 PLACE = Binding(
-    rank=0, host="token of a", local_rank=0, device="cuda:0", pci_bus_id="0000:0c:00.0",
-    numa_node=0, nics=("mlx5_0", "mlx5_1"), nics_through="a PCIe switch", cpus=(0, 1, 2),
-    rendezvous="torchrun: 3 ranks of 2 agents", settings={"NCCL_DEBUG": "WARN"},
-)  # fmt: skip
+    rank=0,
+    host="token of a",
+    local_rank=0,
+    device="cuda:0",
+    pci_bus_id="0000:0c:00.0",
+    numa_node=0,
+    nics=("mlx5_0", "mlx5_1"),
+    nics_through="a PCIe switch",
+    cpus=(0, 1, 2),
+    rendezvous="torchrun: 3 ranks of 2 agents",
+    settings={"NCCL_DEBUG": "WARN"},
+)
 
 
 def test_a_rank_is_told_from_host_to_nic() -> None:
@@ -70,8 +82,12 @@ def test_what_the_machine_does_not_tell_is_left_out() -> None:
 def test_torchrun_names_the_local_rank_and_the_rendezvous() -> None:
     found = binding_of(9, CPU, 16, environment=TORCHRUN)
     assert (9, 1, "cpu", "torchrun: 16 ranks of 2 agents", {"NCCL_DEBUG": "WARN"}) == (
-        found.rank, found.local_rank, found.device, found.rendezvous, found.settings
-    )  # fmt: skip
+        found.rank,
+        found.local_rank,
+        found.device,
+        found.rendezvous,
+        found.settings,
+    )
 
 
 def test_a_rank_by_itself_meets_nobody() -> None:
@@ -89,9 +105,7 @@ def test_a_gpu_without_nvml_has_no_bus_id(tmp_path: Path) -> None:
     if version_of("nvidia-ml-py"):
         pytest.skip("NVML is installed here")
     found = binding_of(0, torch.device("cuda", 3), sys=tmp_path, environment={})
-    assert ("cuda:3", "", -1, ()) == (
-        found.device, found.pci_bus_id, found.numa_node, found.nics
-    )  # fmt: skip
+    assert ("cuda:3", "", -1, ()) == (found.device, found.pci_bus_id, found.numa_node, found.nics)
 
 
 def test_versions_are_those_that_are_installed() -> None:
@@ -104,7 +118,8 @@ def test_a_trace_of_two_ranks_says_where_each_ran() -> None:
     assert trace is not None
     found = trace.environment
     assert ("1", "a store of the process that started all") == (
-        found["num_hosts"], found["rendezvous"]
-    )  # fmt: skip
+        found["num_hosts"],
+        found["rendezvous"],
+    )
     starts = [found[f"rank_{rank}"].partition(", CPUs")[0] for rank in range(2)]
     assert ["host 0, local rank 0, cpu", "host 0, local rank 1, cpu"] == starts

@@ -70,9 +70,13 @@ def run_to_fault(out: Path, fault: Fault, **run: Any) -> str:
     asked = scenario(pipeline_parallel=2, repeats=8, **run)
     asked = replace(asked, model=replace(asked.model, dtype=DTYPE))
     options = Options(
-        device=DEVICE, timing=TIMING, traced_repeats=4, out=out, stall_s=STALL_S,
+        device=DEVICE,
+        timing=TIMING,
+        traced_repeats=4,
+        out=out,
+        stall_s=STALL_S,
         weights=FaultyWeights(asked.model, fault),
-    )  # fmt: skip
+    )
     began_s = time.monotonic()
     with pytest.raises(RankFailedError) as raised:
         launch(asked, options)
@@ -161,9 +165,11 @@ def test_a_process_alone_keeps_its_steps_too(tmp_path: Path) -> None:
     out = tmp_path / "trace.jsonl.gz"
     asked = scenario(repeats=8)
     options = Options(
-        device="cpu", timing="clock", out=out,
+        device="cpu",
+        timing="clock",
+        out=out,
         weights=FaultyWeights(asked.model, Fault("oom", rank=0, phase="the traced run", repeat=1)),
-    )  # fmt: skip
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "_perform", Engine._perform)  # what the trap replaces comes back
         with pytest.raises(RanOutOfMemoryError, match="L02.mlp.down@m1 failed") as raised:
@@ -171,8 +177,10 @@ def test_a_process_alone_keeps_its_steps_too(tmp_path: Path) -> None:
     trace = partial_trace(out)
     assert isinstance(raised.value, ExecutionError)
     assert (8, 1, {0}) == (
-        len(trace.untraced_step_s), len(trace.traced_step_s), {row.repeat for row in trace.rows},
-    )  # fmt: skip
+        len(trace.untraced_step_s),
+        len(trace.traced_step_s),
+        {row.repeat for row in trace.rows},
+    )
     assert ["8 step times and 1 traced repeats are kept in "] == [
         note.partition("/")[0] for note in raised.value.__notes__
     ]
@@ -208,19 +216,40 @@ class Run:
     """A command line under way, in a process group and with a mark of its own."""
 
     def __init__(
-        self, folder: Path, fault: Fault, *, launcher: tuple[str, ...] = (), repeats: int = 8,
+        self,
+        folder: Path,
+        fault: Fault,
+        *,
+        launcher: tuple[str, ...] = (),
+        repeats: int = 8,
         file_bytes: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.out, self.mark = folder / "trace.jsonl.gz", uuid.uuid4().hex
         toml = folder / "tiny.toml"
         toml.write_text(SCENARIO.replace("REPEATS", str(repeats)))
         self.began_s = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *launcher, "tests.hw.faults", str(toml), "--out", str(self.out),
-             "--device", DEVICE, "--timing", TIMING, "--stall-s", str(STALL_S)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            [
+                sys.executable,
+                "-m",
+                *launcher,
+                "tests.hw.faults",
+                str(toml),
+                "--out",
+                str(self.out),
+                "--device",
+                DEVICE,
+                "--timing",
+                TIMING,
+                "--stall-s",
+                str(STALL_S),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
             env=os.environ | fault.to_environment() | {"OMP_NUM_THREADS": "1", MARK: self.mark},
-        )  # fmt: skip
+        )
         if file_bytes:
             # What a full disk does to a file that grows, in this process and those it starts.
             limit = (file_bytes, file_bytes)

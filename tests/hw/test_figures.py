@@ -57,9 +57,14 @@ def steady(replay: Replay, count: int) -> list[float]:
 
 def bench(timer: Callable[[Replay, int], list[float]] = steady) -> Bench:
     return Bench(
-        device=CPU, timer=timer, kernels=KernelChoice(), launch="eager", timings=("clock",),
-        read_rate=lambda device: 1e9, progress=lambda line: None,
-    )  # fmt: skip
+        device=CPU,
+        timer=timer,
+        kernels=KernelChoice(),
+        launch="eager",
+        timings=("clock",),
+        read_rate=lambda device: 1e9,
+        progress=lambda line: None,
+    )
 
 
 def verdict(seen: float | None, **changed: object) -> Verdict:
@@ -76,12 +81,16 @@ class Found:
 @pytest.mark.parametrize(
     ("sense", "seen", "word"),
     [
-        ("at least", 0.93, "pass"), ("at least", 0.929, "MISS"),
-        ("at most", 0.93, "pass"), ("at most", 0.931, "MISS"),
-        ("below", 0.929, "pass"), ("below", 0.93, "MISS"),
-        ("at least", None, "not measured"), ("at most", None, "not measured"),
+        ("at least", 0.93, "pass"),
+        ("at least", 0.929, "MISS"),
+        ("at most", 0.93, "pass"),
+        ("at most", 0.931, "MISS"),
+        ("below", 0.929, "pass"),
+        ("below", 0.93, "MISS"),
+        ("at least", None, "not measured"),
+        ("at most", None, "not measured"),
     ],
-)  # fmt: skip
+)
 def test_a_verdict_passes_only_what_was_seen_and_meets_its_bar(
     sense: str, seen: float | None, word: str
 ) -> None:
@@ -139,9 +148,10 @@ def test_a_figure_that_fails_does_not_stop_the_others() -> None:
 
     kept: list[int] = []
     outcomes = take(
-        {"bad": fails, "good": lambda bench: Found((verdict(0.95),))}, bench(),
+        {"bad": fails, "good": lambda bench: Found((verdict(0.95),))},
+        bench(),
         lambda so_far: kept.append(len(so_far)),
-    )  # fmt: skip
+    )
     assert ["ValueError: no such kernel", ""] == [outcome.problem for outcome in outcomes]
     assert [False, True] == [outcome.passes for outcome in outcomes]
     assert [1, 2] == kept
@@ -241,8 +251,9 @@ def test_the_best_compiled_rival_is_the_one_to_beat() -> None:
         return Spread(seconds, seconds, seconds)
 
     rivals = {"plain torch": one(20e-6), "compile": one(40e-6), "compile best": one(29e-6)}
-    found = SmallLayer(engine_s=one(30e-6), rivals_s=rivals,
-                       errors=dict.fromkeys(rivals, 0.0), problems={})  # fmt: skip
+    found = SmallLayer(
+        engine_s=one(30e-6), rivals_s=rivals, errors=dict.fromkeys(rivals, 0.0), problems={}
+    )
     absolute, relative = found.verdicts
     assert ("pass", "MISS") == (absolute.word, relative.word)
     assert "compile best" == relative.note
@@ -281,8 +292,9 @@ def test_prefill_is_held_against_its_matmuls_and_attention_alone() -> None:
     computing = ["attn.qkv", "attn.sdpa", "attn.out", "mlp.gate_up", "mlp.down"]
     assert computing == list(found.alone_s)
     # A graph of n copies and the stage take the same by this timer: the sum of 1/n is left.
-    copies = [copies_for(op, bench().l2_bytes) for name, op in ops_of(asked).items()
-              if name in computing]  # fmt: skip
+    copies = [
+        copies_for(op, bench().l2_bytes) for name, op in ops_of(asked).items() if name in computing
+    ]
     assert pytest.approx(sum(1 / n for n in copies)) == found.share
     assert 2 * 32**3 / 1e-3 == found.flops_per_s["probe"]
 
@@ -324,8 +336,9 @@ def test_every_variant_multiplies_every_shape() -> None:
 
 
 def test_the_gain_of_a_variant_is_what_it_saves_of_the_engines_time() -> None:
-    point = MatmulPoint(what="w", rows=1, columns=2, inner=3, warm=False,
-                        seconds={"mm": 4e-6, "linear": 3e-6})  # fmt: skip
+    point = MatmulPoint(
+        what="w", rows=1, columns=2, inner=3, warm=False, seconds={"mm": 4e-6, "linear": 3e-6}
+    )
     assert ("linear", 0.25) == (point.best, point.gain)
 
 
@@ -354,11 +367,16 @@ def test_decode_attention_is_timed_by_kernel_and_refusals_are_kept() -> None:
 def test_a_kernel_loses_where_another_is_clearly_faster() -> None:
     timed = [
         AttentionPoint(
-            sequences=1, num_heads=1, num_key_value_heads=1, context_tokens=1, kv_bytes=1,
-            seconds={"cudnn": 1.0, "flash": other}, problems={},
+            sequences=1,
+            num_heads=1,
+            num_key_value_heads=1,
+            context_tokens=1,
+            kv_bytes=1,
+            seconds={"cudnn": 1.0, "flash": other},
+            problems={},
         )
         for other in (0.98, 0.96)
-    ]  # fmt: skip
+    ]
     found = DecodeAttention(chosen="cudnn", points=tuple(timed))
     assert [False, True] == [found.loses_at(each) for each in timed]
 

@@ -41,9 +41,13 @@ class Host:
         file.domain(process)
 
     def step(
-        self, program: Program, *, skip: Sequence[str] = (), silent: Sequence[str] = (),
+        self,
+        program: Program,
+        *,
+        skip: Sequence[str] = (),
+        silent: Sequence[str] = (),
         device: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Every op's range and kernels: none of `skip` at all, no kernels of `silent`."""
         for index, placed in enumerate(launched(program)):
             if placed.name in skip:
@@ -60,9 +64,14 @@ class Host:
         """Launched now, run when the device has come to it."""
         self.now_ns += 10
         self.file.launch(
-            self.now_ns, self.device_ns, self.device_ns + length_ns, next(self.correlation),
-            self.process, name=name, device=device,
-        )  # fmt: skip
+            self.now_ns,
+            self.device_ns,
+            self.device_ns + length_ns,
+            next(self.correlation),
+            self.process,
+            name=name,
+            device=device,
+        )
         self.device_ns += length_ns + 2
         self.now_ns += 10
 
@@ -103,9 +112,7 @@ def test_every_op_of_the_body_is_a_row_with_the_time_of_its_kernels(path: Path) 
     expected = [(repeat, 2, 0, placed.name) for repeat in range(3) for placed in program]
     assert expected == [row.key for row in trace.rows]
     num_kernels = {p.name: 1 + index % 2 for index, p in enumerate(launched(program))}
-    lengths = {
-        p.name: (duration_ns(p) + 2) * num_kernels[p.name] - 2 for p in program
-    }  # fmt: skip
+    lengths = {p.name: (duration_ns(p) + 2) * num_kernels[p.name] - 2 for p in program}
     assert pytest.approx([lengths[row.op] * 1e-9 for row in trace.rows]) == [
         row.duration_s for row in trace.rows
     ]
@@ -117,11 +124,15 @@ def test_a_trace_says_what_it_was_imported_from(path: Path) -> None:
     assert ("measured", "nsys") == (trace.source, trace.timing)
     said = trace.environment
     assert ("nsys of unknown version", "report.sqlite", "0: report.sqlite process 100") == (
-        said["imported_from"], said["imported_files"], said["imported_ranks"]
-    )  # fmt: skip
+        said["imported_from"],
+        said["imported_files"],
+        said["imported_ranks"],
+    )
     assert ("the last 4 of 9", "0", "0") == (
-        said["imported_repeats"], said["partial_steps"], said["unmatched_kernels"]
-    )  # fmt: skip
+        said["imported_repeats"],
+        said["partial_steps"],
+        said["unmatched_kernels"],
+    )
     assert {0, 1, 2, 3} == {row.repeat for row in trace.rows}
 
 
@@ -139,13 +150,17 @@ def test_untraced_times_come_from_a_trace_of_the_same_work(path: Path) -> None:
     file = eager_file(path, asked)
     assert () == import_trace(asked, [file]).untraced_step_s
     again = replace(
-        import_trace(scenario(repeats=2), [file]), untraced_step_s=(0.5, 0.25), timing="none",
+        import_trace(scenario(repeats=2), [file]),
+        untraced_step_s=(0.5, 0.25),
+        timing="none",
         environment={"gpu": "pretend H100"},
-    )  # fmt: skip
+    )
     both = import_trace(asked, [file], untraced=again)
     assert ((0.5, 0.25), "nsys", "pretend H100") == (
-        both.untraced_step_s, both.timing, both.environment["gpu"]
-    )  # fmt: skip
+        both.untraced_step_s,
+        both.timing,
+        both.environment["gpu"],
+    )
     other = replace(again, scenario=again.scenario | {"workload": {"batch_size": 1}})
     with pytest.raises(TraceMismatchError, match="is no measurement of this scenario"):
         import_trace(asked, [file], untraced=other)
@@ -169,9 +184,12 @@ def test_processes_are_the_ranks_whose_ops_they_ran(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("devices", "firsts_ns", "expected"),
-    [((0, 0), (90_000, 10_000), "8, 7"), ((1, 0), (10_000, 90_000), "8, 7"),
-     ((0, 0), (10_000, 90_000), "7, 8")],
-)  # fmt: skip
+    [
+        ((0, 0), (90_000, 10_000), "8, 7"),
+        ((1, 0), (10_000, 90_000), "8, 7"),
+        ((0, 0), (10_000, 90_000), "7, 8"),
+    ],
+)
 def test_ranks_of_equal_ops_go_by_device_and_then_by_first_kernel(
     path: Path, devices: tuple[int, int], firsts_ns: tuple[int, int], expected: str
 ) -> None:
@@ -463,7 +481,7 @@ def without_clones(file: NsysFile) -> None:
         (recorded_whole, "1 graph launches were .*`nsys profile --cuda-graph-trace=node`"),
         (without_clones, "nodes where .* recorded ones were captured"),
     ],
-)  # fmt: skip
+)
 def test_replays_that_cannot_be_told_apart_are_refused(
     path: Path, spoil: Callable[[NsysFile], None], expected: str
 ) -> None:
@@ -619,9 +637,12 @@ def untraced_trace(asked: Scenario, path: Path) -> Trace:
     ],
 )
 def test_the_command_line_refuses_in_one_line(
-    tmp_path: Path, asked_in_toml: tuple[Path, Scenario], options: list[str], expected: str,
+    tmp_path: Path,
+    asked_in_toml: tuple[Path, Scenario],
+    options: list[str],
+    expected: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     out = tmp_path / "trace.jsonl"
     with pytest.raises(SystemExit) as ended:
         main(["measure", str(asked_in_toml[0]), "--out", str(out), *options])

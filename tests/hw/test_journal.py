@@ -26,16 +26,27 @@ from tests.conftest import Run
 from tests.sim.test_imports import run_without
 
 HEADER = Trace(
-    source="measured", name="tiny", scenario={"name": "tiny"}, kernel_set="k", timing="clock",
+    source="measured",
+    name="tiny",
+    scenario={"name": "tiny"},
+    kernel_set="k",
+    timing="clock",
     environment={"torch": "2"},
-)  # fmt: skip
+)
 
 
 def row(rank: int, repeat: int = 0) -> Row:
     return Row(
-        repeat=repeat, step=2, rank=rank, op="L00.attn.qkv@m0", kind="Matmul", stream="compute",
-        ready_s=0.0, start_s=0.0, end_s=1e-3,
-    )  # fmt: skip
+        repeat=repeat,
+        step=2,
+        rank=rank,
+        op="L00.attn.qkv@m0",
+        kind="Matmul",
+        stream="compute",
+        ready_s=0.0,
+        start_s=0.0,
+        end_s=1e-3,
+    )
 
 
 def write(out: Path, rank: int, seconds: Sequence[float], *, timed_ranks: Sequence[int]) -> None:
@@ -124,8 +135,9 @@ def test_recover_saves_what_nobody_could(tmp_path: Path, layerwise: Run) -> None
     write(out, 0, [1e-3], timed_ranks=[0])
     ran = layerwise("recover", folder_of(out))
     assert (0, f"1 step times and 1 traced repeats are kept in {tmp_path}/t.partial.jsonl\n") == (
-        ran.code, ran.err
-    )  # fmt: skip
+        ran.code,
+        ran.err,
+    )
 
 
 def test_recover_as_json_says_what_the_trace_holds(tmp_path: Path, layerwise: Run) -> None:

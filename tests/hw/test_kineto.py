@@ -117,7 +117,10 @@ def test_two_processes_in_one_file_are_refused(tmp_path: Path) -> None:
     ("data", "expected"),
     [
         (b"{", "cannot be read as a trace of torch.profiler"),
-        (gzip.compress(b'{"traceEvents": []}', mtime=0)[:-9], "cannot be read as a trace of torch.profiler"),
+        (
+            gzip.compress(b'{"traceEvents": []}', mtime=0)[:-9],
+            "cannot be read as a trace of torch.profiler",
+        ),
         (b'{"events": []}', "has no list of traceEvents"),
         (b'{"traceEvents": [3]}', "has no list of traceEvents"),
     ],

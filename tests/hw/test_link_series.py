@@ -26,10 +26,14 @@ from layerwise.hw.links.series import (
 
 def request(**changed: Any) -> Request:
     asked: dict[str, Any] = {
-        "out": Path(), "device": "cuda", "ops": ("send", "all_reduce"),
-        "modes": ("graph", "eager"), "sizes_bytes": sizes_between(512, 512 * MIB),
-        "score_bytes": score_sizes_between(512, 512 * MIB), "budget_s": 1.0,
-    }  # fmt: skip
+        "out": Path(),
+        "device": "cuda",
+        "ops": ("send", "all_reduce"),
+        "modes": ("graph", "eager"),
+        "sizes_bytes": sizes_between(512, 512 * MIB),
+        "score_bytes": score_sizes_between(512, 512 * MIB),
+        "budget_s": 1.0,
+    }
     return Request(**asked | changed)
 
 
@@ -58,10 +62,13 @@ def test_the_first_and_the_farthest_pair_of_a_class_are_timed_in_full_and_others
     found = series_of(request(), 3, pairs)
 
     assert [
-        Series("send", "graph", (0, 1)), Series("send", "graph", (0, 2)),
-        Series("all_reduce", "graph", (0, 1)), Series("all_reduce", "graph", (0, 1, 2)),
-        Series("send", "graph", (0, 3)), Series("send", "graph", (1, 2), is_survey=True),
-    ] == list(found[:6])  # fmt: skip
+        Series("send", "graph", (0, 1)),
+        Series("send", "graph", (0, 2)),
+        Series("all_reduce", "graph", (0, 1)),
+        Series("all_reduce", "graph", (0, 1, 2)),
+        Series("send", "graph", (0, 3)),
+        Series("send", "graph", (1, 2), is_survey=True),
+    ] == list(found[:6])
     assert ["eager"] * 4 == [series.mode for series in found[6:]]
 
 
@@ -70,9 +77,10 @@ def test_the_ring_is_of_all_ranks_where_it_is_more_than_one_link() -> None:
     every = (0, 1, 2, 3)
 
     assert (
-        Series("all_reduce", "eager", every), Series("ring", "eager", every),
+        Series("all_reduce", "eager", every),
+        Series("ring", "eager", every),
         Series("ring", "graph", every),
-    ) == series_of(asked, 4, [])[-3:]  # fmt: skip
+    ) == series_of(asked, 4, [])[-3:]
     assert {"all_reduce"} == {series.op for series in series_of(asked, 2, [])}
 
 

@@ -63,9 +63,12 @@ TORCHRUN = (
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*command, "--device", "cpu", "--sizes", "512..512"],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def test_the_command_starts_ranks_of_its_own(tmp_path: Path) -> None:
@@ -119,9 +122,15 @@ def test_all_links_at_once_are_timed_around_a_ring(measure: Measure) -> None:
 def test_what_a_file_holds_is_not_timed_again_where_it_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "links.json"
     asked = Request(
-        out=out, device="cpu", ops=("send", "all_reduce"), modes=("eager",), sizes_bytes=(512,),
-        score_bytes=(), budget_s=60.0, goes_on=True,
-    )  # fmt: skip
+        out=out,
+        device="cpu",
+        ops=("send", "all_reduce"),
+        modes=("eager",),
+        sizes_bytes=(512,),
+        score_bytes=(),
+        budget_s=60.0,
+        goes_on=True,
+    )
     with local_ranks(2, "cpu") as ranks:
         ranks.call(measure_links, replace(asked, ops=("send",)))
         first = json.loads(out.read_text())["timings"]
@@ -130,8 +139,9 @@ def test_what_a_file_holds_is_not_timed_again_where_it_goes_on(tmp_path: Path) -
 
     assert first == data["timings"][:1]
     assert (["send", "all_reduce"], 2) == (
-        [timing["op"] for timing in data["timings"]], data["num_series_done"]
-    )  # fmt: skip
+        [timing["op"] for timing in data["timings"]],
+        data["num_series_done"],
+    )
 
 
 @pytest.mark.parametrize(

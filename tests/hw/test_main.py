@@ -45,9 +45,12 @@ def run(tmp_path: Path, *command: str) -> subprocess.CompletedProcess[str]:
     scenario.write_text(SCENARIO)
     return subprocess.run(
         [sys.executable, "-m", *command, str(scenario), "--out", str(out)],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def test_it_starts_its_own_ranks(tmp_path: Path) -> None:
@@ -102,8 +105,9 @@ def test_it_says_what_it_begins(tmp_path: Path) -> None:
     result = run(tmp_path, "layerwise.hw", "--device", "cpu")
     lines = [line for line in result.stderr.splitlines() if line.startswith("hw: ")]
     assert 1 == len(lines), result.stderr
-    assert lines[0].endswith("GB on rank 0, one of 2 (cpu); then 3 repeats untraced and 5 traced, "
-                             "of 1 step each")  # fmt: skip
+    assert lines[0].endswith(
+        "GB on rank 0, one of 2 (cpu); then 3 repeats untraced and 5 traced, of 1 step each"
+    )
 
 
 def test_much_memory_on_a_cpu_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

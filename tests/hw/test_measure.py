@@ -23,8 +23,10 @@ ON_CPU = Options(timing="clock", device="cpu", traced_repeats=2)
 def one_rank() -> Trace:
     trace = measure(
         scenario(pipeline_parallel=2, tensor_parallel=2, only_rank=2),
-        timing="clock", device="cpu", traced_repeats=2,
-    )  # fmt: skip
+        timing="clock",
+        device="cpu",
+        traced_repeats=2,
+    )
     assert trace is not None
     return trace
 
@@ -63,8 +65,12 @@ def test_step_times_come_with_and_without_the_tracer(one_rank: Trace) -> None:
 
 def test_all_ranks_come_together_in_one_trace(two_ranks: Trace) -> None:
     run = compile_run(scenario(pipeline_parallel=2))
-    expected = {(repeat, 2, rank, placed.name) for repeat in range(2) for rank in range(2)
-                for placed in run[2].programs[rank]}  # fmt: skip
+    expected = {
+        (repeat, 2, rank, placed.name)
+        for repeat in range(2)
+        for rank in range(2)
+        for placed in run[2].programs[rank]
+    }
     assert expected == {row.key for row in two_ranks.rows}
     assert not any(row.replaced for row in two_ranks.rows)
 

@@ -87,8 +87,11 @@ def test_tensors_go_with_their_last_use() -> None:
 def test_token_ids_are_within_the_vocabulary() -> None:
     slots = slots_of(programs(TINY.with_vocabulary(5)))
     memory = allocate(slots, CPU, random_fill(CPU, vocab_size=5))
-    ids = [memory.tensor(s.buffer, s.layer, s.microbatch) for s in slots.values()
-           if s.buffer.kind == "tokens"]  # fmt: skip
+    ids = [
+        memory.tensor(s.buffer, s.layer, s.microbatch)
+        for s in slots.values()
+        if s.buffer.kind == "tokens"
+    ]
     assert ids and all(0 <= tensor.min() and tensor.max() < 5 for tensor in ids)
 
 

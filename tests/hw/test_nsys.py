@@ -72,8 +72,14 @@ def test_clashing_correlation_ids_of_two_processes_stay_apart(tmp_path: Path) ->
 
 def test_a_process_id_of_two_machines_is_two_processes(file: NsysFile, tmp_path: Path) -> None:
     file.launch(15, 100, 110, 5)
-    file.add("CUPTI_ACTIVITY_KIND_KERNEL", start=1, end=2, streamId=7, correlationId=5,
-             globalPid=global_id(1, machine=0x5B))  # fmt: skip
+    file.add(
+        "CUPTI_ACTIVITY_KIND_KERNEL",
+        start=1,
+        end=2,
+        streamId=7,
+        correlationId=5,
+        globalPid=global_id(1, machine=0x5B),
+    )
     recording = read_nsys(file.write(tmp_path / "a.sqlite"))
     assert [(1, 1), (1, 1)] == [(p.process_id, len(p.kernels)) for p in recording.processes]
 
@@ -86,8 +92,14 @@ def test_a_range_without_text_has_a_registered_string(file: NsysFile, tmp_path: 
 
 def test_a_registered_domain_name_counts(tmp_path: Path) -> None:
     file = NsysFile()
-    file.add("NVTX_EVENTS", start=0, eventType=75, textId=file.string("layerwise"), domainId=3,
-             globalTid=global_id(1))  # fmt: skip
+    file.add(
+        "NVTX_EVENTS",
+        start=0,
+        eventType=75,
+        textId=file.string("layerwise"),
+        domainId=3,
+        globalTid=global_id(1),
+    )
     file.range("a", 10, 20)
     assert 1 == len(only_process(file.write(tmp_path / "a.sqlite")).markers)
 
@@ -129,8 +141,14 @@ def test_graph_nodes_are_created_or_cloned(file: NsysFile, tmp_path: Path) -> No
 
 def test_graphs_recorded_whole_are_counted(file: NsysFile, tmp_path: Path) -> None:
     for start in (10, 20):
-        file.add("CUPTI_ACTIVITY_KIND_GRAPH_TRACE", start=start, end=start + 5,
-                 globalPid=global_id(1), correlationId=start, graphId=1)  # fmt: skip
+        file.add(
+            "CUPTI_ACTIVITY_KIND_GRAPH_TRACE",
+            start=start,
+            end=start + 5,
+            globalPid=global_id(1),
+            correlationId=start,
+            graphId=1,
+        )
     assert 2 == only_process(file.write(tmp_path / "a.sqlite")).num_whole_graphs
 
 
@@ -143,9 +161,7 @@ def test_tables_and_columns_that_are_missing_read_as_nothing(
     process = only_process(file.write(tmp_path / "a.sqlite", without=lacking))
     assert (KernelRecord("gemm<float>", 100, 130, 7, 5, 0, 0),) == process.kernels
     assert 1 == len(process.markers)
-    assert ((), {}, 0) == (
-        process.created_nodes, process.cloned_nodes, process.num_whole_graphs
-    )  # fmt: skip
+    assert ((), {}, 0) == (process.created_nodes, process.cloned_nodes, process.num_whole_graphs)
 
 
 @pytest.mark.parametrize("nothing", [0, -1])
@@ -154,8 +170,16 @@ def test_an_older_schema_writes_a_number_where_a_newer_one_writes_null(
 ) -> None:
     file = NsysFile()
     file.domain(1)
-    file.add("NVTX_EVENTS", start=10, end=nothing, eventType=59, text="", textId=file.string("open"),
-             domainId=3, globalTid=global_id(1, 1))  # fmt: skip
+    file.add(
+        "NVTX_EVENTS",
+        start=10,
+        end=nothing,
+        eventType=59,
+        text="",
+        textId=file.string("open"),
+        domainId=3,
+        globalTid=global_id(1, 1),
+    )
     file.launch(15, 100, 130, 5, node=0)
     file.node(5, 1, original=0)
     process = only_process(file.write(tmp_path / "a.sqlite"))

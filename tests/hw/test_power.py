@@ -39,9 +39,13 @@ class Stub:
     def read(self) -> Sample:
         at_s = time.perf_counter()
         return Sample(
-            at_s=at_s, power_w=400.0, sm_clock_hz=1.5e9, temperature_c=50.0,
-            throttle_reasons=POWER_CAP, energy_j=400.0 * (at_s // 0.01) * 0.01,
-        )  # fmt: skip
+            at_s=at_s,
+            power_w=400.0,
+            sm_clock_hz=1.5e9,
+            temperature_c=50.0,
+            throttle_reasons=POWER_CAP,
+            energy_j=400.0 * (at_s // 0.01) * 0.01,
+        )
 
 
 class Lost:
@@ -75,8 +79,13 @@ def samples(
         joules += watts(at_s) * every_s if number else 0.0
         if number % round(counter_step_s / every_s) == 0:
             shown = joules
-        values = {"power_w": watts(at_s), "sm_clock_hz": 1.9e9, "temperature_c": 60.0,
-                  "throttle_reasons": 0, "energy_j": shown}  # fmt: skip
+        values = {
+            "power_w": watts(at_s),
+            "sm_clock_hz": 1.9e9,
+            "temperature_c": 60.0,
+            "throttle_reasons": 0,
+            "energy_j": shown,
+        }
         found.append(Sample(at_s=at_s, **(values | fields)))
     return found
 
@@ -114,8 +123,12 @@ def test_a_short_window_has_clocks_and_no_energy() -> None:
     assert (1, 1.9e9) == (found.num_samples, found.mean_sm_clock_hz)
     assert (None, None) == (found.energy_per_step_j, found.mean_power_w)
     measured, notes = combined([RankPower(untraced=found)], 8)
-    assert {"mean_sm_clock_hz", "min_sm_clock_hz", "max_temperature_c",
-            "throttled_share"} == measured.keys()  # fmt: skip
+    assert {
+        "mean_sm_clock_hz",
+        "min_sm_clock_hz",
+        "max_temperature_c",
+        "throttled_share",
+    } == measured.keys()
     assert "too short to measure: 0.01 s of repeats" in notes["energy"]
 
 
@@ -146,8 +159,10 @@ def test_no_sample_is_no_answer() -> None:
 
 def test_throttling_is_a_share_by_reason() -> None:
     taken = samples(lambda at_s: 700.0, until_s=1)
-    hot = [replace(s, throttle_reasons=POWER_CAP | (HOT if s.at_s > 0.9 else 0)) if s.at_s > 0.5
-           else s for s in taken]  # fmt: skip
+    hot = [
+        replace(s, throttle_reasons=POWER_CAP | (HOT if s.at_s > 0.9 else 0)) if s.at_s > 0.5 else s
+        for s in taken
+    ]
     found = window_power(hot, [Window(0.01, 0.99, 10)])
     assert found is not None
     assert found.throttled_share == pytest.approx(0.5, abs=0.03)
@@ -161,17 +176,31 @@ def test_throttling_is_a_share_by_reason() -> None:
 
 def one_gpu(**fields: Any) -> WindowPower:
     values: dict[str, Any] = {
-        "num_samples": 5, "span_s": 1.0, "mean_sm_clock_hz": 1.9e9, "min_sm_clock_hz": 1.8e9,
-        "max_temperature_c": 60.0, "throttled_share": 0.0, "throttled": {}, "mean_power_w": 500.0,
-        "max_power_w": 600.0, "energy_per_step_j": 2.0, "energy_window_s": 1.0,
-        "energy_uncertainty": 0.02, "has_counter": True,
-    }  # fmt: skip
+        "num_samples": 5,
+        "span_s": 1.0,
+        "mean_sm_clock_hz": 1.9e9,
+        "min_sm_clock_hz": 1.8e9,
+        "max_temperature_c": 60.0,
+        "throttled_share": 0.0,
+        "throttled": {},
+        "mean_power_w": 500.0,
+        "max_power_w": 600.0,
+        "energy_per_step_j": 2.0,
+        "energy_window_s": 1.0,
+        "energy_uncertainty": 0.02,
+        "has_counter": True,
+    }
     return WindowPower(**(values | fields))
 
 
 def test_energy_is_summed_over_gpus_and_clocks_are_not() -> None:
-    slow = one_gpu(mean_sm_clock_hz=1.7e9, min_sm_clock_hz=1.2e9, energy_per_step_j=3.0,
-                   throttled_share=0.4, throttled={"software power cap": 0.4})  # fmt: skip
+    slow = one_gpu(
+        mean_sm_clock_hz=1.7e9,
+        min_sm_clock_hz=1.2e9,
+        energy_per_step_j=3.0,
+        throttled_share=0.4,
+        throttled={"software power cap": 0.4},
+    )
     measured, notes = combined([RankPower(untraced=one_gpu()), RankPower(untraced=slow)], 10)
     assert (5.0, 0.5) == (measured["energy_per_step_j"], measured["energy_per_token_j"])
     assert 1.8e9 == pytest.approx(measured["mean_sm_clock_hz"])
@@ -351,8 +380,10 @@ def test_nvml_is_read_in_si_units(modern: bool, expected: tuple[float | None, fl
     found = NvmlGauge(FakeNvml(modern=modern), object()).read()
     assert expected == (found.energy_j, found.power_w)
     assert (1.98e9, 61, POWER_CAP) == (
-        found.sm_clock_hz, found.temperature_c, found.throttle_reasons,
-    )  # fmt: skip
+        found.sm_clock_hz,
+        found.temperature_c,
+        found.throttle_reasons,
+    )
 
 
 def test_missing_pynvml_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,14 @@ from tests.hw.scenes import TINY
 
 def program(stage: int, microbatches: int = 2) -> Program:
     step = Step(
-        phase="decode", microbatch_sizes=(1,) * microbatches, query_tokens=1, context_tokens=4,
-        kv_capacity_tokens=4, takes_feedback=True, gives_feedback=True,
-    )  # fmt: skip
+        phase="decode",
+        microbatch_sizes=(1,) * microbatches,
+        query_tokens=1,
+        context_tokens=4,
+        kv_capacity_tokens=4,
+        takes_feedback=True,
+        gives_feedback=True,
+    )
     placement = tensor_pipeline(TINY, pipeline_parallel=2)
     return compile_step(TINY, placement, step, KernelChoice()).programs[stage]
 

@@ -22,17 +22,23 @@ def named(*names: str) -> list[Scenario]:
 def pretend(asked: Scenario) -> Trace:
     if asked.name.startswith("bad"):
         raise ValueError("no such kernel")
-    return Trace(source="measured", name=asked.name, scenario={}, kernel_set="k",
-                 untraced_step_s=(1e-3,))  # fmt: skip
+    return Trace(
+        source="measured", name=asked.name, scenario={}, kernel_set="k", untraced_step_s=(1e-3,)
+    )
 
 
 def run(
     folder: Path, scenarios: list[Scenario], *, measure: Measure = pretend, budget_s: float = 60.0
 ) -> Outcome:
     return measure_scenarios(
-        scenarios, measure=measure, folder=folder / "layers", purpose="validation",
-        budget_s=budget_s, failed=folder / "failed.jsonl", progress=lambda line: None,
-    )  # fmt: skip
+        scenarios,
+        measure=measure,
+        folder=folder / "layers",
+        purpose="validation",
+        budget_s=budget_s,
+        failed=folder / "failed.jsonl",
+        progress=lambda line: None,
+    )
 
 
 def test_each_scenario_is_a_trace_with_the_purpose(tmp_path: Path) -> None:

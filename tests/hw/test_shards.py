@@ -10,9 +10,16 @@ from layerwise.sim.plan.errors import ProgramError
 from layerwise.sim.plan.model import ModelSpec
 
 MODEL = ModelSpec(
-    name="tiny", num_layers=2, hidden_size=16, intermediate_size=24, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=4, vocab_size=32, dtype="float32",
-)  # fmt: skip
+    name="tiny",
+    num_layers=2,
+    hidden_size=16,
+    intermediate_size=24,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+    vocab_size=32,
+    dtype="float32",
+)
 
 
 def parts(name: str, full: torch.Tensor) -> list[torch.Tensor]:

@@ -19,9 +19,15 @@ from layerwise.sim.plan.workload import decode_steps, prefill_steps
 from tests.hw.test_against_hugging_face import TOLERANCE, headless, weights_of
 
 MODEL = ModelSpec(
-    name="sixteen", num_layers=16, hidden_size=64, intermediate_size=128, num_attention_heads=8,
-    num_key_value_heads=8, head_dim=8, dtype="float32",
-)  # fmt: skip
+    name="sixteen",
+    num_layers=16,
+    hidden_size=64,
+    intermediate_size=128,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=8,
+    dtype="float32",
+)
 PROMPT, DECODE_STEPS, SEQUENCES, MICROBATCHES = 4, 2, 1, 4
 SIZES = (SEQUENCES,) * MICROBATCHES
 PLACEMENTS = {
@@ -34,9 +40,15 @@ PLACEMENTS = {
 def reference() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=16, num_attention_heads=8,
-        num_key_value_heads=8, vocab_size=32, rms_norm_eps=1e-5, attn_implementation="eager",
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=16,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=32,
+        rms_norm_eps=1e-5,
+        attn_implementation="eager",
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -79,6 +91,8 @@ def test_sixteen_ranks_decode_what_one_process_does(
     for index, rows in enumerate(expected()):
         for microbatch in range(MICROBATCHES):
             torch.testing.assert_close(
-                outputs.hidden[index, 0, microbatch], rows[microbatch][None],
-                atol=TOLERANCE, rtol=TOLERANCE,
-            )  # fmt: skip
+                outputs.hidden[index, 0, microbatch],
+                rows[microbatch][None],
+                atol=TOLERANCE,
+                rtol=TOLERANCE,
+            )

@@ -65,14 +65,23 @@ class Job:
 
     def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         slurm = {
-            "SLURM_JOB_ID": str(JOB_ID), "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "pair",
-            "SLURM_GPUS_ON_NODE": "1", "RECORD": str(self.folder), "OMP_NUM_THREADS": "1",
+            "SLURM_JOB_ID": str(JOB_ID),
+            "SLURM_NNODES": "2",
+            "SLURM_JOB_NODELIST": "pair",
+            "SLURM_GPUS_ON_NODE": "1",
+            "RECORD": str(self.folder),
+            "OMP_NUM_THREADS": "1",
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-        }  # fmt: skip
+        }
         return subprocess.run(
-            ["bash", str(BATCH), *arguments], capture_output=True, text=True, timeout=110,
-            check=False, cwd=self.folder, env=os.environ | slurm | settings,
-        )  # fmt: skip
+            ["bash", str(BATCH), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+            cwd=self.folder,
+            env=os.environ | slurm | settings,
+        )
 
     def calls_of_srun(self) -> list[list[str]]:
         lines = (self.folder / "srun").read_text().splitlines()
@@ -83,8 +92,11 @@ class Job:
 def job(tmp_path: Path) -> Job:
     job = Job(tmp_path)
     for name, script in (
-        ("srun", SRUN), ("scontrol", SCONTROL), ("layerwise", DOCTOR), ("torchrun", NO_TORCHRUN),
-    ):  # fmt: skip
+        ("srun", SRUN),
+        ("scontrol", SCONTROL),
+        ("layerwise", DOCTOR),
+        ("torchrun", NO_TORCHRUN),
+    ):
         job.stand_in(name, script)
     return job
 
@@ -101,9 +113,15 @@ def test_bash_can_parse_it() -> None:
 def test_it_asks_for_two_whole_nodes_of_eight_and_one_task_each() -> None:
     directives = re.findall(r"^#SBATCH --([\w-]+)=?(\S*)$", BATCH.read_text(), re.MULTILINE)
     assert {
-        "job-name": "layerwise", "nodes": "2", "ntasks-per-node": "1", "gpus-per-node": "8",
-        "exclusive": "", "mem": "0", "time": "00:30:00", "output": "layerwise-%j.log",
-    } == dict(directives)  # fmt: skip
+        "job-name": "layerwise",
+        "nodes": "2",
+        "ntasks-per-node": "1",
+        "gpus-per-node": "8",
+        "exclusive": "",
+        "mem": "0",
+        "time": "00:30:00",
+        "output": "layerwise-%j.log",
+    } == dict(directives)
 
 
 def test_directives_come_before_the_first_command() -> None:
@@ -128,9 +146,15 @@ def test_a_node_that_cannot_be_examined_ends_the_job(job: Job) -> None:
 def test_srun_starts_one_task_a_node_unbound_and_ends_all_with_the_first(job: Job) -> None:
     job.run("scenario.toml", "trace.jsonl")
     expected = [
-        "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpu-bind=none", "--label",
-        "--unbuffered", "--kill-on-bad-exit=1", "--wait=60",
-    ]  # fmt: skip
+        "--nodes=2",
+        "--ntasks=2",
+        "--ntasks-per-node=1",
+        "--cpu-bind=none",
+        "--label",
+        "--unbuffered",
+        "--kill-on-bad-exit=1",
+        "--wait=60",
+    ]
     for call in job.calls_of_srun():
         assert expected == call[: len(expected)]
 
@@ -190,8 +214,9 @@ def test_two_nodes_of_one_rank_yield_one_trace(job: Job) -> None:
     # Both stand-in nodes are this machine, and the trace says so.
     told = {key: trace.environment[key] for key in ("rendezvous", "num_hosts")}
     assert {
-        "rendezvous": "torchrun: 2 ranks of 2 agents, Slurm: 2 nodes", "num_hosts": "1",
-    } == told  # fmt: skip
+        "rendezvous": "torchrun: 2 ranks of 2 agents, Slurm: 2 nodes",
+        "num_hosts": "1",
+    } == told
     assert "NCCL_DEBUG=WARN" in trace.environment["communication_settings"]
     assert os.uname().nodename not in json.dumps(trace.environment)
 

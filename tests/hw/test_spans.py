@@ -92,8 +92,11 @@ def test_eager_kernel_outside_ranges_is_counted_as_unmatched() -> None:
 
 def test_eager_steps_tell_their_ranges_and_what_was_launched_between_them() -> None:
     markers = [Marker(name, 10 * i, 10 * i + 5, 1) for i, name in enumerate("abab")]
-    kernels = [make_kernel("in a", 500, 510, 1), make_kernel("astray", 520, 530, 2),
-               make_kernel("between steps", 530, 540, 3)]  # fmt: skip
+    kernels = [
+        make_kernel("in a", 500, 510, 1),
+        make_kernel("astray", 520, 530, 2),
+        make_kernel("between steps", 530, 540, 3),
+    ]
     calls = [make_call(2, 1), make_call(7, 2), make_call(17, 3)]
     first, second = join_eager(kernels, calls, markers)
     assert {"a", "b"} == first.names == second.names
@@ -113,8 +116,12 @@ def test_eager_step_begins_at_its_first_range_even_after_a_part_of_one() -> None
 
 
 def test_graph_replay_tells_what_ran_in_its_course() -> None:
-    kernels = [make_kernel("x", 10, 20, 1, 1), make_kernel("y", 30, 40, 1, 2),
-               make_kernel("astray", 25, 28, 9), make_kernel("after", 50, 60, 10)]  # fmt: skip
+    kernels = [
+        make_kernel("x", 10, 20, 1, 1),
+        make_kernel("y", 30, 40, 1, 2),
+        make_kernel("astray", 25, 28, 9),
+        make_kernel("after", 50, 60, 10),
+    ]
     (replay,) = join_graph(kernels, {1: "a", 2: "b"})
     assert ["astray"] == [kernel.name for kernel in replay.strays]
 
@@ -133,9 +140,10 @@ def test_nodes_are_named_by_the_step_and_range_of_their_creation() -> None:
 
 def test_nodes_created_outside_all_ranges_have_no_name() -> None:
     process = ProcessRecords(
-        process_id=1, kernels=(make_kernel("k", 1, 2, 1, 7),),
+        process_id=1,
+        kernels=(make_kernel("k", 1, 2, 1, 7),),
         created_nodes=(NodeCreation(7, 50, 1),),
-    )  # fmt: skip
+    )
     assert {} == name_nodes(process, [Marker("a", 10, 20, 1)])
 
 

@@ -22,11 +22,14 @@ POOL_BYTES = 8 * 2**20
 
 def point(rows: int, columns: int = 64) -> tuple[str, Program]:
     op = ops.Matmul(
-        name="matmul", source=Buffer("in", "activation", (rows, 32), "float32"),
+        name="matmul",
+        source=Buffer("in", "activation", (rows, 32), "float32"),
         weight=Buffer("weight", "weight", (columns, 32), "float32", per_layer=True),
         output=Buffer("out", "activation", (rows, columns), "float32"),
-        rows=rows, columns=columns, inner=32,
-    )  # fmt: skip
+        rows=rows,
+        columns=columns,
+        inner=32,
+    )
     segment = Segment((op,))
     parts = tuple(Part(segment, f"L{layer:02d}", layer, 0) for layer in range(3))
     program = Program(rank=0, stage=0, replica=0, tensor_rank=0, tensor_parallel=1, parts=parts)
@@ -35,9 +38,13 @@ def point(rows: int, columns: int = 64) -> tuple[str, Program]:
 
 def sweep(points: list[tuple[str, Program]], out: Path, budget_s: float = 60.0) -> int:
     return measure_programs(
-        points, device="cpu", out=out, budget_s=budget_s, pool_bytes=POOL_BYTES,
+        points,
+        device="cpu",
+        out=out,
+        budget_s=budget_s,
+        pool_bytes=POOL_BYTES,
         progress=lambda line: None,
-    )  # fmt: skip
+    )
 
 
 def lines(out: Path) -> list[dict[str, object]]:

@@ -34,8 +34,11 @@ def states(*waits: tuple[int, ...], stalled: tuple[int, ...]) -> dict[int, State
 
 def test_the_rank_that_all_wait_for_in_the_end_is_at_fault() -> None:
     found = states((1,), (2,), (), stalled=(0, 1, 2))
-    expected = Fault(2, "rank 2 made no progress for 30 s at L00.mlp.down@m0; rank 1 waits for it; "
-                        "raise --stall-s if one op may take that long")  # fmt: skip
+    expected = Fault(
+        2,
+        "rank 2 made no progress for 30 s at L00.mlp.down@m0; rank 1 waits for it; "
+        "raise --stall-s if one op may take that long",
+    )
     assert [expected] * 3 == [find_stalled(rank, found, 30) for rank in range(3)]
 
 

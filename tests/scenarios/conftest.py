@@ -49,9 +49,15 @@ def fake_trace(profile: Profile, *, slower: float = 1.02) -> Trace:
         if row.step in steps
     )
     return Trace(
-        source="measured", name="stage", scenario=as_data(scenario), rows=rows,
-        kernel_set=predicted.kernel_set(5, steps), timing="cupti", purpose="validation",
+        source="measured",
+        name="stage",
+        scenario=as_data(scenario),
+        rows=rows,
+        kernel_set=predicted.kernel_set(5, steps),
+        timing="cupti",
+        purpose="validation",
         untraced_step_s=(predicted.step_s * slower,) * 3,
         traced_step_s=(predicted.step_s * slower * 1.01,) * 3,
-        measured={"hbm_floor_fraction": 0.93}, environment={"gpu": "pretend H100"},
-    )  # fmt: skip
+        measured={"hbm_floor_fraction": 0.93},
+        environment={"gpu": "pretend H100"},
+    )

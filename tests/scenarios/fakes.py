@@ -21,22 +21,26 @@ GROWING_STEPS = 6
 def two_gpus(profile: Profile, placement: PlacementSpec, microbatches: int = 4) -> Scenario:
     """Two of the paper's layers on two GPUs."""
     return Scenario(
-        name="two", model=replace(MODELS["paper-16"], num_layers=2),
-        cluster=dgx_cluster(GPUS["h100-sxm"], 2), placement=placement,
+        name="two",
+        model=replace(MODELS["paper-16"], num_layers=2),
+        cluster=dgx_cluster(GPUS["h100-sxm"], 2),
+        placement=placement,
         workload=Workload(batch_size=32, context_tokens=1000, num_microbatches=microbatches),
-        run=RunSpec(repeats=3), kernels=profile.kernels,
-    )  # fmt: skip
+        run=RunSpec(repeats=3),
+        kernels=profile.kernels,
+    )
 
 
 def growing(profile: Profile) -> Scenario:
     """One layer on one GPU, 1,000 more tokens each step."""
     return Scenario(
-        name="growing", model=replace(MODELS["paper-16"], num_layers=1),
+        name="growing",
+        model=replace(MODELS["paper-16"], num_layers=1),
         cluster=dgx_cluster(GPUS["h100-sxm"], 1),
         placement=PlacementSpec(strategy="layer-wise", num_gpus=1),
         workload=Workload(batch_size=32, context_tokens=1000, num_microbatches=1),
         run=RunSpec(num_steps=GROWING_STEPS, context_growth_tokens=1000, repeats=2),
-    ).with_kernels(profile.kernels)  # fmt: skip
+    ).with_kernels(profile.kernels)
 
 
 def trace_of(scenario: Scenario, profile: Profile, *, num_repeats: int = 3) -> Trace:
@@ -48,12 +52,16 @@ def trace_of(scenario: Scenario, profile: Profile, *, num_repeats: int = 3) -> T
     if predicted.grows:
         untraced = tuple(predicted.duration_s(step) for step in steps)
     return Trace(
-        source="measured", name=scenario.name, scenario=as_data(scenario),
-        kernel_set=predicted.kernel_set(scenario.run.only_rank, steps), timing="cupti",
+        source="measured",
+        name=scenario.name,
+        scenario=as_data(scenario),
+        kernel_set=predicted.kernel_set(scenario.run.only_rank, steps),
+        timing="cupti",
         rows=tuple(replace(row, repeat=n) for n in range(num_repeats) for row in rows),
-        untraced_step_s=untraced * num_repeats, purpose="validation",
+        untraced_step_s=untraced * num_repeats,
+        purpose="validation",
         environment={"gpu": "pretend H100"},
-    )  # fmt: skip
+    )
 
 
 def _as_traced(predicted: PredictedRun) -> list[Row]:

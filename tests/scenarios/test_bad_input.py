@@ -28,13 +28,17 @@ def refused(layerwise: Run, *arguments: object) -> str:
     [
         (PRESET + "[workload]\nbatch_sise = 4\n", ("workload.batch_sise=4", "batch_size")),
         (PRESET + '[workload]\nbatch_size = "many"\n', ("workload.batch_size='many'",)),
-        (PRESET + '[placement]\nstrategy = "tensor-pipeline"\ntensor_parallel = 3\n',
-         ("placement.tensor_parallel=3", "num_attention_heads=32", "use one of")),
-        (PRESET + '[placement]\nstrategy = "tensor-pipeline"\npipeline_parallel = 17\n',
-         ("placement.pipeline_parallel=17", "num_layers=16", "use 1 to 16")),
+        (
+            PRESET + '[placement]\nstrategy = "tensor-pipeline"\ntensor_parallel = 3\n',
+            ("placement.tensor_parallel=3", "num_attention_heads=32", "use one of"),
+        ),
+        (
+            PRESET + '[placement]\nstrategy = "tensor-pipeline"\npipeline_parallel = 17\n',
+            ("placement.pipeline_parallel=17", "num_layers=16", "use 1 to 16"),
+        ),
         ("this is = not = toml", ("is not a TOML file",)),
     ],
-)  # fmt: skip
+)
 def test_scenario_file(
     layerwise: Run, tmp_path: Path, text: str, expected: tuple[str, ...]
 ) -> None:

@@ -37,9 +37,13 @@ SCENARIO = '[model]\npreset = "paper-16"\n[workload]\nnum_microbatches = 16\n'
 def fresh(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "layerwise.scenarios.command_line", *arguments], cwd=ROOT, check=False,
-        capture_output=True, text=True, env=os.environ | environment,
-    )  # fmt: skip
+        [sys.executable, "-m", "layerwise.scenarios.command_line", *arguments],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
@@ -61,10 +65,27 @@ def test_help_shows_an_example(layerwise: Run, name: str) -> None:
 
 def test_every_command_of_the_project_is_there() -> None:
     wanted = {
-        "paper", "predict", "measure", "compare", "calibrate", "accuracy", "rank", "sweep",
-        "what-if", "report", "explore", "doctor", "schema", "links", "overlap", "counters",
-        "figures", "host", "recover", "shipped",
-    }  # fmt: skip
+        "paper",
+        "predict",
+        "measure",
+        "compare",
+        "calibrate",
+        "accuracy",
+        "rank",
+        "sweep",
+        "what-if",
+        "report",
+        "explore",
+        "doctor",
+        "schema",
+        "links",
+        "overlap",
+        "counters",
+        "figures",
+        "host",
+        "recover",
+        "shipped",
+    }
     assert wanted <= set(COMMANDS)
 
 
@@ -102,9 +123,10 @@ def test_completion_prints_a_script(shell: str) -> None:
 
 def test_completion_completes_a_command() -> None:
     ran = fresh(
-        _LAYERWISE_COMPLETE="complete_bash", COMP_WORDS="layerwise acc",
+        _LAYERWISE_COMPLETE="complete_bash",
+        COMP_WORDS="layerwise acc",
         COMP_CWORD="1",
-    )  # fmt: skip
+    )
     assert "accuracy" == ran.stdout.strip()
 
 
@@ -204,9 +226,11 @@ def test_measure_as_json_says_what_was_written(
 
 def test_a_gpu_file_takes_quantities_as_people_write_them(tmp_path: Path) -> None:
     data = as_data(GPUS["h100-sxm"]) | {
-        "hbm_bytes": "80GB", "l2_bytes": "50MiB", "hbm_bytes_per_s": "3.35TB/s",
+        "hbm_bytes": "80GB",
+        "l2_bytes": "50MiB",
+        "hbm_bytes_per_s": "3.35TB/s",
         "peak_flops_per_s": "989.4TFLOP/s",
-    }  # fmt: skip
+    }
     path = tmp_path / "gpu.toml"
     path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in data.items()))
     assert GPUS["h100-sxm"] == load_gpu(path)
@@ -234,13 +258,15 @@ def test_the_schema_takes_quantities_as_people_write_them() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "fix"),
     [
-        ("model.num_layers", 10**9, "use at most"), ("cluster.num_gpus", 10**7, "use at most"),
+        ("model.num_layers", 10**9, "use at most"),
+        ("cluster.num_gpus", 10**7, "use at most"),
         ("workload.num_microbatches", 10**12, "use 0 for the best"),
         ("workload.context_tokens", 10**18, "use at most"),
-        ("placement.data_parallel", 10**9, "use at most"), ("run.num_steps", 10**9, "use at most"),
+        ("placement.data_parallel", 10**9, "use at most"),
+        ("run.num_steps", 10**9, "use at most"),
         ("model.num_attention_heads", 10**9, "use at most"),
     ],
-)  # fmt: skip
+)
 def test_absurd_sizes_are_refused_at_once(
     layerwise: Run, tmp_path: Path, key: str, value: int, fix: str
 ) -> None:
@@ -345,9 +371,12 @@ def test_a_name_of_formulas_is_drawn_as_text(
 
 @pytest.mark.parametrize(
     "text",
-    ['"\\u001b[31mx" = 1\n[model]\npreset = "paper-16"\n', '[model]\npreset = "\\u001b[31m"\n',
-     '[model]\nconfig = "\\u001b[31m\\u0000"\n'],
-)  # fmt: skip
+    [
+        '"\\u001b[31mx" = 1\n[model]\npreset = "paper-16"\n',
+        '[model]\npreset = "\\u001b[31m"\n',
+        '[model]\nconfig = "\\u001b[31m\\u0000"\n',
+    ],
+)
 def test_errors_show_hostile_keys_as_text(layerwise: Run, tmp_path: Path, text: str) -> None:
     path = tmp_path / "scenario.toml"
     path.write_text(text)

@@ -165,10 +165,18 @@ def test_ctrl_c_ends_a_command_and_its_processes_at_once_without_a_word(after_s:
     arguments = ("rank", "--model", "paper-30b", "--gpus", "128")
     code = "from layerwise.scenarios.rank import ranking, workers; workers.available_workers = lambda: 2; "
     process = subprocess.Popen(
-        [sys.executable, "-c", f"{code}from layerwise.scenarios.command_line import main; main()", *arguments],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [
+            sys.executable,
+            "-c",
+            f"{code}from layerwise.scenarios.command_line import main; main()",
+            *arguments,
+        ],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         start_new_session=True,
-    )  # fmt: skip
+    )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     until = time.monotonic() + 30
     while not children.read_text() and time.monotonic() < until:

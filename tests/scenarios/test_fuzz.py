@@ -96,11 +96,22 @@ model = "paper-16"
 "cluster.gpu.l2_bytes" = ["50MB", "1GB"]
 """
 CONFIG = {
-    "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 5e5,
-    "rms_norm_eps": 1e-5, "hidden_act": "silu", "torch_dtype": "bfloat16", "head_dim": 128,
-    "tie_word_embeddings": False, "rope_scaling": {"factor": 8.0}, "attention_bias": False,
-}  # fmt: skip
+    "model_type": "llama",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "rope_theta": 5e5,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+    "head_dim": 128,
+    "tie_word_embeddings": False,
+    "rope_scaling": {"factor": 8.0},
+    "attention_bias": False,
+}
 GPU = "".join(
     f"{key} = {json.dumps(value)}\n" for key, value in as_data(GPUS["h100-sxm"]).items()
 ).encode()
@@ -152,15 +163,30 @@ def links_seed(_folder: Path, _profile: Profile) -> bytes:
 
 def ledger_seed(_folder: Path, _profile: Profile) -> bytes:
     entry = {
-        "group": "ops", "name": "x", "measured_s": 1.0, "predicted_s": 1.1, "error": 0.1,
-        "tolerance": 0.2, "spread": 0.01, "kernel_set": "k", "reason": "",
-    }  # fmt: skip
+        "group": "ops",
+        "name": "x",
+        "measured_s": 1.0,
+        "predicted_s": 1.1,
+        "error": 0.1,
+        "tolerance": 0.2,
+        "spread": 0.01,
+        "kernel_set": "k",
+        "reason": "",
+    }
     update = {"date_utc": "2026-01-01", "profile_digest": "d", "reason": "", "changed": "all"}
-    return json.dumps({
-        "format": "layerwise-ledger", "version": 1, "gpu": "h100-sxm", "profile_digest": "d",
-        "history": [update], "entries": [entry],
-        "aggregates": [{"name": "ops: median |error|", "value": 0.1, "noise": 0.01, "reason": ""}],
-    }).encode()  # fmt: skip
+    return json.dumps(
+        {
+            "format": "layerwise-ledger",
+            "version": 1,
+            "gpu": "h100-sxm",
+            "profile_digest": "d",
+            "history": [update],
+            "entries": [entry],
+            "aggregates": [
+                {"name": "ops: median |error|", "value": 0.1, "noise": 0.01, "reason": ""}
+            ],
+        }
+    ).encode()
 
 
 def committed(name: str) -> Callable[[Path, Profile], bytes]:
@@ -195,16 +221,33 @@ KINDS = (
     Kind("transfers.json", committed("transfers.json"), read_transfers, JSON, 300),
     Kind("prediction.json", committed("predictions/stage-8.json"), read_prediction, JSON, 400),
     Kind("ledger.json", ledger_seed, read_ledger, JSON, 200),
-    Kind("rows.csv", fixed(b"a,status,reason,key\n1,ok,,x\n2,ok,,y\n"), read_rows,
-         (mutated_bytes, mutated_whole), 100),
-)  # fmt: skip
+    Kind(
+        "rows.csv",
+        fixed(b"a,status,reason,key\n1,ok,,x\n2,ok,,y\n"),
+        read_rows,
+        (mutated_bytes, mutated_whole),
+        100,
+    ),
+)
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # What runs code, or changes something, by the names of Python's audit events.
 FORBIDDEN = (
-    "exec", "compile", "import", "pickle.find_class", "marshal.", "subprocess.", "os.", "shutil.",
-    "socket.", "ctypes.", "tempfile.", "urllib.", "sqlite3.", "pty.",
-)  # fmt: skip
+    "exec",
+    "compile",
+    "import",
+    "pickle.find_class",
+    "marshal.",
+    "subprocess.",
+    "os.",
+    "shutil.",
+    "socket.",
+    "ctypes.",
+    "tempfile.",
+    "urllib.",
+    "sqlite3.",
+    "pty.",
+)
 HARMLESS = ("os.listdir", "os.scandir")
 _heard: list[list[str]] = []
 

@@ -12,11 +12,21 @@ EXTRAS = ("torch", "scipy", "matplotlib", "plotly", "distributed", "pyarrow")
 @pytest.mark.parametrize(
     "module",
     [
-        "command_line", "paper.experiment", "predict.beliefs", "predict.generated", "rank.ranking",
-        "compare.choosing", "accuracy.scoring", "accuracy.ledger_update", "sweep.command",
-        "what_if.runner", "measure.doctoring", "calibrate.here", "report.making",
+        "command_line",
+        "paper.experiment",
+        "predict.beliefs",
+        "predict.generated",
+        "rank.ranking",
+        "compare.choosing",
+        "accuracy.scoring",
+        "accuracy.ledger_update",
+        "sweep.command",
+        "what_if.runner",
+        "measure.doctoring",
+        "calibrate.here",
+        "report.making",
     ],
-)  # fmt: skip
+)
 def test_command_imports_without_extras(module: str) -> None:
     result = run_without(EXTRAS, f"import layerwise.scenarios.{module}")
 

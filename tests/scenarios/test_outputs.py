@@ -17,8 +17,12 @@ NAMED = 'name = "x [/foo] [bold]"\n[model]\npreset = "paper-16"\nnum_layers = 16
 def layerwise(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "layerwise.scenarios.command_line", *arguments],
-        cwd=ROOT, check=False, capture_output=True, text=True, env={**os.environ, **environment},
-    )  # fmt: skip
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
 
 
 def test_name_that_looks_like_markup_is_shown_as_text(tmp_path: Path) -> None:

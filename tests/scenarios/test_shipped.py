@@ -28,10 +28,14 @@ TRACES = data.FOLDER / "traces"
         ("profile", "h200", data.FOLDER / "profiles" / "h200.json"),
         ("trace", "validation/stage-8", TRACES / "validation" / "stage-8.jsonl"),
         ("trace", "validation/stage-8.own", TRACES / "validation" / "stage-8.own.jsonl.gz"),
-        ("trace", "validation/stage-8.own.jsonl.gz", TRACES / "validation" / "stage-8.own.jsonl.gz"),
+        (
+            "trace",
+            "validation/stage-8.own.jsonl.gz",
+            TRACES / "validation" / "stage-8.own.jsonl.gz",
+        ),
         ("trace", "two-h200/tp2", TRACES / "two-h200" / "tp2.jsonl"),
     ],
-)  # fmt: skip
+)
 def test_a_name_finds_its_file(kind: str, name: str, expected: Path) -> None:
     assert expected == find(name, "OPTION", kind)
 
@@ -58,16 +62,25 @@ def test_ones_own_file_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("kinds", "name", "message"),
     [
-        (("scenario",), "stage-8", ("'stage-8' is no file and no shipped scenario; did you mean "
-         "'validation/stage-8'")),
+        (
+            ("scenario",),
+            "stage-8",
+            ("'stage-8' is no file and no shipped scenario; did you mean 'validation/stage-8'"),
+        ),
         (("scenario",), "valdiation/stage-8.toml", "did you mean 'validation/stage-8'"),
         (("trace",), "validation/stage-9", "no shipped trace; did you mean 'validation/stage-8'"),
         (("profile",), "h100", "no shipped profile; did you mean 'h100-sxm'?"),
         (("profile",), "a100", "give the path of one, or a name (shipped are h100-sxm, h200)"),
-        (("trace", "scenario"), "nothing", ("no shipped trace or scenario; give the path of one, or "
-         "a name (`layerwise shipped` lists all)")),
+        (
+            ("trace", "scenario"),
+            "nothing",
+            (
+                "no shipped trace or scenario; give the path of one, or "
+                "a name (`layerwise shipped` lists all)"
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_name_is_told_the_nearest(kinds: tuple[str, ...], name: str, message: str) -> None:
     with pytest.raises(SpecError) as error:
         find(name, "OPTION", *kinds)

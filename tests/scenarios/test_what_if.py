@@ -42,9 +42,15 @@ def test_what_was_changed_is_said_beside_the_answer(
     layerwise: Run, scenario_file: Path, profile_file: Path
 ) -> None:
     ran = layerwise(
-        "predict", scenario_file, "--profile", profile_file,
-        "--set", "workload.batch_size=64", "--set", "workload.num_microbatches=8",
-    )  # fmt: skip
+        "predict",
+        scenario_file,
+        "--profile",
+        profile_file,
+        "--set",
+        "workload.batch_size=64",
+        "--set",
+        "workload.num_microbatches=8",
+    )
 
     assert (0, "changed: workload.batch_size=64, workload.num_microbatches=8\n") == (
         ran.code,

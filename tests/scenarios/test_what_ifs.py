@@ -64,8 +64,9 @@ def test_every_question_has_a_picture_and_a_golden_file_and_nothing_else_has() -
 def test_a_script_imports_sim_and_its_runner_only(name: str) -> None:
     tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
     found = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    found |= {each.name for node in ast.walk(tree) if isinstance(node, ast.Import)
-              for each in node.names}  # fmt: skip
+    found |= {
+        each.name for node in ast.walk(tree) if isinstance(node, ast.Import) for each in node.names
+    }
     parts = ("layerwise.scenarios.what_if.runner", "layerwise.scenarios.what_if.figures")
 
     assert set() == {module for module in found if not module.startswith("layerwise.sim.")} - set(

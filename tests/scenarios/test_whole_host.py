@@ -66,10 +66,17 @@ def test_eight_gpus_run_every_placement_in_every_question() -> None:
         questions.setdefault(run.question, set()).add(run.placement)
 
     every = {"tp8pp1", "tp4pp2", "tp2pp4", "layers"}
-    assert questions == dict.fromkeys((
-        "paper.decode", "small.2048", "paper.prefill", "small.2048.windows",
-        "small.10000.windows", "small.10000",
-    ), every)  # fmt: skip
+    assert questions == dict.fromkeys(
+        (
+            "paper.decode",
+            "small.2048",
+            "paper.prefill",
+            "small.2048.windows",
+            "small.10000.windows",
+            "small.10000",
+        ),
+        every,
+    )
 
 
 @pytest.mark.parametrize("num_gpus", [2, 4, 8])
@@ -88,8 +95,11 @@ def test_the_headline_of_each_placement_comes_first() -> None:
 
 
 def test_microbatches_go_from_one_to_sixteen_where_there_are_stages() -> None:
-    found = [run.scenario.workload.num_microbatches for run in host_runs("h200", 8)
-             if run.question == "paper.decode" and run.placement == "layers"]  # fmt: skip
+    found = [
+        run.scenario.workload.num_microbatches
+        for run in host_runs("h200", 8)
+        if run.question == "paper.decode" and run.placement == "layers"
+    ]
 
     assert [1, 2, 4, 8, 16] == sorted(found)
 
@@ -99,9 +109,10 @@ def test_the_small_model_caches_what_leaves_room_in_the_l2_and_what_does_not() -
     l2_bytes = small[0].cluster.gpu.l2_bytes
     used = {
         one.workload.batch_size * one.workload.context_tokens * 4 * one.model.hidden_size
-        + one.model.layer_weight_bytes < l2_bytes
+        + one.model.layer_weight_bytes
+        < l2_bytes
         for one in small
-    }  # fmt: skip
+    }
 
     assert {True, False} == used
     assert 2500 >= min(s.workload.batch_size * s.workload.context_tokens for s in small)
@@ -140,9 +151,12 @@ def test_a_prediction_is_never_overwritten(tmp_path: Path, prediction: HostPredi
 def test_a_prediction_of_another_run_is_refused(
     prediction: HostPrediction, runs: tuple[HostRun, ...]
 ) -> None:
-    other = replace(runs[0], scenario=replace(
-        runs[0].scenario, workload=replace(runs[0].scenario.workload, context_tokens=9)
-    ))  # fmt: skip
+    other = replace(
+        runs[0],
+        scenario=replace(
+            runs[0].scenario, workload=replace(runs[0].scenario.workload, context_tokens=9)
+        ),
+    )
     unknown = replace(runs[0], scenario=replace(runs[0].scenario, name="new"))
 
     with pytest.raises(
@@ -157,8 +171,10 @@ def test_a_prediction_of_another_run_is_refused(
 def test_committed_predictions_are_of_what_would_run(path: Path) -> None:
     found = read_prediction(path)
     assert found is not None
-    runs = runs_of(HostRequest(out=path, num_gpus=found.num_gpus, gpu=found.gpu),
-                   driving.host_profile(found.gpu))  # fmt: skip
+    runs = runs_of(
+        HostRequest(out=path, num_gpus=found.num_gpus, gpu=found.gpu),
+        driving.host_profile(found.gpu),
+    )
 
     check_runs(found, runs, path)
     assert {run.name for run in runs} == set(found.runs)
@@ -179,14 +195,18 @@ def measured(
         trace = trace_of(run.scenario, profile, num_repeats=2)
         factor = slower.get(run.placement, 1.0)
         steps = tuple(factor * seconds for seconds in trace.untraced_step_s)
-        write_trace(replace(trace, untraced_step_s=steps),
-                    folder / "traces" / f"{run.name}.jsonl.gz")  # fmt: skip
+        write_trace(
+            replace(trace, untraced_step_s=steps), folder / "traces" / f"{run.name}.jsonl.gz"
+        )
 
 
 def scored(
-    folder: Path, prediction: HostPrediction, runs: tuple[HostRun, ...], profile: Profile,
+    folder: Path,
+    prediction: HostPrediction,
+    runs: tuple[HostRun, ...],
+    profile: Profile,
     **slower: float,
-) -> HostScore:  # fmt: skip
+) -> HostScore:
     measured(folder, runs[:6], profile, slower)
     return score_host(folder, prediction, runs, profile)
 
@@ -217,10 +237,18 @@ def test_a_placement_that_is_slower_than_predicted_misses(
 
 def run_score(placement: str, predicted_s: float, measured_s: float) -> RunScore:
     return RunScore(
-        name=placement, question="q", placement=placement, is_small=False, reduces=False,
-        predicted_s=predicted_s, half_width=0.1, speed_of_light_s=0.0, uncalibrated_s=0.0,
-        measured_s=measured_s, traced_ratio=1.0,
-    )  # fmt: skip
+        name=placement,
+        question="q",
+        placement=placement,
+        is_small=False,
+        reduces=False,
+        predicted_s=predicted_s,
+        half_width=0.1,
+        speed_of_light_s=0.0,
+        uncalibrated_s=0.0,
+        measured_s=measured_s,
+        traced_ratio=1.0,
+    )
 
 
 def test_a_ranking_asks_of_pairs_that_lie_apart() -> None:
@@ -243,41 +271,79 @@ def test_effects_are_ratios_of_runs_that_differ_in_one_thing() -> None:
     base = replace(run_score("layers", 4.0, 4.0), is_small=True, ops=weights)
     named = [
         replace(base, name="small.10.layers.m2", question="small.10"),
-        replace(base, name="small.20.layers.m2", question="small.20",
-                ops=dict.fromkeys(weights, (1.5, 5.0))),
-        replace(base, name="small.10.windows.layers.m2", question="small.10.windows",
-                measured_s=3.0),
-    ]  # fmt: skip
+        replace(
+            base,
+            name="small.20.layers.m2",
+            question="small.20",
+            ops=dict.fromkeys(weights, (1.5, 5.0)),
+        ),
+        replace(
+            base, name="small.10.windows.layers.m2", question="small.10.windows", measured_s=3.0
+        ),
+    ]
 
     assert [
-        ("weights", "small.20.layers.m2", 1.5, 2.5), ("step", "small.10.windows.layers.m2", 1.0, 0.75)
-    ] == [(e.what, e.name, e.predicted, e.measured) for e in effects_of(named)]  # fmt: skip
+        ("weights", "small.20.layers.m2", 1.5, 2.5),
+        ("step", "small.10.windows.layers.m2", 1.0, 0.75),
+    ] == [(e.what, e.name, e.predicted, e.measured) for e in effects_of(named)]
 
 
 def test_pairs_are_told_where_all_were_given_a_payload(tmp_path: Path) -> None:
     def sent(first: int, second: int, seconds: float, use: str) -> dict[str, object]:
-        return {"op": "send", "mode": "graph", "ranks": [first, second], "use": use,
-                "payload_bytes": 4096, "median_s": seconds}  # fmt: skip
+        return {
+            "op": "send",
+            "mode": "graph",
+            "ranks": [first, second],
+            "use": use,
+            "payload_bytes": 4096,
+            "median_s": seconds,
+        }
 
-    (tmp_path / "links.json").write_text(json.dumps({"timings": [
-        sent(0, 1, 1e-6, "fit"), sent(0, 2, 3e-6, "survey"), sent(0, 3, 2e-6, "fit"),
-    ]}))  # fmt: skip
+    (tmp_path / "links.json").write_text(
+        json.dumps(
+            {
+                "timings": [
+                    sent(0, 1, 1e-6, "fit"),
+                    sent(0, 2, 3e-6, "survey"),
+                    sent(0, 3, 2e-6, "fit"),
+                ]
+            }
+        )
+    )
     (found,) = surveyed_pairs(tmp_path)
 
     assert (3, 1e-6, 3e-6, (0, 2)) == (
-        found.num_pairs, found.fastest_s, found.slowest_s, found.slowest_pair
-    )  # fmt: skip
+        found.num_pairs,
+        found.fastest_s,
+        found.slowest_s,
+        found.slowest_pair,
+    )
 
 
 def test_a_machine_with_a_slow_pair_says_which() -> None:
     def copied(first: int, second: int, rate: float) -> dict[str, object]:
-        return {"first": first, "second": second, "there_bytes_per_s": rate,
-                "back_bytes_per_s": rate, "intact": True, "problem": ""}  # fmt: skip
+        return {
+            "first": first,
+            "second": second,
+            "there_bytes_per_s": rate,
+            "back_bytes_per_s": rate,
+            "intact": True,
+            "problem": "",
+        }
 
-    lines = machine_lines({"machine": {
-        "driver": "1", "cuda": "2", "nccl": "3", "versions": {"torch": "4"}, "gpus": [],
-        "pairs": [], "copies": [copied(0, 1, 400e9), copied(0, 2, 100e9)],
-    }})  # fmt: skip
+    lines = machine_lines(
+        {
+            "machine": {
+                "driver": "1",
+                "cuda": "2",
+                "nccl": "3",
+                "versions": {"torch": "4"},
+                "gpus": [],
+                "pairs": [],
+                "copies": [copied(0, 1, 400e9), copied(0, 2, 100e9)],
+            }
+        }
+    )
 
     assert ["copies between GPUs: 100 to 400 GB/s", "  GPUs 0 and 2: slow"] == lines[-2:]
 
@@ -318,8 +384,10 @@ def test_a_call_leaves_every_file_and_a_score_of_every_run(done: Path) -> None:
 
 
 def test_predictions_are_older_than_the_first_measurement(done: Path) -> None:
-    ages = [(done / name).stat().st_mtime_ns for name in ("predictions.json", "machine.json",
-                                                          "links.json")]  # fmt: skip
+    ages = [
+        (done / name).stat().st_mtime_ns
+        for name in ("predictions.json", "machine.json", "links.json")
+    ]
 
     assert ages == sorted(ages)
 
@@ -454,8 +522,9 @@ def test_windows_run_where_the_l2_can_be_set_aside(monkeypatch: pytest.MonkeyPat
 def test_a_report_says_that_windows_were_left_out(
     tmp_path: Path, prediction: HostPrediction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_prediction(replace(prediction, links={"send.nvlink4": {"512": 1e-6}}),
-                     tmp_path / "predictions.json")  # fmt: skip
+    write_prediction(
+        replace(prediction, links={"send.nvlink4": {"512": 1e-6}}), tmp_path / "predictions.json"
+    )
     request = HostRequest(out=tmp_path, num_gpus=2, gpu="h100-sxm")
     assert "windows were left out" not in write_report(request)
     spec = replace(GPUS["h100-sxm"], persisting_l2_bytes=0)

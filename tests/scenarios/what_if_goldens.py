@@ -48,8 +48,9 @@ def list_of_answers() -> str:
     return HEADING + "".join(
         f"\n### {name}\n\n{found.what_if.question} {found.answer}\n\n"
         f"![{name}](pictures/{name}.svg)\n"
-        for name in question_names() for found in (answered(name),)
-    )  # fmt: skip
+        for name in question_names()
+        for found in (answered(name),)
+    )
 
 
 def main() -> None:

@@ -24,9 +24,14 @@ from tests.synthetic import synthetic_profile
 H100 = GPUS["h100-sxm"]
 CLUSTER = dgx_cluster(H100, 16)
 TINY = ModelSpec(
-    name="tiny", num_layers=8, hidden_size=64, intermediate_size=128, num_attention_heads=8,
-    num_key_value_heads=8, head_dim=8,
-)  # fmt: skip
+    name="tiny",
+    num_layers=8,
+    hidden_size=64,
+    intermediate_size=128,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=8,
+)
 
 
 @dataclass(frozen=True)
@@ -103,24 +108,37 @@ def calibrated(cluster: ClusterSpec = CLUSTER) -> Calibrated:
 
 
 def scenario_of(
-    placement: PlacementSpec, *, model: ModelSpec = TINY, microbatches: int = 1, num_steps: int = 3,
-    cluster: ClusterSpec = CLUSTER, batch_size: int = 16,
-) -> Scenario:  # fmt: skip
+    placement: PlacementSpec,
+    *,
+    model: ModelSpec = TINY,
+    microbatches: int = 1,
+    num_steps: int = 3,
+    cluster: ClusterSpec = CLUSTER,
+    batch_size: int = 16,
+) -> Scenario:
     return Scenario(
-        name="test", model=model, cluster=cluster, placement=placement,
+        name="test",
+        model=model,
+        cluster=cluster,
+        placement=placement,
         workload=Workload(
-            batch_size=batch_size, context_tokens=32, num_microbatches=microbatches,
+            batch_size=batch_size,
+            context_tokens=32,
+            num_microbatches=microbatches,
         ),
         run=RunSpec(num_steps=num_steps),
-    )  # fmt: skip
+    )
 
 
 def pipeline(stages: int, microbatches: int, num_steps: int, batch_size: int = 24) -> Scenario:
     """Equal stages of one layer each, on one GPU each."""
     return scenario_of(
-        PlacementSpec(num_gpus=stages), model=replace(TINY, num_layers=stages),
-        microbatches=microbatches, num_steps=num_steps, batch_size=batch_size,
-    )  # fmt: skip
+        PlacementSpec(num_gpus=stages),
+        model=replace(TINY, num_layers=stages),
+        microbatches=microbatches,
+        num_steps=num_steps,
+        batch_size=batch_size,
+    )
 
 
 @dataclass(frozen=True)
@@ -143,13 +161,16 @@ class Case:
 def models(draw: st.DrawFn) -> ModelSpec:
     kv_heads, group = draw(st.sampled_from((1, 2, 4))), draw(st.sampled_from((1, 2, 3)))
     return ModelSpec(
-        name="drawn", num_layers=draw(st.integers(1, 5)),
+        name="drawn",
+        num_layers=draw(st.integers(1, 5)),
         hidden_size=draw(st.sampled_from((16, 40))),
         intermediate_size=4 * draw(st.integers(1, 9)),
-        num_attention_heads=kv_heads * group, num_key_value_heads=kv_heads,
-        head_dim=draw(st.sampled_from((4, 8))), vocab_size=draw(st.sampled_from((0, 20))),
+        num_attention_heads=kv_heads * group,
+        num_key_value_heads=kv_heads,
+        head_dim=draw(st.sampled_from((4, 8))),
+        vocab_size=draw(st.sampled_from((0, 20))),
         dtype=draw(st.sampled_from(("bfloat16", "float32"))),
-    )  # fmt: skip
+    )
 
 
 @st.composite
@@ -188,5 +209,7 @@ def matmul_op(name: str, weight_bytes: int, *, rows: int = 1, per_layer: bool = 
         source=Buffer(f"{name}.in", "activation", (rows, 1024), "bfloat16"),
         weight=Buffer(f"{name}.w", "weight", (columns, 1024), "bfloat16", per_layer=per_layer),
         output=Buffer(f"{name}.out", "activation", (rows, columns), "bfloat16"),
-        rows=rows, columns=columns, inner=1024,
-    )  # fmt: skip
+        rows=rows,
+        columns=columns,
+        inner=1024,
+    )

@@ -18,9 +18,11 @@ SHARDS = PlacementSpec(strategy="tensor-pipeline", tensor_parallel=4, pipeline_p
 
 def growing(spec: PlacementSpec, context: int, batch: int, microbatches: int) -> Scenario:
     scenario = scenario_of(
-        spec, model=replace(MODELS["paper-16"], num_layers=4), microbatches=microbatches,
+        spec,
+        model=replace(MODELS["paper-16"], num_layers=4),
+        microbatches=microbatches,
         batch_size=batch,
-    )  # fmt: skip
+    )
     return replace(scenario, workload=replace(scenario.workload, context_tokens=context))
 
 

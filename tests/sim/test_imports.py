@@ -25,8 +25,11 @@ HEAVY = ("torch", "nvtx", "scipy", "transformers", "triton")
 def run_without(blocked: tuple[str, ...], code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", BLOCKER.format(blocked=blocked, code=code)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def modules_of(package: str) -> list[str]:

@@ -13,7 +13,7 @@ from layerwise.sim.memory import (
     memory_budgets,
     remedies,
     slack_bytes_of,
-)  # fmt: skip
+)
 from layerwise.sim.plan.hardware import GPUS, dgx_cluster
 from layerwise.sim.plan.model import MODELS, ModelSpec
 from layerwise.sim.plan.program import buffers_of
@@ -24,7 +24,7 @@ from layerwise.sim.plan.scenario import (
     compile_run,
     paper_scenario,
     place,
-)  # fmt: skip
+)
 from layerwise.sim.plan.workload import MAX_CONTEXT, Phase, Workload
 from tests.sim.scenes import TINY, Case, cases, scenario_of
 
@@ -99,9 +99,13 @@ def test_budget_is_the_sum_of_its_parts() -> None:
     found = budget(PAPER_30B)
 
     assert found.total_bytes == (
-        found.weight_bytes + found.kv_bytes + found.activation_bytes + found.communication_bytes
-        + found.slack_bytes + 2 * 10**9
-    )  # fmt: skip
+        found.weight_bytes
+        + found.kv_bytes
+        + found.activation_bytes
+        + found.communication_bytes
+        + found.slack_bytes
+        + 2 * 10**9
+    )
 
 
 def fits_with(**workload: int) -> bool:
@@ -145,11 +149,20 @@ def test_largest_batch_is_shared_evenly_by_replicas() -> None:
     scenario = replace(PAPER_30B, placement=PlacementSpec(data_parallel=2))
     found = largest_that_fits(scenario, "workload.batch_size", 0)
     fits = [
-        all(b.fits for b in memory_budgets(compile_run(replace(
-            scenario, workload=replace(scenario.workload, batch_size=batch),
-        )), CAPACITY))
+        all(
+            b.fits
+            for b in memory_budgets(
+                compile_run(
+                    replace(
+                        scenario,
+                        workload=replace(scenario.workload, batch_size=batch),
+                    )
+                ),
+                CAPACITY,
+            )
+        )
         for batch in (found, found + 2)
-    ]  # fmt: skip
+    ]
 
     assert found % 2 == 0
     assert [True, False] == fits
@@ -230,15 +243,22 @@ def test_so_many_times_the_gpus_fit_as_replicas() -> None:
 def test_more_gpus_divide_the_weights_too() -> None:
     # 140 GB of weights and 168 GB of KV on two GPUs: five would do, and so three times two.
     model = ModelSpec(
-        name="70b", num_layers=80, hidden_size=8192, intermediate_size=28672,
-        num_attention_heads=64, num_key_value_heads=8, head_dim=128,
+        name="70b",
+        num_layers=80,
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        head_dim=128,
         vocab_size=128_256,
-    )  # fmt: skip
+    )
     scenario = Scenario(
-        name="", model=model, cluster=dgx_cluster(GPUS["h100-sxm"], 2),
+        name="",
+        model=model,
+        cluster=dgx_cluster(GPUS["h100-sxm"], 2),
         placement=PlacementSpec(strategy="tensor-pipeline", tensor_parallel=2),
         workload=Workload(batch_size=64, context_tokens=8000, num_microbatches=1),
-    )  # fmt: skip
+    )
 
     assert 3 == remedies(scenario, budget(scenario))[-1].value
 

@@ -19,8 +19,9 @@ SHARDS = PlacementSpec(strategy="tensor-pipeline", tensor_parallel=4, pipeline_p
 
 
 def scene(microbatches: int = 2) -> Scenario:
-    return scenario_of(SHARDS, model=replace(MODELS["paper-16"], num_layers=4),
-                       microbatches=microbatches)  # fmt: skip
+    return scenario_of(
+        SHARDS, model=replace(MODELS["paper-16"], num_layers=4), microbatches=microbatches
+    )
 
 
 @pytest.mark.parametrize("strategy", ["layer-wise", "tensor-pipeline"])
@@ -84,8 +85,9 @@ def test_shares_and_bubble_make_the_whole(profile: object) -> None:
 
 def test_speed_of_light_is_the_belief_without_a_profile() -> None:
     assert ("speed_of_light", "calibrated") == (
-        cost_model(CLUSTER, None).belief, cost_model(CLUSTER, PROFILE).belief,
-    )  # fmt: skip
+        cost_model(CLUSTER, None).belief,
+        cost_model(CLUSTER, PROFILE).belief,
+    )
 
 
 def test_belief_that_is_asked_for_is_the_one_given() -> None:
@@ -193,11 +195,17 @@ def test_more_stages_than_layers_is_refused() -> None:
 def test_larger_batch_is_not_slower_a_token() -> None:
     small, large = (
         predict(
-            replace(paper_scenario("layer-wise"), workload=Workload(
-                batch_size=batch, context_tokens=1000, num_microbatches=16,
-            )), PROFILE,
+            replace(
+                paper_scenario("layer-wise"),
+                workload=Workload(
+                    batch_size=batch,
+                    context_tokens=1000,
+                    num_microbatches=16,
+                ),
+            ),
+            PROFILE,
         ).tokens_per_s
         for batch in (32, 128)
-    )  # fmt: skip
+    )
 
     assert large > small

@@ -41,10 +41,12 @@ def altered(folder: Path, **values: object) -> Path:
 
 def test_profile_survives_its_file(tmp_path: Path) -> None:
     profile = synthetic_profile()
-    fit = replace(profile.fits["matmul"], residuals=tuple(
-        ResidualPoint(place=(*point.place, 1.0), log_ratio=point.log_ratio)
-        for point in POINTS
-    ))  # fmt: skip
+    fit = replace(
+        profile.fits["matmul"],
+        residuals=tuple(
+            ResidualPoint(place=(*point.place, 1.0), log_ratio=point.log_ratio) for point in POINTS
+        ),
+    )
     profile = replace(profile, fits=profile.fits | {"matmul": fit})
     write_profile(profile, tmp_path / "p.json")
 
@@ -114,17 +116,17 @@ def test_migrated_profile_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_shape_far_from_every_point_is_beyond_though_inside_the_ranges() -> None:
-    scale = ErrorScale(
-        quantile=1.0, floor=0.01, slope=0.05, reach=0.1, farthest=1.0, num_scores=50
-    )  # fmt: skip
+    scale = ErrorScale(quantile=1.0, floor=0.01, slope=0.05, reach=0.1, farthest=1.0, num_scores=50)
     fit = replace(
-        synthetic_profile().fits["norm"], residuals=(ResidualPoint(place=(0.0,), log_ratio=0.0),),
+        synthetic_profile().fits["norm"],
+        residuals=(ResidualPoint(place=(0.0,), log_ratio=0.0),),
         error_scale=scale,
-    )  # fmt: skip
+    )
 
     assert (False, True) == (
-        fit.is_beyond((8, 64), (0.9,)), fit.is_beyond((8, 64), (1.1,)),
-    )  # fmt: skip
+        fit.is_beyond((8, 64), (0.9,)),
+        fit.is_beyond((8, 64), (1.1,)),
+    )
 
 
 def test_transfer_is_as_wide_as_a_laplace_law_of_its_median() -> None:
@@ -202,8 +204,10 @@ def test_shape_at_the_edge_is_inside_and_beyond_it_outside() -> None:
     fit = replace(synthetic_profile().fits["norm"], valid=((1.0, 8.0), (64.0, 64.0)))
 
     assert (True, False, False) == (
-        fit.inside((8, 64)), fit.inside((9, 64)), fit.inside((8, 65)),
-    )  # fmt: skip
+        fit.inside((8, 64)),
+        fit.inside((9, 64)),
+        fit.inside((8, 65)),
+    )
 
 
 def test_what_a_fit_has_seen_survives_its_file(tmp_path: Path) -> None:
@@ -234,8 +238,10 @@ def test_older_files_have_seen_heads_of_128_in_bf16(tmp_path: Path) -> None:
 
     assert "head_dims" not in path.read_text()
     assert ((), (128,), ("bfloat16",)) == (
-        (fit := load_profile(path).fits["norm"]).kernels, fit.head_dims, fit.dtypes
-    )  # fmt: skip
+        (fit := load_profile(path).fits["norm"]).kernels,
+        fit.head_dims,
+        fit.dtypes,
+    )
 
 
 @pytest.mark.parametrize(

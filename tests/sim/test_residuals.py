@@ -6,9 +6,7 @@ import pytest
 
 from layerwise.sim.residuals import ErrorScale, Nearby, ResidualPoint, ResidualTable
 
-SCALE = ErrorScale(
-    quantile=2.0, floor=0.01, slope=0.05, reach=0.3, farthest=1.0, num_scores=100
-)  # fmt: skip
+SCALE = ErrorScale(quantile=2.0, floor=0.01, slope=0.05, reach=0.3, farthest=1.0, num_scores=100)
 
 
 def test_within_reach_the_local_error_alone_tells_the_width() -> None:
@@ -36,8 +34,9 @@ def test_local_error_is_that_of_the_points_around() -> None:
     table = ResidualTable([*easy, *hard])
 
     assert (0.01, 0.2) == (
-        pytest.approx(table.look((0.2,)).error), pytest.approx(table.look((9.2,)).error),
-    )  # fmt: skip
+        pytest.approx(table.look((0.2,)).error),
+        pytest.approx(table.look((9.2,)).error),
+    )
 
 
 def test_distance_is_to_the_nearest_point() -> None:

@@ -48,10 +48,14 @@ def _said(prediction: Prediction) -> object:
 @pytest.mark.parametrize("placement", [PlacementSpec(), TENSOR], ids=["layer-wise", "tensor"])
 @pytest.mark.parametrize(
     "run",
-    [RunSpec(), RunSpec(context_growth_tokens=3), RunSpec(launch="eager"),
-     RunSpec(persisting_weights=True)],
+    [
+        RunSpec(),
+        RunSpec(context_growth_tokens=3),
+        RunSpec(launch="eager"),
+        RunSpec(persisting_weights=True),
+    ],
     ids=["graph", "growing", "eager", "windows"],
-)  # fmt: skip
+)
 def test_contexts_share_their_programs(
     profile: Profile, placement: PlacementSpec, run: RunSpec
 ) -> None:

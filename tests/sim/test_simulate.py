@@ -64,9 +64,10 @@ def in_order(rows: tuple[Row, ...]) -> list[Row]:
 def stage_s(scenario: Scenario, cost: FlatCost) -> float:
     """One microbatch on one stage, whose ops all take the same time."""
     local = [
-        placed for placed in compile_run(scenario)[0].programs[0]
+        placed
+        for placed in compile_run(scenario)[0].programs[0]
         if placed.microbatch == 0 and not isinstance(placed.op, ops.Send)
-    ]  # fmt: skip
+    ]
     return len(local) * cost.op_s
 
 
@@ -259,9 +260,10 @@ def test_eager_host_that_is_ahead_costs_nothing() -> None:
 def test_rank_alone_takes_the_sum_of_its_ops() -> None:
     scenario, cost = pipeline(4, 2, num_steps=1), FlatCost()
     local = [
-        p for p in compile_run(scenario)[0].programs[1]
+        p
+        for p in compile_run(scenario)[0].programs[1]
         if not isinstance(p.op, (ops.Send, ops.Recv))
-    ]  # fmt: skip
+    ]
 
     assert len(local) * 1e-6 == pytest.approx(run_scenario(scenario, cost, alone=1).first_step_s)
 
@@ -274,9 +276,8 @@ def test_rank_alone_with_caches_takes_the_sum_of_its_walk() -> None:
     cost = uncontended()
     program = compile_run(scenario)[0].programs[3]
     parts = [
-        part for part in program.parts
-        if not isinstance(part.segment.ops[0], (ops.Send, ops.Recv))
-    ]  # fmt: skip
+        part for part in program.parts if not isinstance(part.segment.ops[0], (ops.Send, ops.Recv))
+    ]
     timed = time_ops(cost, walk(parts, L2State(cost)))
     by_hand = round(sum(op.cost.launch_s + op.cost.kernel_s for op in timed), 9)
     graphs = round(cost.graph_launch_s, 9)
@@ -296,13 +297,17 @@ def test_rank_alone_marks_its_messages_replaced() -> None:
 @pytest.mark.parametrize("spec", [PlacementSpec(), SHARDS])
 def test_doubling_every_bandwidth_halves_the_speed_of_light(spec: PlacementSpec) -> None:
     gpu = replace(
-        H100, hbm_bytes_per_s=2 * H100.hbm_bytes_per_s, l2_bytes_per_s=2 * H100.l2_bytes_per_s,
+        H100,
+        hbm_bytes_per_s=2 * H100.hbm_bytes_per_s,
+        l2_bytes_per_s=2 * H100.l2_bytes_per_s,
         peak_flops_per_s=2 * H100.peak_flops_per_s,
-    )  # fmt: skip
+    )
     doubled = replace(
-        CLUSTER, gpu=gpu, nvlink=replace(CLUSTER.nvlink, bytes_per_s=900e9),
+        CLUSTER,
+        gpu=gpu,
+        nvlink=replace(CLUSTER.nvlink, bytes_per_s=900e9),
         nic=replace(CLUSTER.nic, bytes_per_s=100e9),
-    )  # fmt: skip
+    )
     once, twice = (
         run_scenario(
             scenario_of(spec, model=MODELS["paper-16"], microbatches=4, cluster=cluster),
@@ -321,8 +326,10 @@ def test_wire_bytes_are_those_of_the_ops(case: Case) -> None:
     counted = sum(size for account in accounts_of(machine) for size in account.wire_bytes.values())
     demanded = sum(
         demand_of(placed.op).wire_bytes
-        for compiled in case.run for program in compiled.programs for placed in program
-    )  # fmt: skip
+        for compiled in case.run
+        for program in compiled.programs
+        for placed in program
+    )
 
     assert demanded == counted
 
@@ -442,9 +449,10 @@ def test_folded_rows_equal_unfolded_rows_while_the_context_grows(context: int) -
     model = replace(MODELS["paper-16"], num_layers=4)
     scenario = scenario_of(PlacementSpec(num_gpus=4), model=model, microbatches=4, batch_size=4)
     scenario = replace(
-        scenario, workload=replace(scenario.workload, context_tokens=context),
+        scenario,
+        workload=replace(scenario.workload, context_tokens=context),
         run=RunSpec(num_steps=6, context_growth_tokens=300),
-    )  # fmt: skip
+    )
     run, cost = compile_run(scenario), calibrated()
     folded, unfolded = (simulate(run, cost, CLUSTER, folded=flag) for flag in (True, False))
 
@@ -478,9 +486,13 @@ def test_steps_in_one_graph_share_its_launch() -> None:
 def windowed(cost: CostModel, hidden: int) -> tuple[float, float]:
     """Seconds of a layer's step without windows over its weights, and with."""
     model = replace(
-        MODELS["paper-16"], num_layers=1, hidden_size=hidden, intermediate_size=4 * hidden,
-        num_attention_heads=hidden // 128, num_key_value_heads=hidden // 128,
-    )  # fmt: skip
+        MODELS["paper-16"],
+        num_layers=1,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_attention_heads=hidden // 128,
+        num_key_value_heads=hidden // 128,
+    )
     scenario = scenario_of(PlacementSpec(num_gpus=1), model=model, batch_size=1, num_steps=6)
     run = compile_run(scenario)
     plain, kept = (

@@ -86,10 +86,12 @@ def test_bytes_of_all_ops_are_the_closed_form() -> None:
     compiled = compile_step(model, placement, step, KernelChoice())
     read = sum(
         size
-        for part in compiled.template[0].parts for op in part.segment.ops
+        for part in compiled.template[0].parts
+        for op in part.segment.ops
         if isinstance(op, (ops.Matmul, ops.Attention))
-        for buffer, size in demand_of(op).reads if buffer.kind in ("weight", "kv")
-    )  # fmt: skip
+        for buffer, size in demand_of(op).reads
+        if buffer.kind in ("weight", "kv")
+    )
 
     assert closed_form_weight_and_kv_read_bytes(model, placement, step) == read
     assert closed_form_flops(PAPER, step) == closed_form_flops(model, step)

@@ -67,9 +67,13 @@ def slow_parts(draw: st.DrawFn, num_gpus: int) -> SlowParts:
     shares = st.sampled_from((0.25, 0.7, 1.0))
     ranks = st.lists(st.integers(0, num_gpus - 1), min_size=1, max_size=3, unique=True).map(tuple)
     return SlowParts(
-        gpus=draw(ranks), clock_share=draw(shares), hbm_share=draw(shares),
-        ports=draw(ranks), nvlink_share=draw(shares), nic_share=draw(shares),
-    )  # fmt: skip
+        gpus=draw(ranks),
+        clock_share=draw(shares),
+        hbm_share=draw(shares),
+        ports=draw(ranks),
+        nvlink_share=draw(shares),
+        nic_share=draw(shares),
+    )
 
 
 def both_ways(case: Case, cost: CostModel, cluster: ClusterSpec) -> list[Simulation]:
@@ -188,8 +192,11 @@ def test_a_slow_port_stretches_the_bytes_of_its_messages_and_not_their_latency()
 
     def sends(asked: Scenario) -> dict[int, int]:
         rows = run_scenario(asked, cost).rows
-        return {row.rank: round((row.end_s - row.start_s) / PS) for row in rows
-                if row.kind == "Send" and ".act." in row.op and row.step == 0}  # fmt: skip
+        return {
+            row.rank: round((row.end_s - row.start_s) / PS)
+            for row in rows
+            if row.kind == "Send" and ".act." in row.op and row.step == 0
+        }
 
     plain, found = sends(scenario), sends(slow)
     latency = 2_000_000

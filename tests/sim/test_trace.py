@@ -16,15 +16,30 @@ from layerwise.sim.trace import COLUMNS, Row, Trace, as_data, read_trace, write_
 from tests.sim.scenes import TINY
 
 ROW = Row(
-    repeat=0, step=1, rank=2, op="L00.attn.qkv@m0", kind="Matmul", stream="compute",
-    ready_s=1e-6, start_s=2e-6, end_s=5e-6, bound="hbm",
-)  # fmt: skip
+    repeat=0,
+    step=1,
+    rank=2,
+    op="L00.attn.qkv@m0",
+    kind="Matmul",
+    stream="compute",
+    ready_s=1e-6,
+    start_s=2e-6,
+    end_s=5e-6,
+    bound="hbm",
+)
 TRACE = Trace(
-    source="measured", name="stage", scenario={"name": "x"}, kernel_set="abc",
-    rows=(ROW, replace(ROW, op="L00.attn.out@m0", replaced=True)), untraced_step_s=(1e-3, 2e-3),
-    traced_step_s=(3e-3,), timing="cupti", measured={"hbm_bytes_per_s": 3e12},
-    environment={"gpu": "H100"}, purpose="validation",
-)  # fmt: skip
+    source="measured",
+    name="stage",
+    scenario={"name": "x"},
+    kernel_set="abc",
+    rows=(ROW, replace(ROW, op="L00.attn.out@m0", replaced=True)),
+    untraced_step_s=(1e-3, 2e-3),
+    traced_step_s=(3e-3,),
+    timing="cupti",
+    measured={"hbm_bytes_per_s": 3e12},
+    environment={"gpu": "H100"},
+    purpose="validation",
+)
 
 
 def changed(folder: Path, change: Callable[[list[str]], list[str]]) -> Path:
@@ -193,9 +208,16 @@ def test_keys_of_a_newer_header_are_ignored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("name", ["x"]), ("untraced_step_s", 5), ("untraced_step_s", [0.0]), ("measured", []),
-     ("environment", "x"), ("source", "guessed"), ("purpose", ["x"])],
-)  # fmt: skip
+    [
+        ("name", ["x"]),
+        ("untraced_step_s", 5),
+        ("untraced_step_s", [0.0]),
+        ("measured", []),
+        ("environment", "x"),
+        ("source", "guessed"),
+        ("purpose", ["x"]),
+    ],
+)
 def test_header_of_the_wrong_kind_is_refused(tmp_path: Path, key: str, value: object) -> None:
     path = tmp_path / "t.jsonl"
     write_trace(Trace(source="measured", name="t", scenario={}, kernel_set="k"), path)
@@ -211,8 +233,17 @@ def test_header_of_the_wrong_kind_is_refused(tmp_path: Path, key: str, value: ob
 )
 def test_row_of_the_wrong_kind_is_refused(tmp_path: Path, key: str, value: object) -> None:
     path = tmp_path / "t.jsonl"
-    row = Row(repeat=0, step=0, rank=0, op="a", kind="Norm", stream="compute", ready_s=0.0,
-              start_s=0.0, end_s=1.0)  # fmt: skip
+    row = Row(
+        repeat=0,
+        step=0,
+        rank=0,
+        op="a",
+        kind="Norm",
+        stream="compute",
+        ready_s=0.0,
+        start_s=0.0,
+        end_s=1.0,
+    )
     trace = Trace(source="measured", name="t", scenario={}, kernel_set="k", rows=(row,))
     write_trace(trace, path)
     header, line = path.read_text().splitlines()

@@ -26,15 +26,23 @@ def layers(num_layers: int = 1, hidden: int = 1024, **workload: object) -> Scena
     """One GPU with layers of this width."""
     heads = hidden // 128
     model = ModelSpec(
-        name=f"h{hidden}", num_layers=num_layers, hidden_size=hidden, intermediate_size=4 * hidden,
-        num_attention_heads=heads, num_key_value_heads=heads, head_dim=128,
-    )  # fmt: skip
+        name=f"h{hidden}",
+        num_layers=num_layers,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=128,
+    )
     made = Workload(batch_size=8, context_tokens=128, num_microbatches=1)
     return Scenario(
-        name="layers", model=model, cluster=dgx_cluster(GPUS["h100-sxm"], 1),
-        placement=PlacementSpec(), workload=replace(made, **workload),
+        name="layers",
+        model=model,
+        cluster=dgx_cluster(GPUS["h100-sxm"], 1),
+        placement=PlacementSpec(),
+        workload=replace(made, **workload),
         run=RunSpec(num_steps=6, only_rank=0),
-    )  # fmt: skip
+    )
 
 
 STAGE = replace(
@@ -44,10 +52,11 @@ STAGE = replace(
     run=RunSpec(num_steps=6, only_rank=2),
 )
 SHARD = replace(
-    layers(4), cluster=dgx_cluster(GPUS["h100-sxm"], 2),
+    layers(4),
+    cluster=dgx_cluster(GPUS["h100-sxm"], 2),
     placement=PlacementSpec(strategy="tensor-pipeline", tensor_parallel=2),
     run=RunSpec(num_steps=6, only_rank=1),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(
@@ -72,10 +81,14 @@ def test_priced_it_is_the_step_that_is_simulated(scenario: Scenario) -> None:
 
 @pytest.mark.parametrize(
     "scenario",
-    [replace(STAGE, run=RunSpec(num_steps=4)), replace(SHARD, run=RunSpec(num_steps=4)),
-     replace(STAGE, run=RunSpec(num_steps=4, context_growth_tokens=1)), STAGE],
+    [
+        replace(STAGE, run=RunSpec(num_steps=4)),
+        replace(SHARD, run=RunSpec(num_steps=4)),
+        replace(STAGE, run=RunSpec(num_steps=4, context_growth_tokens=1)),
+        STAGE,
+    ],
     ids=["a pipeline", "tensor-parallel", "a growing context", "a rank alone"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("folded", [True, False])
 def test_a_whole_run_is_walked_as_it_was_simulated(scenario: Scenario, folded: bool) -> None:
     cost, run = Calibrated(scenario.cluster, synthetic_profile()), compile_run(scenario)
@@ -104,9 +117,10 @@ def test_reads_that_hit_and_miss_are_what_the_ops_read() -> None:
     scenario = layers(2)
     traffic = traffic_of(scenario, synthetic_profile())
     expected = {
-        placed.name: demand_of(placed.op).read_bytes for placed in compile_run(scenario)[3].programs[0]
+        placed.name: demand_of(placed.op).read_bytes
+        for placed in compile_run(scenario)[3].programs[0]
         if placed.name in traffic
-    }  # fmt: skip
+    }
     assert expected == {name: t.hbm_read_bytes + t.l2_read_bytes for name, t in traffic.items()}
 
 
@@ -121,9 +135,12 @@ def test_chunks_of_a_prefill_are_summed() -> None:
     scenario = layers(phase="prefill", batch_size=1, context_tokens=1024, prefill_chunk_tokens=256)
     traffic = traffic_of(scenario, synthetic_profile())
     written = sum(
-        size for step in compile_run(scenario) for placed in step.programs[0]
-        if placed.name == "L00.attn.qkv@m0" for _, size in demand_of(placed.op).writes
-    )  # fmt: skip
+        size
+        for step in compile_run(scenario)
+        for placed in step.programs[0]
+        if placed.name == "L00.attn.qkv@m0"
+        for _, size in demand_of(placed.op).writes
+    )
     assert written == traffic["L00.attn.qkv@m0"].written_bytes
 
 

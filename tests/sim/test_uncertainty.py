@@ -113,9 +113,14 @@ def small() -> Scenario:
 
 def part(kind: str, share: float, half_width: float, *dimensions: float) -> Contribution:
     return Contribution(
-        name=kind, kind=kind, dimensions=dimensions, share=share, half_width=half_width,
-        distance=0.0, is_beyond=False,
-    )  # fmt: skip
+        name=kind,
+        kind=kind,
+        dimensions=dimensions,
+        share=share,
+        half_width=half_width,
+        distance=0.0,
+        is_beyond=False,
+    )
 
 
 def test_errors_of_one_kind_add_up_and_those_of_two_do_not() -> None:
@@ -127,8 +132,9 @@ def test_errors_of_one_kind_add_up_and_those_of_two_do_not() -> None:
     )
 
     assert (0.1, 0.1 / math.sqrt(2)) == (
-        pytest.approx(same.half_width), pytest.approx(apart.half_width),
-    )  # fmt: skip
+        pytest.approx(same.half_width),
+        pytest.approx(apart.half_width),
+    )
 
 
 def test_step_factor_is_not_for_links() -> None:
@@ -149,8 +155,9 @@ def test_ranks_that_were_folded_count_as_often_as_they_are_there() -> None:
     """TP=4 x PP=2 with one slow GPU: its stage paces, the other idles, and only some ranks fold."""
     scenario = scenario_of(
         PlacementSpec(strategy="tensor-pipeline", tensor_parallel=4, pipeline_parallel=2),
-        model=replace(MODELS["paper-16"], num_layers=4), microbatches=4,
-    )  # fmt: skip
+        model=replace(MODELS["paper-16"], num_layers=4),
+        microbatches=4,
+    )
     slow = SlowParts(gpus=(2,), clock_share=0.3, hbm_share=0.3)
     cluster = replace(dgx_cluster(GPUS["h100-sxm"], 8), slow=slow)
     cost = Calibrated(cluster, profile_with())
@@ -187,8 +194,9 @@ def test_equal_steps_have_no_interval_between_them() -> None:
     other = Uncertainty(contributions=(part("a", 1.0, 0.1, 2),), step_factor=1.0)
 
     assert (0.0, math.hypot(0.1, 0.1)) == (
-        half_width_of_ratio(one, one), pytest.approx(half_width_of_ratio(one, other)),
-    )  # fmt: skip
+        half_width_of_ratio(one, one),
+        pytest.approx(half_width_of_ratio(one, other)),
+    )
 
 
 def test_ops_outside_the_calibrated_ranges_are_told_by_name() -> None:

@@ -38,10 +38,21 @@ def op_counters(op: str, read_bytes: float, hbm_bytes: float) -> OpCounters:
     """Of every other byte that an SM reads, the half of the L2 beside it must ask the other."""
     sectors = read_bytes / 32
     hits = sectors - hbm_bytes / 32
-    return OpCounters(op=op, kernels=("k1", "k2"), metrics={
-        READS: 1.5 * sectors, HITS: hits, WRITES: 1.0, DRAM_READ: hbm_bytes, DRAM_WRITE: 64.0,
-        TIME: 1e-6, ASKED: sectors, NEAR: hits / 2, FAR: hits / 2,
-    })  # fmt: skip
+    return OpCounters(
+        op=op,
+        kernels=("k1", "k2"),
+        metrics={
+            READS: 1.5 * sectors,
+            HITS: hits,
+            WRITES: 1.0,
+            DRAM_READ: hbm_bytes,
+            DRAM_WRITE: 64.0,
+            TIME: 1e-6,
+            ASKED: sectors,
+            NEAR: hits / 2,
+            FAR: hits / 2,
+        },
+    )
 
 
 def counted(
@@ -57,9 +68,14 @@ def counted(
         for op, t in traffic.items()
     )
     return Counters(
-        name=name, scenario=as_data(scenario), ops=ops, ops_run=(*traffic, "P0.act.recv@m0"),
-        passes={"memory": 1, "partitions": 1}, warm_ups=5, environment=H100,
-    )  # fmt: skip
+        name=name,
+        scenario=as_data(scenario),
+        ops=ops,
+        ops_run=(*traffic, "P0.act.recv@m0"),
+        passes={"memory": 1, "partitions": 1},
+        warm_ups=5,
+        environment=H100,
+    )
 
 
 def write(counters: Counters, path: Path, **changes: object) -> Path:
@@ -141,9 +157,14 @@ def test_a_gpu_that_nobody_knows_is_refused(profile: Profile) -> None:
 def test_reads_of_working_sets_follow_the_curve_of_one_kernel(profile: Profile) -> None:
     sizes = {"read.32MB": 32_000_000, "read.48MB": 48_000_000}
     counters = Counters(
-        name="reads", ops_run=tuple(sizes), working_sets_bytes=sizes, passes={}, warm_ups=3,
-        ops=tuple(op_counters(name, size, 0.0) for name, size in sizes.items()), environment=H100,
-    )  # fmt: skip
+        name="reads",
+        ops_run=tuple(sizes),
+        working_sets_bytes=sizes,
+        passes={},
+        warm_ups=3,
+        ops=tuple(op_counters(name, size, 0.0) for name, size in sizes.items()),
+        environment=H100,
+    )
     small, large = compare_counters(counters, profile).ops
     ramp = (0.95 * 52_428_800 - 48_000_000) / (0.2 * 52_428_800)
     assert (1.0, 1.0) == (small.predicted_hit, small.counted_hit)

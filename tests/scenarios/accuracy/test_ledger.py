@@ -34,10 +34,17 @@ def scored_at(
     errors: Sequence[float], group: str = SMALL_MATMULS, spread: float = 0.0
 ) -> list[Scored]:
     return [
-        Scored(group=group, part="", name=f"point {n}", measured_s=1e-3, kernel_set="abc",
-               predicted_s=1e-3 * (1 + error), spread=spread)
+        Scored(
+            group=group,
+            part="",
+            name=f"point {n}",
+            measured_s=1e-3,
+            kernel_set="abc",
+            predicted_s=1e-3 * (1 + error),
+            spread=spread,
+        )
         for n, error in enumerate(errors)
-    ]  # fmt: skip
+    ]
 
 
 def ledger_of(scored: Sequence[Scored], old: Ledger | None = None, reason: str = "") -> Ledger:

@@ -62,9 +62,11 @@ MIB = 2**20
 SIZES = (MIB, 512 * MIB)
 LAYER, WITH_WINDOWS = "h1024.kv8.l1.b1.c128.decode", "h1024.kv8.l1.b1.c128.decode.persist"
 READ_CONSTANTS = {
-    "read_launch_s": 1.5e-6, "read_miss_s": 0.5e-6, "read_l2_bytes_per_s": 5e12,
+    "read_launch_s": 1.5e-6,
+    "read_miss_s": 0.5e-6,
+    "read_l2_bytes_per_s": 5e12,
     "read_hbm_bytes_per_s": 3e12,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,14 @@ class Scene:
         return self.points[0].name
 
     def write(
-        self, folder: Path, *, slower: str = "", factor: float = 1.5, extra: str = "",
+        self,
+        folder: Path,
+        *,
+        slower: str = "",
+        factor: float = 1.5,
+        extra: str = "",
         kernel_set: str = "",
-    ) -> Path:  # fmt: skip
+    ) -> Path:
         """Measurements equal to predictions, but for one that takes `factor` times as long."""
 
         def measured_s(name: str, seconds: float) -> float:
@@ -100,21 +107,25 @@ class Scene:
         for layer in self.layers:
             step_s = measured_s(layer.name, self.layer_s[layer.name])
             trace = Trace(
-                source="measured", name=layer.name, scenario=as_data(layer),
+                source="measured",
+                name=layer.name,
+                scenario=as_data(layer),
                 kernel_set=kernel_set or kernel_set_of(layer, self.profile),
-                untraced_step_s=(0.5 * step_s, step_s, 2 * step_s), purpose="validation",
-            )  # fmt: skip
+                untraced_step_s=(0.5 * step_s, step_s, 2 * step_s),
+                purpose="validation",
+            )
             write_trace(trace, folder / "layers" / f"{layer.name}.jsonl.gz")
         return folder
 
     def committed(self, factor: float) -> Committed:
         """Predictions made before, all `factor` times what is predicted now."""
         return Committed(
-            profile_digest="before", created="2026-01-01T00:00:00+00:00",
+            profile_digest="before",
+            created="2026-01-01T00:00:00+00:00",
             points={name: factor * seconds for name, seconds in self.point_s.items()},
             layers={name: factor * seconds for name, seconds in self.layer_s.items()},
             read_curve={str(size): factor * read_seconds(self.profile, size) for size in SIZES},
-        )  # fmt: skip
+        )
 
 
 def is_small(point: SweepPoint) -> bool:
@@ -142,10 +153,12 @@ def scene() -> Scene:
         if layer.name in (LAYER, WITH_WINDOWS)
     ]
     return Scene(
-        profile, points, layers,
+        profile,
+        points,
+        layers,
         {point.name: point_seconds(profile, point) for point in points},
         {layer.name: layer_seconds(profile, layer) for layer in layers},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -348,8 +361,12 @@ def test_summary_is_of_sizes_and_keeps_the_sign_of_the_median() -> None:
     found = summary_of([-0.30, -0.01, -0.02, -0.03, 0.04, *[-0.02] * 6])
 
     assert (11, -0.02, 0.02, 0.04, 0.30) == (
-        found.num, found.signed, found.median, found.p90, found.worst,
-    )  # fmt: skip
+        found.num,
+        found.signed,
+        found.median,
+        found.p90,
+        found.worst,
+    )
 
 
 @pytest.mark.parametrize(
@@ -391,10 +408,16 @@ def test_line_that_is_no_point_is_named(
 
 def scored_at(errors: list[float], half_width: float, group: str = SMALL_MATMULS) -> list[Scored]:
     return [
-        Scored(group=group, part="", name=str(n), measured_s=math.exp(error), predicted_s=1.0,
-               half_width=half_width)
+        Scored(
+            group=group,
+            part="",
+            name=str(n),
+            measured_s=math.exp(error),
+            predicted_s=1.0,
+            half_width=half_width,
+        )
         for n, error in enumerate(errors)
-    ]  # fmt: skip
+    ]
 
 
 def test_coverage_counts_what_lies_inside_either_end() -> None:
@@ -480,8 +503,10 @@ def test_payloads_that_only_score_are_compared_with_the_profiles_transfers(
 ) -> None:
     folder = scene.write(tmp_path)
     timing = {"op": "send", "mode": "graph", "ranks": [0, 1], "min_s": 1.8e-5, "median_s": 2e-5}
-    timings = [timing | {"payload_bytes": size, "use": use}
-               for size, use in ((1024, "fit"), (3072, "score"))]  # fmt: skip
+    timings = [
+        timing | {"payload_bytes": size, "use": use}
+        for size, use in ((1024, "fit"), (3072, "score"))
+    ]
     links = {"format": "layerwise-links", "version": 1, "timings": timings}
     (folder / "links.json").write_text(json.dumps(links))
     found = groups_of(score_unseen(scene.profile, folder))[SENDS]
@@ -494,18 +519,26 @@ def test_payloads_that_only_score_are_compared_with_the_profiles_transfers(
 def test_two_gpu_runs_are_a_group_and_ranked(scene: Scene, tmp_path: Path) -> None:
     folder, profile = scene.write(tmp_path), scene.profile
     steps = {}
-    for placement in (PlacementSpec(strategy="layer-wise"),
-                      PlacementSpec(strategy="tensor-pipeline", tensor_parallel=2)):  # fmt: skip
+    for placement in (
+        PlacementSpec(strategy="layer-wise"),
+        PlacementSpec(strategy="tensor-pipeline", tensor_parallel=2),
+    ):
         run = replace(
-            scene.layers[0], name=placement.strategy, placement=placement,
+            scene.layers[0],
+            name=placement.strategy,
+            placement=placement,
             model=replace(scene.layers[0].model, num_layers=2),
             cluster=dgx_cluster(GPUS["h100-sxm"], 2),
-        )  # fmt: skip
+        )
         steps[run.name] = predict_run(run, profile).step_s
         trace = Trace(
-            source="measured", name=run.name, scenario=as_data(run), purpose="validation",
-            kernel_set=kernel_set_of(run, profile), untraced_step_s=(steps[run.name],),
-        )  # fmt: skip
+            source="measured",
+            name=run.name,
+            scenario=as_data(run),
+            purpose="validation",
+            kernel_set=kernel_set_of(run, profile),
+            untraced_step_s=(steps[run.name],),
+        )
         write_trace(trace, folder / "pairs" / f"{run.name}.jsonl")
     scored = score_unseen(profile, folder)
     slower, faster = sorted(steps, key=lambda name: -steps[name])
@@ -543,9 +576,7 @@ def test_ledger_takes_the_place_of_the_bars_and_loosens_with_a_reason_only(
     given = ask("--folder", folder, "--update-ledger", ledger, "--reason", "another GPU")
 
     # Half as long again misses the bar of whole layers, and is a known miss to the ledger.
-    assert (0, 0, 1, 2, 0) == tuple(
-        ran.code for ran in (written, held, worse, refused, given)
-    )  # fmt: skip
+    assert (0, 0, 1, 2, 0) == tuple(ran.code for ran in (written, held, worse, refused, given))
     assert any(LAYER in problem["name"] for problem in json.loads(worse.out)["problems"])
     assert "--reason=None is missing" in refused.err
     assert "1 measured again" in given.err

@@ -47,10 +47,13 @@ class Pretended:
     @property
     def instruments(self) -> Instruments:
         return Instruments(
-            environment=lambda: {"gpu": "pretended"}, curve=self._curve, stage=self._trace,
-            layer=self._trace, programs=self._programs,
+            environment=lambda: {"gpu": "pretended"},
+            curve=self._curve,
+            stage=self._trace,
+            layer=self._trace,
+            programs=self._programs,
             pairs=lambda: nullcontext(self._trace),
-        )  # fmt: skip
+        )
 
     def _curve(self, task: str) -> list[tuple[int, float]]:
         self.asked.append(task)
@@ -59,8 +62,13 @@ class Pretended:
     def _trace(self, scenario: Scenario) -> Trace:
         self.asked.append(scenario.name)
         self.kernels.add(scenario.kernels)
-        return Trace(source="measured", name=scenario.name, scenario={}, kernel_set="k",
-                     untraced_step_s=(1e-3,))  # fmt: skip
+        return Trace(
+            source="measured",
+            name=scenario.name,
+            scenario={},
+            kernel_set="k",
+            untraced_step_s=(1e-3,),
+        )
 
     def _programs(self, points: Iterable[tuple[str, Any]], out: Path, budget_s: float) -> int:
         self.asked.append(f"{len(list(points))} points to {out.name}")
@@ -177,8 +185,14 @@ def test_a_gpu_nobody_knows_leaves_no_folder(tmp_path: Path) -> None:
 
 def test_what_was_measured_before_a_refusal_is_kept(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="--gpu"):
-        collect(tmp_path / "out", 600.0, ("read-curve", "stages"), lambda line: None,
-                Pretended().instruments, "h1000")  # fmt: skip
+        collect(
+            tmp_path / "out",
+            600.0,
+            ("read-curve", "stages"),
+            lambda line: None,
+            Pretended().instruments,
+            "h1000",
+        )
 
     assert ["environment.json", "read_curve.json"] == sorted(
         path.name for path in (tmp_path / "out").iterdir()

@@ -74,8 +74,11 @@ def test_points_are_the_shards_of_every_number_of_microbatches(scenario: Path) -
 
 def test_points_of_a_fixed_number_are_fewer(scenario: Path) -> None:
     asked = load_scenario(scenario).with_kernels(KERNELS)
-    rows = {features_of(p.op)[0] for p in points_of(asked.with_microbatches(2), OLD).points
-            if p.kind == "matmul"}  # fmt: skip
+    rows = {
+        features_of(p.op)[0]
+        for p in points_of(asked.with_microbatches(2), OLD).points
+        if p.kind == "matmul"
+    }
 
     assert {2} == rows
 

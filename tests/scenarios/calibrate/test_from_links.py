@@ -40,15 +40,19 @@ def test_what_was_timed_takes_the_place_of_what_was_there(
 ) -> None:
     base, out = tmp_path / "base.json", tmp_path / "new.json"
     write_profile(slow, base)
-    ran = layerwise("calibrate", "--links", TWO_H200, "--profile", base, "--gpu", "h200",
-                    "--out", out)  # fmt: skip
+    ran = layerwise(
+        "calibrate", "--links", TWO_H200, "--profile", base, "--gpu", "h200", "--out", out
+    )
     assert 0 == ran.code, ran.err
-    new, timed = load_profile(out), {"all_gather.nccl.2", "all_reduce.nccl.2",
-                                     "all_reduce.one_shot.2", "send.nvlink4"}  # fmt: skip
+    new, timed = (
+        load_profile(out),
+        {"all_gather.nccl.2", "all_reduce.nccl.2", "all_reduce.one_shot.2", "send.nvlink4"},
+    )
 
     assert (slow.fits, slow.machine) == (new.fits, new.machine)
-    assert timed == {name for name, fit in new.transfers.items()
-                     if fit.source.endswith("2026-11-23: links.json")}  # fmt: skip
+    assert timed == {
+        name for name, fit in new.transfers.items() if fit.source.endswith("2026-11-23: links.json")
+    }
     assert {n: f for n, f in slow.transfers.items() if n not in timed} == {
         n: f for n, f in new.transfers.items() if n not in timed
     }
@@ -84,15 +88,22 @@ def test_without_a_base_the_shipped_profile_of_the_timed_gpu_is_taken(
     [
         ({}, ("--gpu", "h100-sxm"), "was timed on NVIDIA H200 (132 SMs"),
         ({"environment": {"gpu": "NVIDIA B200"}}, ("--gpu", "h200"), "was timed on NVIDIA B200"),
-        ({"environment": {"device": "cpu"}}, ("--gpu", "h200"), "device='cpu', and a profile is of"),
+        (
+            {"environment": {"device": "cpu"}},
+            ("--gpu", "h200"),
+            "device='cpu', and a profile is of",
+        ),
         ({"num_series_done": 3}, ("--gpu", "h200"), "was cut short, 3 of 14 series"),
         ({"format": "other"}, ("--gpu", "h200"), "is no file of `layerwise links`"),
         ({"timings": []}, ("--gpu", "h200"), "has no timings in graphs to fit"),
-        ({"pairs": [{"ranks": [0, 1], "joined_by": "the system"}]}, ("--gpu", "h200"),
-         "ranks were joined by the system"),
+        (
+            {"pairs": [{"ranks": [0, 1], "joined_by": "the system"}]},
+            ("--gpu", "h200"),
+            "ranks were joined by the system",
+        ),
         ({"environment": {"gpu": "mine"}}, (), "--gpu='mine' is no GPU known by this name"),
     ],
-)  # fmt: skip
+)
 def test_links_that_do_not_fit_the_profile_are_refused(
     layerwise: Run, tmp_path: Path, head: dict[str, Any], options: tuple[str, ...], says: str
 ) -> None:

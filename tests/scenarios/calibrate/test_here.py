@@ -81,8 +81,12 @@ def test_diagnostics_are_stored_beside_the_profile(
 
     assert 10 == len(report["worst"]) == len({row["name"] for row in report["worst"]})
     assert all(row["likely_reason"] for row in report["worst"])
-    assert ["converged", "no parameter at its bound", "held-out error under 10%",
-            "coverage inside 85% to 95%"] == [box["question"] for box in report["boxes"]]  # fmt: skip
+    assert [
+        "converged",
+        "no parameter at its bound",
+        "held-out error under 10%",
+        "coverage inside 85% to 95%",
+    ] == [box["question"] for box in report["boxes"]]
     assert "yes" == report["boxes"][0]["answer"]
     assert report["boxes"][3]["detail"].endswith("% of 25 points kept apart")
     points = (folder / "points.csv").read_text().splitlines()

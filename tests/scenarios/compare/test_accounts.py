@@ -20,9 +20,16 @@ from tests.scenarios.fakes import LAYER_WISE, TENSORS, two_gpus
 
 def row(op: str, begin_s: float, end_s: float, *, kind: str = "Matmul", rank: int = 0) -> Row:
     return Row(
-        repeat=0, step=2, rank=rank, op=op, kind=kind, stream="compute", ready_s=begin_s,
-        start_s=begin_s, end_s=end_s,
-    )  # fmt: skip
+        repeat=0,
+        step=2,
+        rank=rank,
+        op=op,
+        kind=kind,
+        stream="compute",
+        ready_s=begin_s,
+        start_s=begin_s,
+        end_s=end_s,
+    )
 
 
 PAIR = {(2, 0, "all"): ((2, 1, "all"),), (2, 1, "all"): ((2, 0, "all"),)}
@@ -37,8 +44,10 @@ def test_wait_of_a_member_is_its_span_less_the_shortest() -> None:
 
 def test_wait_behind_compute_is_no_wait() -> None:
     rows = (
-        row("recv", 0, 10, kind="Recv"), row("busy", 0, 5), row("send", 8, 10, kind="Send", rank=1),
-    )  # fmt: skip
+        row("recv", 0, 10, kind="Recv"),
+        row("busy", 0, 5),
+        row("send", 8, 10, kind="Send", rank=1),
+    )
     members = {(2, 0, "recv"): ((2, 1, "send"),), (2, 1, "send"): ((2, 0, "recv"),)}
     account = measured_accounts(rows, members)[2, 0][0]
     assert {"recv": 3.0} == account.wait_s

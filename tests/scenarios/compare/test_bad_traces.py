@@ -183,9 +183,13 @@ def test_another_gpu_than_its_scenario_says(
     ],
 )
 def test_shown_and_not_scored(
-    layerwise: Run, trace: Trace, profile_file: Path, tmp_path: Path, environment: dict[str, str],
+    layerwise: Run,
+    trace: Trace,
+    profile_file: Path,
+    tmp_path: Path,
+    environment: dict[str, str],
     reason: str,
-) -> None:  # fmt: skip
+) -> None:
     path = tmp_path / "stage.jsonl"
     # Far off, so that it would fail the gate if it counted.
     slow = tuple(1.5 * seconds for seconds in trace.untraced_step_s)
@@ -279,20 +283,31 @@ def _git(folder: Path, *arguments: str, at: str = "") -> None:
     known = {"GIT_AUTHOR_DATE": at, "GIT_COMMITTER_DATE": at} if at else {}
     who = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
     subprocess.run(
-        ["git", *who, "-c", "commit.gpgsign=false", *arguments], cwd=folder, check=True,
+        ["git", *who, "-c", "commit.gpgsign=false", *arguments],
+        cwd=folder,
+        check=True,
         env={"PATH": "/usr/bin:/bin:/usr/local/bin", **known},
-    )  # fmt: skip
+    )
 
 
 def test_a_committed_prediction_of_other_ops_is_not_this_runs(
-    layerwise: Run, trace: Trace, profile: Profile, profile_file: Path, tmp_path: Path,
+    layerwise: Run,
+    trace: Trace,
+    profile: Profile,
+    profile_file: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr("layerwise.calibration.data.FOLDER", tmp_path)
     committed = {
-        "format": "layerwise-prediction", "version": 1, "name": "stage", "created": "2026-01-01",
-        "profile_digest": profile.digest, "predicted_step_s": 0.5, "ops": {"L07.mlp.down": 0.1},
-    }  # fmt: skip
+        "format": "layerwise-prediction",
+        "version": 1,
+        "name": "stage",
+        "created": "2026-01-01",
+        "profile_digest": profile.digest,
+        "predicted_step_s": 0.5,
+        "ops": {"L07.mlp.down": 0.1},
+    }
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions" / "stage.json").write_text(json.dumps(committed))
     write_trace(trace, tmp_path / "trace.jsonl")

@@ -126,10 +126,13 @@ def test_what_ran_beside_other_ops_is_a_line_below_zero(trace: Trace, profile: P
     total = sum(parts[part].measured_s for part in ("work", "between", "overlapped"))
     assert parts["overlapped"].measured_s < 0
     assert 0 < parts["work"].measured_s
-    assert total == pytest.approx(sum(
-        line.measured_s for line in compare(replace(trace, rows=longer), profile).of("op")
-        if line.part != "step"
-    ))  # fmt: skip
+    assert total == pytest.approx(
+        sum(
+            line.measured_s
+            for line in compare(replace(trace, rows=longer), profile).of("op")
+            if line.part != "step"
+        )
+    )
 
 
 def test_absolute_errors_do_not_cancel(trace: Trace, profile: Profile) -> None:
@@ -155,17 +158,25 @@ def test_gate(layerwise: Run, trace: Trace, profile_file: Path, tmp_path: Path) 
 
 
 def test_all_committed_traces_with_predictions_made_before(
-    layerwise: Run, trace: Trace, profile: Profile, profile_file: Path, tmp_path: Path,
+    layerwise: Run,
+    trace: Trace,
+    profile: Profile,
+    profile_file: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr("layerwise.calibration.data.FOLDER", tmp_path)
     dated = replace(trace, environment=trace.environment | {"date_utc": "2026-01-02T00:00:00"})
     write_trace(dated, tmp_path / "traces" / "validation" / "stage.jsonl.gz")
     committed = {
-        "format": "layerwise-prediction", "version": 1, "name": "stage",
-        "profile_digest": profile.digest, "predicted_step_s": 0.5, "created": "2026-01-01",
+        "format": "layerwise-prediction",
+        "version": 1,
+        "name": "stage",
+        "profile_digest": profile.digest,
+        "predicted_step_s": 0.5,
+        "created": "2026-01-01",
         "ops": {op.op: 1e-3 for op in compare(trace, profile).ops},
-    }  # fmt: skip
+    }
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions" / "stage.json").write_text(json.dumps(committed))
     ran = layerwise("compare", "--all", "--json", "--profile", profile_file)

@@ -132,9 +132,14 @@ def test_every_level_fits_a_terminal(
     write_trace(trace_of(scenario, profile), folder / "trace.jsonl")
     write_profile(profile, folder / "profile.json")
     ran = layerwise(
-        "compare", "--measured", folder / "trace.jsonl", "--level", level,
-        "--profile", folder / "profile.json",
-    )  # fmt: skip
+        "compare",
+        "--measured",
+        folder / "trace.jsonl",
+        "--level",
+        level,
+        "--profile",
+        folder / "profile.json",
+    )
     assert 0 == ran.code
     assert 100 >= max(len(line) for line in ran.out.splitlines())
     assert ("from the first step to the last" in ran.out) == (which == "growing")

@@ -33,9 +33,15 @@ def machine_with(folder: Path, **parts: Any) -> Machine:
         cupti_library=True, cupti_problem="", nsys=True, ncu=True, counters_restricted=False
     )
     return replace(
-        looked, gpus=gpus, copies=copies, measured=True, instruments=instruments,
-        versions=dict.fromkeys(looked.versions, "1.0"), cpus=(0, 1, 2, 3), cpu_numa_nodes=(0, 1),
-    )  # fmt: skip
+        looked,
+        gpus=gpus,
+        copies=copies,
+        measured=True,
+        instruments=instruments,
+        versions=dict.fromkeys(looked.versions, "1.0"),
+        cpus=(0, 1, 2, 3),
+        cpu_numa_nodes=(0, 1),
+    )
 
 
 @pytest.fixture

@@ -22,9 +22,12 @@ MARK = "the per-op split is disturbed by the tracer (x1.035)"
 @pytest.fixture(scope="module")
 def trace(profile: Profile) -> Trace:
     return replace(
-        fake_trace(profile), untraced_step_s=(0.010, 0.012, 0.011, 0.010, 0.013),
-        traced_step_s=(0.0112,), measured={}, environment={},
-    )  # fmt: skip
+        fake_trace(profile),
+        untraced_step_s=(0.010, 0.012, 0.011, 0.010, 0.013),
+        traced_step_s=(0.0112,),
+        measured={},
+        environment={},
+    )
 
 
 def test_step_times_come_with_repeats_and_spread(trace: Trace) -> None:
@@ -42,10 +45,15 @@ def test_fewer_than_four_repeats_have_no_spread(trace: Trace) -> None:
 
 def test_joules_power_and_clocks_are_a_line(trace: Trace) -> None:
     measured = {
-        "energy_per_step_j": 5.2, "energy_per_token_j": 0.65, "energy_uncertainty": 0.02,
-        "mean_power_w": 480.0, "max_power_w": 610.0, "mean_sm_clock_hz": 1.85e9,
-        "min_sm_clock_hz": 1.7e9, "max_temperature_c": 58.0,
-    }  # fmt: skip
+        "energy_per_step_j": 5.2,
+        "energy_per_token_j": 0.65,
+        "energy_uncertainty": 0.02,
+        "mean_power_w": 480.0,
+        "max_power_w": 610.0,
+        "mean_sm_clock_hz": 1.85e9,
+        "min_sm_clock_hz": 1.7e9,
+        "max_temperature_c": 58.0,
+    }
     expected = (
         "5.2 J a step, 0.65 J a token (+-2%); 480 W, at most 610 W a GPU; "
         "SM clock 1850 MHz, at least 1700 MHz; 58 C"
@@ -54,9 +62,9 @@ def test_joules_power_and_clocks_are_a_line(trace: Trace) -> None:
 
 
 @pytest.mark.parametrize(
-    "environment", [{"power": "not sampled: no NVML"},
-                    {"power": "9 samples", "energy": "not sampled: no NVML"}],
-)  # fmt: skip
+    "environment",
+    [{"power": "not sampled: no NVML"}, {"power": "9 samples", "energy": "not sampled: no NVML"}],
+)
 def test_a_missing_energy_says_why(trace: Trace, environment: dict[str, str]) -> None:
     said = summary(replace(trace, environment=environment)).splitlines()
     assert "energy: not sampled: no NVML" == said[1]
@@ -64,11 +72,16 @@ def test_a_missing_energy_says_why(trace: Trace, environment: dict[str, str]) ->
 
 def test_whatever_marks_a_run_is_a_line(trace: Trace) -> None:
     marked = replace(
-        trace, traced_step_s=(0.0117,),
-        environment={"throttled": "software power cap (83% of samples)", "throttled_before": "no",
-                     "throttled_after": "software power cap", "throttled_traced": "no",
-                     "timing_fallback": "CUPTI refuses: taken"},
-    )  # fmt: skip
+        trace,
+        traced_step_s=(0.0117,),
+        environment={
+            "throttled": "software power cap (83% of samples)",
+            "throttled_before": "no",
+            "throttled_after": "software power cap",
+            "throttled_traced": "no",
+            "timing_fallback": "CUPTI refuses: taken",
+        },
+    )
     assert [
         "caution: the per-op split is disturbed by the tracer (x1.064)",
         "caution: ops were timed by CUDA events, not by CUPTI: CUPTI refuses: taken",
@@ -77,8 +90,9 @@ def test_whatever_marks_a_run_is_a_line(trace: Trace) -> None:
 
 
 def test_a_trace_without_samples_tells_throttling_by_its_ends(trace: Trace) -> None:
-    old = replace(trace, environment={"throttled_before": "no",
-                                      "throttled_after": "software power cap"})  # fmt: skip
+    old = replace(
+        trace, environment={"throttled_before": "no", "throttled_after": "software power cap"}
+    )
     assert ("the GPU throttled at the end of the run: software power cap",) == old.cautions()
 
 
@@ -99,11 +113,22 @@ def test_compare_marks_a_disturbed_and_throttled_run(
 ) -> None:
     clean = fake_trace(profile)
     slow = tuple(1.1 * seconds for seconds in clean.untraced_step_s)
-    marked = replace(clean, purpose="other", traced_step_s=slow,
-                     environment={"throttled": "hardware thermal (9% of samples)"})  # fmt: skip
+    marked = replace(
+        clean,
+        purpose="other",
+        traced_step_s=slow,
+        environment={"throttled": "hardware thermal (9% of samples)"},
+    )
     write_trace(marked, tmp_path / "marked.jsonl")
-    ran = layerwise("compare", "--measured", tmp_path / "marked.jsonl", "--level", level,
-                    "--profile", profile_file)  # fmt: skip
+    ran = layerwise(
+        "compare",
+        "--measured",
+        tmp_path / "marked.jsonl",
+        "--level",
+        level,
+        "--profile",
+        profile_file,
+    )
     assert 1 == ran.out.count("stage: the per-op split is disturbed by the tracer (x1.100).\n")
     assert "stage: not scored: the GPU throttled in the timed repeats: hardware thermal" in ran.out
 
@@ -116,8 +141,9 @@ def test_compare_marks_in_json_too(
     found: list[tuple[bool, list[str], float]] = []
     for name, traced in (("clean", clean.traced_step_s), ("slow", slow)):
         write_trace(replace(clean, traced_step_s=traced), tmp_path / name)
-        ran = layerwise("compare", "--measured", tmp_path / name, "--json",
-                        "--profile", profile_file)  # fmt: skip
+        ran = layerwise(
+            "compare", "--measured", tmp_path / name, "--json", "--profile", profile_file
+        )
         one = json.loads(ran.out)["traces"][0]
         found.append((one["is_disturbed"], one["cautions"], one["stage"]["traced_ratio"]))
     mark = "the per-op split is disturbed by the tracer (x1.100)"
@@ -153,8 +179,16 @@ def test_a_field_is_changed_for_a_measurement_and_it_is_said(
 ) -> None:
     pytest.importorskip("torch")
     out = tmp_path / "trace.jsonl"
-    ran = layerwise("measure", small_file(tmp_path), "--out", out, "--device", "cpu",
-                    "--set", "workload.batch_size=4")  # fmt: skip
+    ran = layerwise(
+        "measure",
+        small_file(tmp_path),
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--set",
+        "workload.batch_size=4",
+    )
     assert 0 == ran.code, ran.err
     assert "changed: workload.batch_size=4" in ran.err
     assert 4 == read_trace(out).scenario["workload"]["batch_size"]
@@ -165,17 +199,26 @@ def test_a_field_is_changed_for_a_measurement_and_it_is_said(
     [
         ("decode_attention", ()),
         ("prefill_attention", ("workload.phase=prefill",)),
-        ("chunked_prefill_attention",
-         ("workload.phase=prefill", "workload.prefill_chunk_tokens=4")),
+        (
+            "chunked_prefill_attention",
+            ("workload.phase=prefill", "workload.prefill_chunk_tokens=4"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_cudnn_attention_on_the_cpu_says_what_runs_there(
     layerwise: Run, tmp_path: Path, key: str, workload: tuple[str, ...]
 ) -> None:
     pytest.importorskip("torch")
     file = small_file(tmp_path, f'[kernels]\n{key} = "cudnn"\n')
-    ran = layerwise("measure", file, "--out", tmp_path / "trace.jsonl", "--device", "cpu",
-                    *(f"--set={each}" for each in workload))  # fmt: skip
+    ran = layerwise(
+        "measure",
+        file,
+        "--out",
+        tmp_path / "trace.jsonl",
+        "--device",
+        "cpu",
+        *(f"--set={each}" for each in workload),
+    )
     assert 2 == ran.code
     assert f"kernels.{key}='cudnn' runs on GPUs alone, and --device is 'cpu'" in ran.err
     assert "use 'math' or 'flash'" in ran.err

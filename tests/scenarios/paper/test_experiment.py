@@ -31,9 +31,20 @@ def test_json_has_stable_keys_and_finite_numbers(
     data = json.loads(ran.out)
     assert ran.code == 0
     assert list(data) == [
-        "format", "version", "provenance", "question", "answer", "model", "cluster", "workload",
-        "placements", "claims", "readings", "lm_head", "measured_stages",
-    ]  # fmt: skip
+        "format",
+        "version",
+        "provenance",
+        "question",
+        "answer",
+        "model",
+        "cluster",
+        "workload",
+        "placements",
+        "claims",
+        "readings",
+        "lm_head",
+        "measured_stages",
+    ]
     assert all(math.isfinite(n) for n in numbers(data))
     assert [p["all_reduce"] for p in data["placements"]] == ["nccl", "one_shot", None]
     assert len(data["claims"]) == 10
@@ -136,8 +147,10 @@ def test_both_all_reduces_and_the_on_chip_capacity_are_named(
     words = " ".join(ran.out.split())
     assert "custom *" in ran.out
     assert "with NCCL's all-reduce. * custom: with the serving engines' one-shot" in words
-    assert ("One stage's weights: 536.9 MB, 10.2 times the 52.4 MB on-chip capacity: does not fit."
-            in words)  # fmt: skip
+    assert (
+        "One stage's weights: 536.9 MB, 10.2 times the 52.4 MB on-chip capacity: does not fit."
+        in words
+    )
 
 
 def test_cold_start_of_help_is_quick_and_imports_nothing_heavy() -> None:

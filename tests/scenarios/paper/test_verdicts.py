@@ -17,21 +17,35 @@ from layerwise.sim.predict import Prediction
 
 GPU = GPUS["h100-sxm"]
 BUDGET = MemoryBudget(
-    rank=0, weight_bytes=10**9, kv_bytes=10**9, activation_bytes=0, communication_bytes=0,
-    slack_bytes=0, reserved_bytes=0, capacity_bytes=80 * 10**9,
-)  # fmt: skip
+    rank=0,
+    weight_bytes=10**9,
+    kv_bytes=10**9,
+    activation_bytes=0,
+    communication_bytes=0,
+    slack_bytes=0,
+    reserved_bytes=0,
+    capacity_bytes=80 * 10**9,
+)
 
 
 def prediction(tokens_per_s: float, **changes: object) -> Prediction:
     step_s = 128 / tokens_per_s
     made = Prediction(
-        belief="calibrated", placement="made up", phase="decode",
-        num_stages=2, num_microbatches=1, tokens_per_s=tokens_per_s,
-        step_s=step_s, from_idle_s=2 * step_s, bubble=0.0,
+        belief="calibrated",
+        placement="made up",
+        phase="decode",
+        num_stages=2,
+        num_microbatches=1,
+        tokens_per_s=tokens_per_s,
+        step_s=step_s,
+        from_idle_s=2 * step_s,
+        bubble=0.0,
         share={"hbm": 1.0, "l2": 0.0, "compute": 0.0, "link": 0.0, "launch": 0.0},
-        wire_bytes={"nvlink4": 10**6}, memory=(BUDGET,), busy_share_by_rank=(1.0, 1.0),
+        wire_bytes={"nvlink4": 10**6},
+        memory=(BUDGET,),
+        busy_share_by_rank=(1.0, 1.0),
         is_steady=True,
-    )  # fmt: skip
+    )
     return replace(made, **changes)  # pyright: ignore[reportArgumentType]
 
 
@@ -47,9 +61,14 @@ def reading(
     name: str, baseline: float, layer_wise: float, *, phase: Phase = "decode", fits: bool = True
 ) -> Reading:
     return Reading(
-        name=name, phase=phase, context_tokens=10, baseline_tokens_per_s=baseline,
-        layer_wise_tokens_per_s=layer_wise, fits=fits, is_asked=name == "asked",
-    )  # fmt: skip
+        name=name,
+        phase=phase,
+        context_tokens=10,
+        baseline_tokens_per_s=baseline,
+        layer_wise_tokens_per_s=layer_wise,
+        fits=fits,
+        is_asked=name == "asked",
+    )
 
 
 ASKED = (reading("asked", 100.0, 90.0),)
@@ -104,9 +123,12 @@ def test_no_rate_holds_where_memory_does_not_suffice() -> None:
 
 def test_a_rate_out_of_reach_names_the_readings_that_reach_it() -> None:
     readings = (
-        *ASKED, reading("half", 200.0, 150.0), reading("large", 1.0, 150.0, fits=False),
-        reading("prompts", 9e3, 9e3, phase="prefill"), reading("slow", 100.0, 80.0),
-    )  # fmt: skip
+        *ASKED,
+        reading("half", 200.0, 150.0),
+        reading("large", 1.0, 150.0, fits=False),
+        reading("prompts", 9e3, 9e3, phase="prefill"),
+        reading("slow", 100.0, 80.0),
+    )
     judged = claims.judge_rate("k", "layer-wise", 120.0, beliefs(100.0, 90.0), GPU, readings)
     assert judged.verdict == "cannot hold"
     assert judged.remark == "would hold in: half (150 tokens/s)"
@@ -149,8 +171,13 @@ def test_cache_is_decided_by_capacity() -> None:
 
 
 def test_a_layer_that_fits_holds_whatever_the_paper_s_size() -> None:
-    small = replace(MODELS["paper-16"], hidden_size=1024, num_attention_heads=8,
-                    num_key_value_heads=8, intermediate_size=4096)  # fmt: skip
+    small = replace(
+        MODELS["paper-16"],
+        hidden_size=1024,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        intermediate_size=4096,
+    )
     claimed, weights = mechanism.judge_cache(small, GPU, prediction(1.0))
     assert (claimed.verdict, weights.verdict) == ("cannot hold", "holds")
     assert "33.6 MB, are 0.64 times" in weights.figure
@@ -159,7 +186,7 @@ def test_a_layer_that_fits_holds_whatever_the_paper_s_size() -> None:
 @pytest.mark.parametrize(
     ("model", "expected", "total"),
     [("paper-16", "cannot hold", "4.30 B"), ("paper-30b", "holds", "30.07 B")],
-)  # fmt: skip
+)
 def test_parameters_are_counted(model: str, expected: Verdict, total: str) -> None:
     judged = mechanism.judge_parameters(MODELS[model])
     assert judged.verdict == expected

@@ -26,9 +26,13 @@ context_tokens = 1000
 num_microbatches = 16
 """
 RUN = Generation(
-    num_tokens=1500, batch_size=4, total_s=3.0, first_step_s=0.01, error_bound_s=0.06,
+    num_tokens=1500,
+    batch_size=4,
+    total_s=3.0,
+    first_step_s=0.01,
+    error_bound_s=0.06,
     sampled=((100, 0.001), (1599, 0.004)),
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -43,20 +47,25 @@ def test_each_belief_runs_with_its_own_microbatches(scenario_file: Path, profile
     beliefs = predict_all(scenario, profile)
     eight = predict_all(scenario.with_microbatches(8), profile)
     mixed = ThreeBeliefs(
-        speed_of_light=eight.speed_of_light, uncalibrated=beliefs.uncalibrated,
-        calibrated=beliefs.calibrated, alone_step_s=None,
-    )  # fmt: skip
+        speed_of_light=eight.speed_of_light,
+        uncalibrated=beliefs.uncalibrated,
+        calibrated=beliefs.calibrated,
+        alone_step_s=None,
+    )
     found = generate_all(scenario, mixed, profile, 2)
     scenario = scenario.with_kernels(profile.kernels)
     expected = {
         belief: generate(
             scenario.with_microbatches(microbatches),
-            cost_model(scenario.cluster, profile, belief), 2,
+            cost_model(scenario.cluster, profile, belief),
+            2,
         )
         for belief, microbatches in (
-            ("speed_of_light", 8), ("uncalibrated", 16), ("calibrated", 16),
+            ("speed_of_light", 8),
+            ("uncalibrated", 16),
+            ("calibrated", 16),
         )
-    }  # fmt: skip
+    }
 
     assert expected == found
 
@@ -135,17 +144,26 @@ def test_table_says_how_a_step_slows_down_and_what_sampling_may_be_off() -> None
     found = {label.strip(): figure.strip() for label, figure in lines}
 
     assert {
-        "in all": "3 s", "tokens/s": "2,000", "mean time between two tokens": "2 ms",
-        "step at the first context": "1 ms", "step at the last context": "4 ms",
+        "in all": "3 s",
+        "tokens/s": "2,000",
+        "mean time between two tokens": "2 ms",
+        "step at the first context": "1 ms",
+        "step at the last context": "4 ms",
         "off by sampling at most": "2.0%",
-    }.items() <= found.items()  # fmt: skip
+    }.items() <= found.items()
 
 
 def test_data_of_a_run_is_in_si_units() -> None:
     assert {
-        "num_tokens": 1500, "batch_size": 4, "total_s": 3.0, "tokens_per_s": 2000.0,
-        "mean_tpot_s": 0.002, "first_step_s": 0.01, "error_bound_s": 0.06,
+        "num_tokens": 1500,
+        "batch_size": 4,
+        "total_s": 3.0,
+        "tokens_per_s": 2000.0,
+        "mean_tpot_s": 0.002,
+        "first_step_s": 0.01,
+        "error_bound_s": 0.06,
         "sampled_steps": [
-            {"context_tokens": 100, "step_s": 0.001}, {"context_tokens": 1599, "step_s": 0.004},
+            {"context_tokens": 100, "step_s": 0.001},
+            {"context_tokens": 1599, "step_s": 0.004},
         ],
-    } == generation_as_data(RUN)  # fmt: skip
+    } == generation_as_data(RUN)

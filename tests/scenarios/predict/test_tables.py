@@ -18,16 +18,25 @@ ONE_SHOT, NCCL = KernelChoice(all_reduce="one_shot"), KernelChoice()
 @pytest.mark.parametrize(
     ("spec", "kernels", "expected"),
     [
-        (PlacementSpec(strategy="tensor-pipeline", tensor_parallel=8, data_parallel=2), NCCL,
-         "TP=8 x DP=2"),
-        (PlacementSpec(strategy="tensor-pipeline", tensor_parallel=8, data_parallel=2), ONE_SHOT,
-         "TP=8 x DP=2, 1-shot"),
-        (PlacementSpec(strategy="tensor-pipeline", tensor_parallel=8, pipeline_parallel=2), NCCL,
-         "TP=8 x PP=2"),
+        (
+            PlacementSpec(strategy="tensor-pipeline", tensor_parallel=8, data_parallel=2),
+            NCCL,
+            "TP=8 x DP=2",
+        ),
+        (
+            PlacementSpec(strategy="tensor-pipeline", tensor_parallel=8, data_parallel=2),
+            ONE_SHOT,
+            "TP=8 x DP=2, 1-shot",
+        ),
+        (
+            PlacementSpec(strategy="tensor-pipeline", tensor_parallel=8, pipeline_parallel=2),
+            NCCL,
+            "TP=8 x PP=2",
+        ),
         (PlacementSpec(strategy="layer-wise"), ONE_SHOT, "layer-wise PP=16"),
         (PlacementSpec(strategy="tensor-pipeline"), ONE_SHOT, "one GPU"),
     ],
-)  # fmt: skip
+)
 def test_a_placement_is_called_what_a_ranking_calls_it(
     spec: PlacementSpec, kernels: KernelChoice, expected: str
 ) -> None:

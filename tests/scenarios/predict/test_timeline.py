@@ -43,9 +43,10 @@ def paper(tmp_path_factory: pytest.TempPathFactory, profile_file: Path) -> Viewe
 
 def test_both_placements_have_processes_of_their_own(paper: Viewed) -> None:
     expected = [
-        f"{name}, rank {rank} predicted" for name in ("TP=8 x PP=2", "layer-wise")
+        f"{name}, rank {rank} predicted"
+        for name in ("TP=8 x PP=2", "layer-wise")
         for rank in range(16)
-    ]  # fmt: skip
+    ]
     assert expected == paper.processes
 
 
@@ -73,9 +74,16 @@ def test_what_is_left_out_is_said(layerwise: Run, tmp_path: Path, profile_file: 
     scenario, path = tmp_path / "s.toml", tmp_path / "t.json.gz"
     scenario.write_text(SCENARIO)
     ran = layerwise(
-        "predict", scenario, "--json", "--profile", profile_file, "--trace", path,
-        "--trace-slices", 3000,
-    )  # fmt: skip
+        "predict",
+        scenario,
+        "--json",
+        "--profile",
+        profile_file,
+        "--trace",
+        path,
+        "--trace-slices",
+        3000,
+    )
     (left_out,) = view(path).other["left_out"]
     assert left_out.startswith("predicted: steps ")
     assert f"left out to stay under 3,000 slices: {left_out} (--trace-slices N" in ran.err
@@ -96,9 +104,15 @@ def compared(layerwise: Run, folder: Path, trace: Trace, profile: Profile) -> tu
     write_trace(trace, folder / "measured.jsonl")
     write_profile(profile, folder / "profile.json")
     ran = layerwise(
-        "compare", "--measured", folder / "measured.jsonl", "--profile", folder / "profile.json",
-        "--json", "--trace", folder / "t.json.gz",
-    )  # fmt: skip
+        "compare",
+        "--measured",
+        folder / "measured.jsonl",
+        "--profile",
+        folder / "profile.json",
+        "--json",
+        "--trace",
+        folder / "t.json.gz",
+    )
     return view(folder / "t.json.gz"), ran.err
 
 

@@ -38,9 +38,14 @@ from tests.scenarios.conftest import Run
 from tests.synthetic import synthetic_profile
 
 SMALL = ModelSpec(
-    name="small", num_layers=4, hidden_size=1024, intermediate_size=4096, num_attention_heads=8,
-    num_key_value_heads=8, head_dim=128,
-)  # fmt: skip
+    name="small",
+    num_layers=4,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=128,
+)
 FITTED = KernelChoice(
     decode_attention="cudnn", prefill_attention="cudnn", chunked_prefill_attention="flash"
 )
@@ -58,10 +63,13 @@ def measured_profile() -> Profile:
 
 PROFILE = measured_profile()
 DECODE = Scenario(
-    name="asked", model=SMALL, cluster=dgx_cluster(GPUS["h100-sxm"], 1),
+    name="asked",
+    model=SMALL,
+    cluster=dgx_cluster(GPUS["h100-sxm"], 1),
     placement=PlacementSpec(strategy="layer-wise"),
-    workload=Workload(batch_size=8, context_tokens=1000, num_microbatches=1), kernels=FITTED,
-)  # fmt: skip
+    workload=Workload(batch_size=8, context_tokens=1000, num_microbatches=1),
+    kernels=FITTED,
+)
 PROMPT = replace(
     DECODE, workload=replace(DECODE.workload, phase="prefill", prefill_chunk_tokens=500)
 )
@@ -78,7 +86,7 @@ CHANGES = {
     "float32": (DECODE, {"model.dtype": "float32"}, "dtype"),
     "fp8 weights": (DECODE, {"model.weight_dtype": FP8}, "stored_dtype"),
     "fp8 KV": (DECODE, {"model.kv_dtype": FP8}, "stored_dtype"),
-}  # fmt: skip
+}
 
 # Attention in float32 runs the `math` kernel, which no form describes.
 NO_WIDTH = ("float32", "fp8 weights", "fp8 KV")
@@ -218,14 +226,34 @@ def test_rows_of_unknown_width_are_all_tied() -> None:
 def test_a_ranking_prints_its_caution(tmp_path: Path, layerwise: Run) -> None:
     path, base = tmp_path / "config.json", tmp_path / "profile.json"
     write_profile(PROFILE, base)
-    path.write_text(json.dumps({
-        "model_type": "llama", "num_hidden_layers": 4, "hidden_size": 1024, "vocab_size": 0,
-        "intermediate_size": 4096, "num_attention_heads": 16, "num_key_value_heads": 16,
-    }))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "num_hidden_layers": 4,
+                "hidden_size": 1024,
+                "vocab_size": 0,
+                "intermediate_size": 4096,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 16,
+            }
+        )
+    )
     out = layerwise(
-        "rank", "--model", str(path), "--gpu", "h100-sxm", "--gpus", "2", "--batch", "8", "--context", "1000",
-        "--profile", str(base),
-    ).out  # fmt: skip
+        "rank",
+        "--model",
+        str(path),
+        "--gpu",
+        "h100-sxm",
+        "--gpus",
+        "2",
+        "--batch",
+        "8",
+        "--context",
+        "1000",
+        "--profile",
+        str(base),
+    ).out
 
     assert "heads of 64 dimensions; the profile was fitted to 128" in " ".join(out.split())
 
@@ -257,10 +285,16 @@ def measured(scenario: Scenario) -> Trace:
     run = predict_run(scenario, PROFILE)
     rows = tuple(replace(row, bound="") for row in run.rows if row.step in run.repeated_steps)
     return Trace(
-        source="measured", name="run", scenario=as_data(scenario), rows=rows, timing="cupti",
-        kernel_set=run.kernel_set(0, run.repeated_steps), untraced_step_s=(run.step_s,) * 3,
-        traced_step_s=(run.step_s,) * 3, environment={"gpu": "pretend H100"},
-    )  # fmt: skip
+        source="measured",
+        name="run",
+        scenario=as_data(scenario),
+        rows=rows,
+        timing="cupti",
+        kernel_set=run.kernel_set(0, run.repeated_steps),
+        untraced_step_s=(run.step_s,) * 3,
+        traced_step_s=(run.step_s,) * 3,
+        environment={"gpu": "pretend H100"},
+    )
 
 
 def test_a_comparison_flags_the_ops_and_says_that_no_fit_has_seen_the_kernel() -> None:
@@ -291,9 +325,17 @@ def test_an_op_of_unknown_width_has_no_interval_beside_its_measurement() -> None
 
 def test_a_timeline_refuses_a_kind_of_op_without_a_colour() -> None:
     row = Row(
-        repeat=0, step=0, rank=0, op="x", kind="Strange", stream="compute", ready_s=0.0,
-        start_s=0.0, end_s=1.0, bound="hbm",
-    )  # fmt: skip
+        repeat=0,
+        step=0,
+        rank=0,
+        op="x",
+        kind="Strange",
+        stream="compute",
+        ready_s=0.0,
+        start_s=0.0,
+        end_s=1.0,
+        bound="hbm",
+    )
 
     with pytest.raises(UnknownKindError, match=r"'Strange' is not listed in timelines.GROUPS"):
         timeline("", [Lanes(side="predicted", rows=[row])])

@@ -17,20 +17,32 @@ from tests.synthetic import synthetic_profile
 H100 = GPUS["h100-sxm"]
 # Source: config.json of Llama 3.1 70B and 405B.
 SEVENTY = ModelSpec(
-    name="70b", num_layers=80, hidden_size=8192, intermediate_size=28672, num_attention_heads=64,
-    num_key_value_heads=8, head_dim=128, vocab_size=128_256,
-)  # fmt: skip
+    name="70b",
+    num_layers=80,
+    hidden_size=8192,
+    intermediate_size=28672,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=128_256,
+)
 FOUR_HUNDRED = replace(
-    SEVENTY, name="405b", num_layers=126, hidden_size=16384, intermediate_size=53248,
+    SEVENTY,
+    name="405b",
+    num_layers=126,
+    hidden_size=16384,
+    intermediate_size=53248,
     num_attention_heads=128,
-)  # fmt: skip
+)
 
 
 def asked_of(model: ModelSpec, num_gpus: int) -> Asked:
     return Asked(
-        model=model, cluster=dgx_cluster(H100, num_gpus),
-        workload=Workload(batch_size=64, context_tokens=8000), profile=synthetic_profile(),
-    )  # fmt: skip
+        model=model,
+        cluster=dgx_cluster(H100, num_gpus),
+        workload=Workload(batch_size=64, context_tokens=8000),
+        profile=synthetic_profile(),
+    )
 
 
 def fits_somehow(asked: Asked, num_gpus: int) -> bool:
@@ -82,9 +94,16 @@ def test_what_would_need_more_gpus_than_are_tried_is_told_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("start", "number", "expected"),
-    [(2, 5, (1, 5)), (2, 8, (1, 8)), (2, 16, (2, 8)), (8, 24, (3, 8)), (16, 4, (1, 4)),
-     (2, 12, None), (16, 20, None)],
-)  # fmt: skip
+    [
+        (2, 5, (1, 5)),
+        (2, 8, (1, 8)),
+        (2, 16, (2, 8)),
+        (8, 24, (3, 8)),
+        (16, 4, (1, 4)),
+        (2, 12, None),
+        (16, 20, None),
+    ],
+)
 def test_nodes_of_another_number_of_gpus(
     start: int, number: int, expected: tuple[int, int] | None
 ) -> None:

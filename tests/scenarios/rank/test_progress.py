@@ -16,9 +16,14 @@ from layerwise.sim.plan.workload import Workload
 from tests.synthetic import synthetic_profile
 
 SMALL = ModelSpec(
-    name="small", num_layers=2, hidden_size=256, intermediate_size=512, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=64,
-)  # fmt: skip
+    name="small",
+    num_layers=2,
+    hidden_size=256,
+    intermediate_size=512,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+)
 
 
 def shown(*, terminal: bool, after_s: float, lasts_s: float) -> str:
@@ -43,9 +48,12 @@ def test_every_layout_and_knob_is_counted_to_the_end() -> None:
     told: list[tuple[int, int]] = []
     workload = Workload(batch_size=4, context_tokens=100)
     found = rank(
-        SMALL, dgx_cluster(GPUS["h100-sxm"], 2), workload, synthetic_profile(),
+        SMALL,
+        dgx_cluster(GPUS["h100-sxm"], 2),
+        workload,
+        synthetic_profile(),
         progress=lambda done, total: told.append((done, total)),
-    )  # fmt: skip
+    )
 
     assert found.flips
     assert [(number + 1, len(told)) for number in range(len(told))] == told

@@ -56,14 +56,24 @@ from tests.synthetic import synthetic_profile
 
 H100 = GPUS["h100-sxm"]
 SMALL = ModelSpec(
-    name="small", num_layers=8, hidden_size=1024, intermediate_size=4096, num_attention_heads=8,
-    num_key_value_heads=4, head_dim=128,
-)  # fmt: skip
+    name="small",
+    num_layers=8,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=128,
+)
 WORK = Workload(batch_size=8, context_tokens=1000)
 CONFIG = {
-    "model_type": "llama", "num_hidden_layers": 8, "hidden_size": 1024, "intermediate_size": 4096,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 1000,
-}  # fmt: skip
+    "model_type": "llama",
+    "num_hidden_layers": 8,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 1000,
+}
 
 
 def cluster_of(gpu: str, num_gpus: int, gpus_per_node: int = 0) -> ClusterSpec:
@@ -82,42 +92,72 @@ def ranking() -> Ranking:
 
 def budget(total_bytes: int = 10) -> MemoryBudget:
     return MemoryBudget(
-        rank=0, weight_bytes=0, kv_bytes=total_bytes, activation_bytes=0, communication_bytes=0,
-        slack_bytes=0, reserved_bytes=0, capacity_bytes=100,
-    )  # fmt: skip
+        rank=0,
+        weight_bytes=0,
+        kv_bytes=total_bytes,
+        activation_bytes=0,
+        communication_bytes=0,
+        slack_bytes=0,
+        reserved_bytes=0,
+        capacity_bytes=100,
+    )
 
 
 def unsure(**half_widths: float) -> Uncertainty:
     """Each op decides the whole step; the names are kinds of op."""
     contributions = tuple(
         Contribution(
-            name=kind, kind=kind, dimensions=(1.0,), share=1.0, half_width=width, distance=0.0,
+            name=kind,
+            kind=kind,
+            dimensions=(1.0,),
+            share=1.0,
+            half_width=width,
+            distance=0.0,
             is_beyond=False,
         )
         for kind, width in half_widths.items()
-    )  # fmt: skip
+    )
     return Uncertainty(contributions=contributions, step_factor=1.0)
 
 
 def candidate(
-    tokens_per_s: float, tpot_s: float = 0.01, uncertainty: Uncertainty | None = None, *,
-    layout: tuple[int, int, int] = (1, 1, 1), total_bytes: int = 10,
-) -> Candidate:  # fmt: skip
+    tokens_per_s: float,
+    tpot_s: float = 0.01,
+    uncertainty: Uncertainty | None = None,
+    *,
+    layout: tuple[int, int, int] = (1, 1, 1),
+    total_bytes: int = 10,
+) -> Candidate:
     tensor, pipeline, data = layout
     return Candidate(
         layout=Layout(tensor_parallel=tensor, pipeline_parallel=pipeline, data_parallel=data),
-        batch_size=8, num_microbatches=1, tokens_per_s=tokens_per_s, tpot_s=tpot_s, ttft_s=0.1,
-        share={"hbm": 0.7, "link": 0.1}, bubble=0.2, memory=budget(total_bytes),
-        num_extrapolated_ops=0, is_steady=True, uncertainty=uncertainty,
-    )  # fmt: skip
+        batch_size=8,
+        num_microbatches=1,
+        tokens_per_s=tokens_per_s,
+        tpot_s=tpot_s,
+        ttft_s=0.1,
+        share={"hbm": 0.7, "link": 0.1},
+        bubble=0.2,
+        memory=budget(total_bytes),
+        num_extrapolated_ops=0,
+        is_steady=True,
+        uncertainty=uncertainty,
+    )
 
 
 def ranked(*candidates: Candidate, tpot_below_s: float | None = None) -> Ranking:
     asked = Asked(model=SMALL, cluster=dgx_cluster(H100, 4), workload=WORK)
     return Ranking(
-        asked=asked, candidates=candidates, front=pareto(candidates), refused=(),
-        tpot_below_s=tpot_below_s, flips=(), nearest=None, remedies=(), needed=None,
-    )  # fmt: skip
+        asked=asked,
+        candidates=candidates,
+        front=pareto(candidates),
+        refused=(),
+        tpot_below_s=tpot_below_s,
+        flips=(),
+        nearest=None,
+        remedies=(),
+        needed=None,
+    )
 
 
 def printed(ranking: Ranking, *, everything: bool = False) -> str:
@@ -135,10 +175,11 @@ def naive_stages(
     """Every placement that a scenario can ask for, tried one by one, told apart by its stages."""
     numbers = range(1, cluster.num_gpus + 1)
     specs = [
-        PlacementSpec(strategy="tensor-pipeline", tensor_parallel=t, pipeline_parallel=p,
-                      data_parallel=d)
+        PlacementSpec(
+            strategy="tensor-pipeline", tensor_parallel=t, pipeline_parallel=p, data_parallel=d
+        )
         for t, p, d in itertools.product(numbers, repeat=3)
-    ] + [PlacementSpec(strategy="layer-wise", data_parallel=d) for d in numbers]  # fmt: skip
+    ] + [PlacementSpec(strategy="layer-wise", data_parallel=d) for d in numbers]
     found: set[tuple[object, ...]] = set()
     for spec in specs:
         scenario = Scenario(
@@ -162,10 +203,13 @@ def test_layouts_are_those_that_a_naive_search_finds(num_gpus: int, batch: int) 
     cluster = cluster_of("h100-sxm", num_gpus, num_gpus)
     layouts, _ = layouts_of(SMALL, cluster, workload, None)
     stages = [
-        place(Scenario(name="", model=SMALL, cluster=cluster, placement=layout.spec,
-                       workload=workload)).replicas
+        place(
+            Scenario(
+                name="", model=SMALL, cluster=cluster, placement=layout.spec, workload=workload
+            )
+        ).replicas
         for layout in layouts
-    ]  # fmt: skip
+    ]
 
     assert len(stages) == len(set(stages))
     assert set(stages) == naive_stages(SMALL, cluster, workload)
@@ -236,10 +280,14 @@ def test_a_fixed_number_of_microbatches_is_kept() -> None:
 
 def test_golden_order_of_a_small_case(ranking: Ranking) -> None:
     expected = [
-        (each.layout, predict(ranking.asked.scenario(each.layout, each.num_microbatches),
-                              synthetic_profile()))
+        (
+            each.layout,
+            predict(
+                ranking.asked.scenario(each.layout, each.num_microbatches), synthetic_profile()
+            ),
+        )
         for each in ranking.candidates
-    ]  # fmt: skip
+    ]
     rates = [found.tokens_per_s for _, found in expected]
 
     assert GOLDEN == [each.layout.name for each in ranking.best]
@@ -249,9 +297,16 @@ def test_golden_order_of_a_small_case(ranking: Ranking) -> None:
 
 # Launches decide a model this small: whoever divides a layer pays for meeting.
 GOLDEN = [
-    "DP=4", "TP=2 x DP=2, 1-shot", "TP=4, 1-shot", "layer-wise PP=2 x DP=2",
-    "TP=2 x PP=2, 1-shot", "layer-wise PP=4", "TP=2 x DP=2", "TP=2 x PP=2", "TP=4",
-]  # fmt: skip
+    "DP=4",
+    "TP=2 x DP=2, 1-shot",
+    "TP=4, 1-shot",
+    "layer-wise PP=2 x DP=2",
+    "TP=2 x PP=2, 1-shot",
+    "layer-wise PP=4",
+    "TP=2 x DP=2",
+    "TP=2 x PP=2",
+    "TP=4",
+]
 
 
 def test_time_to_first_token_is_one_prompts_prefill(ranking: Ranking) -> None:
@@ -286,8 +341,11 @@ def test_processes_find_what_one_finds(ranking: Ranking) -> None:
 
 def test_front_is_what_nothing_beats_in_both() -> None:
     slow, fast, beaten, same = (
-        candidate(100, 0.01), candidate(200, 0.02), candidate(150, 0.03), candidate(100, 0.02),
-    )  # fmt: skip
+        candidate(100, 0.01),
+        candidate(200, 0.02),
+        candidate(150, 0.03),
+        candidate(100, 0.02),
+    )
 
     assert (slow, fast) == pareto([beaten, same, fast, slow])
 
@@ -523,11 +581,13 @@ def test_model_from_a_folder_is_that_of_its_config(tmp_path: Path) -> None:
         (lambda: cluster_of("h100-sxm", 0), "--gpus=0 is not positive"),
         (lambda: cluster_of("h100-sxm", 10**9), "use at most 16384"),
         (lambda: cluster_of("h100-sxm", 12, 8), "does not fill nodes of 8"),
-        (lambda: resolve(RankInputs(model="paper-16", changes=("placement.num_gpus=3",))),
-         "is what a ranking decides itself"),
+        (
+            lambda: resolve(RankInputs(model="paper-16", changes=("placement.num_gpus=3",))),
+            "is what a ranking decides itself",
+        ),
         (lambda: rank(SMALL, dgx_cluster(H100, 4), Workload(phase="prefill")), "use 'decode'"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_says_what_to_change(call: Callable[[], object], expected: str) -> None:
     with pytest.raises(LayerwiseError) as caught:
         call()
@@ -703,8 +763,19 @@ def test_the_command_prints_what_the_library_finds(
     layerwise: Run, tmp_path: Path, profile_file: Path
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    options = ["rank", "--model", tmp_path, "--gpus", 4, "--batch", 8, "--context", 1000,
-               "--profile", profile_file]  # fmt: skip
+    options = [
+        "rank",
+        "--model",
+        tmp_path,
+        "--gpus",
+        4,
+        "--batch",
+        8,
+        "--context",
+        1000,
+        "--profile",
+        profile_file,
+    ]
     ran, data = layerwise(*options), json.loads(layerwise(*options, "--json").out)
     lines = ran.out.splitlines()
 
@@ -795,8 +866,10 @@ def test_a_scenario_file_is_ranked_whatever_it_places(scenario_path: Path) -> No
     asked = resolve(RankInputs(scenario=scenario_path))
 
     assert (8, 8, 4) == (
-        asked.model.num_layers, asked.cluster.num_gpus, asked.cluster.gpus_per_node,
-    )  # fmt: skip
+        asked.model.num_layers,
+        asked.cluster.num_gpus,
+        asked.cluster.gpus_per_node,
+    )
     assert Workload(batch_size=24, context_tokens=500) == asked.workload
     assert ("eager", -1, None) == (asked.run.launch, asked.run.only_rank, asked.given_all_reduce)
 
@@ -805,17 +878,26 @@ def test_options_replace_what_the_file_says_and_settings_what_either_says(
     scenario_path: Path,
 ) -> None:
     options = RankInputs(
-        scenario=scenario_path, model="paper-30b", gpu="H200", num_gpus=6, batch_size=12,
-        launch="graph", changes=("workload.batch_size=6", "cluster.gpu.num_sms=99"),
-    )  # fmt: skip
+        scenario=scenario_path,
+        model="paper-30b",
+        gpu="H200",
+        num_gpus=6,
+        batch_size=12,
+        launch="graph",
+        changes=("workload.batch_size=6", "cluster.gpu.num_sms=99"),
+    )
     asked = resolve(options)
 
     assert (112, 500, 6) == (
-        asked.model.num_layers, asked.workload.context_tokens, asked.workload.batch_size,
-    )  # fmt: skip
+        asked.model.num_layers,
+        asked.workload.context_tokens,
+        asked.workload.batch_size,
+    )
     assert ("h200", 99, 6) == (
-        asked.cluster.gpu.name, asked.cluster.gpu.num_sms, asked.cluster.gpus_per_node,
-    )  # fmt: skip
+        asked.cluster.gpu.name,
+        asked.cluster.gpu.num_sms,
+        asked.cluster.gpus_per_node,
+    )
     assert "graph" == asked.run.launch
 
 

@@ -32,9 +32,14 @@ from tests.scenarios.rank.test_rank import candidate, printed, ranked, unsure
 from tests.synthetic import synthetic_profile
 
 SMALL = ModelSpec(
-    name="small", num_layers=4, hidden_size=512, intermediate_size=1024, num_attention_heads=8,
-    num_key_value_heads=4, head_dim=64,
-)  # fmt: skip
+    name="small",
+    num_layers=4,
+    hidden_size=512,
+    intermediate_size=1024,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=64,
+)
 NCCL_4, NCCL_2 = (f"NCCL all-reduces over {number} GPUs (public data)" for number in (4, 2))
 ACROSS = "collectives across nodes (derived)"
 NIC = "messages over ndr400 (public data)"
@@ -53,15 +58,21 @@ def public(profile: Profile, *names: str) -> Profile:
 
 
 def parts(
-    tensor: int, pipeline: int, *public_tables: str, per_node: int = 8, launch: str = "graph",
+    tensor: int,
+    pipeline: int,
+    *public_tables: str,
+    per_node: int = 8,
+    launch: str = "graph",
     pairs: Pairs | None = None,
-) -> dict[str, Part]:  # fmt: skip
+) -> dict[str, Part]:
     asked = Asked(
-        model=SMALL, cluster=dgx_cluster(GPUS["h100-sxm"], tensor * pipeline, per_node),
+        model=SMALL,
+        cluster=dgx_cluster(GPUS["h100-sxm"], tensor * pipeline, per_node),
         workload=Workload(batch_size=4, context_tokens=100, num_microbatches=2),
         run=RunSpec(launch=launch),  # type: ignore[arg-type]
-        profile=public(synthetic_profile(), *public_tables), pairs=pairs or {},
-    )  # fmt: skip
+        profile=public(synthetic_profile(), *public_tables),
+        pairs=pairs or {},
+    )
     layout = Layout(tensor_parallel=tensor, pipeline_parallel=pipeline, data_parallel=1)
     found = explore((asked, layout))
     assert isinstance(found, Explored)
@@ -165,9 +176,10 @@ def test_an_error_that_nobody_knows_makes_no_tie_and_is_said() -> None:
 
 def test_a_tie_and_a_lead_say_what_of_them_is_not_validated() -> None:
     found = ranked(
-        rested(100, part("a", 0.1, 0.04), layout=(4, 1, 1)), rested(97, layout=(1, 4, 1)),
+        rested(100, part("a", 0.1, 0.04), layout=(4, 1, 1)),
+        rested(97, layout=(1, 4, 1)),
         rested(90, layout=(2, 2, 1)),
-    )  # fmt: skip
+    )
 
     assert (
         "TP=4 is predicted fastest, but layer-wise PP=4 cannot be told from it: the time of a was not "
@@ -221,6 +233,7 @@ def test_every_shipped_table_says_whose_timings_it_was_fitted_to(gpu: str) -> No
     tables = load_profile(profile_path(gpu)).transfers
 
     assert [] == [
-        name for name, each in tables.items()
+        name
+        for name, each in tables.items()
         if not is_public(each) and "two-h200" not in each.source
-    ]  # fmt: skip
+    ]

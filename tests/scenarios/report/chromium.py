@@ -34,8 +34,12 @@ class Watched:
         self.errors: list[str] = []
         self.requests: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", lambda line: self.errors.append(line.text)
-                     if line.type in ("error", "warning") else None)  # fmt: skip
+        self.page.on(
+            "console",
+            lambda line: (
+                self.errors.append(line.text) if line.type in ("error", "warning") else None
+            ),
+        )
         self.page.on("request", lambda request: self.requests.append(request.url))
 
     def open(self, url: str) -> Any:

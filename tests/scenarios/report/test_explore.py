@@ -69,19 +69,33 @@ def test_the_defaults_are_the_papers_question(explorer, profile):
     assert f"{predict(scenario, profile).tokens_per_s:,.0f}" == figure(answer, "tokens/s")[0]
 
 
-@pytest.mark.parametrize("changed", [
-    {"batch": "64"}, {"context": "2000"}, {"gpus": "8"}, {"gpu": "h200"}, {"l2_bytes": "8GB"},
-    {"placement": "tp4"}, {"model": "paper-30b"}, {"microbatches": "32"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"batch": "64"},
+        {"context": "2000"},
+        {"gpus": "8"},
+        {"gpu": "h200"},
+        {"l2_bytes": "8GB"},
+        {"placement": "tp4"},
+        {"model": "paper-30b"},
+        {"microbatches": "32"},
+    ],
+)
 def test_every_control_moves_the_answer(explorer, changed):
     before, after = explorer.answer({}), explorer.answer(changed)
     assert "" == after["message"]
     assert figure(before, "tokens/s")[0] != figure(after, "tokens/s")[0]
 
 
-@pytest.mark.parametrize("changed", [
-    {"nvlink_bytes_per_s": "100GB/s"}, {"all_reduce": "one_shot"}, {"beside": "tp2"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"nvlink_bytes_per_s": "100GB/s"},
+        {"all_reduce": "one_shot"},
+        {"beside": "tp2"},
+    ],
+)
 def test_links_and_collectives_move_the_placement_beside(explorer, changed):
     before, after = explorer.answer({}), explorer.answer(changed)
     assert figure(before, "tokens/s")[1] != figure(after, "tokens/s")[1]
@@ -97,10 +111,17 @@ def test_what_wins_a_ranking_can_be_asked_for_and_is_called_the_same(explorer, p
     ranked = rank(MODELS["paper-16"], cluster, work, profile)
     names = {each.layout.name: f"{each.tokens_per_s:,.0f}" for each in ranked.candidates}
     for reduce in ("nccl", "one_shot"):
-        answer = explorer.answer({
-            "placement": "tp2-dp", "beside": "tp1-dp", "gpus": "4", "batch": "8",
-            "context": "1000", "microbatches": "1", "all_reduce": reduce,
-        })  # fmt: skip
+        answer = explorer.answer(
+            {
+                "placement": "tp2-dp",
+                "beside": "tp1-dp",
+                "gpus": "4",
+                "batch": "8",
+                "context": "1000",
+                "microbatches": "1",
+                "all_reduce": reduce,
+            }
+        )
         shown = dict(zip(answer["columns"][1:], figure(answer, "tokens/s"), strict=True))
         own = "TP=2 x DP=2" + (", 1-shot" if reduce == "one_shot" else "")
         assert {own: names[own], "DP=4": names["DP=4"]} == shown
@@ -129,17 +150,20 @@ def test_it_starts_on_the_model_that_was_given(profile, tmp_path):
     assert "model=paper-16" == explorer.answer({"model": "paper-16"})["query"]
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    ({"batch": "-3"}, "batch='-3' is out of bounds; use 1 to 4,096"),
-    ({"batch": "1e9"}, "is out of bounds"),
-    ({"batch": "2.5"}, "is not a whole number"),
-    ({"context": "many"}, "is not a number"),
-    ({"l2_bytes": "8GB/s"}, "has the unit"),
-    ({"gpu": "h1000"}, "is no choice"),
-    ({"gpus": "4"}, "is no multiple of the 8 of tp8"),
-    ({"batch": "1" * 100}, "is too long"),
-    ({"bacth": "3"}, "is no control; did you mean 'batch'?"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"batch": "-3"}, "batch='-3' is out of bounds; use 1 to 4,096"),
+        ({"batch": "1e9"}, "is out of bounds"),
+        ({"batch": "2.5"}, "is not a whole number"),
+        ({"context": "many"}, "is not a number"),
+        ({"l2_bytes": "8GB/s"}, "has the unit"),
+        ({"gpu": "h1000"}, "is no choice"),
+        ({"gpus": "4"}, "is no multiple of the 8 of tp8"),
+        ({"batch": "1" * 100}, "is too long"),
+        ({"bacth": "3"}, "is no control; did you mean 'batch'?"),
+    ],
+)
 def test_a_bad_parameter_is_a_message(explorer, given, said):
     answer = explorer.answer(given)
     assert ["message"] == list(answer) and said in answer["message"]
@@ -178,11 +202,19 @@ def test_it_listens_on_loopback_only(explorer):
         assert "127.0.0.1" == server.server_address[0]
 
 
-@pytest.mark.parametrize(("path", "status"), [
-    ("/", 200), ("/answer?batch=64", 200), ("/page.css", 200), ("/plotly.js", 200),
-    ("/../pyproject.toml", 404), ("/answer/", 404), ("/?" + "a" * 3000, 414),
-    ("/?" + "&".join("a=1" for _ in range(50)), 400),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/", 200),
+        ("/answer?batch=64", 200),
+        ("/page.css", 200),
+        ("/plotly.js", 200),
+        ("/../pyproject.toml", 404),
+        ("/answer/", 404),
+        ("/?" + "a" * 3000, 414),
+        ("/?" + "&".join("a=1" for _ in range(50)), 400),
+    ],
+)
 def test_it_serves_its_page_and_nothing_else(explorer, path, status):
     with serving(explorer) as server:
         assert status == get(server, path)[0]

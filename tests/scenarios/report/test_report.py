@@ -140,13 +140,28 @@ def test_a_cell_carries_the_number_it_is_sorted_by():
 
 
 def row(op: str, start_s: float, *, repeat: int = 0, replaced: bool = False) -> Row:
-    return Row(repeat=repeat, step=1, rank=3, op=op, kind="Norm", stream="compute",
-               ready_s=start_s, start_s=start_s, end_s=start_s + 1e-6, replaced=replaced)  # fmt: skip
+    return Row(
+        repeat=repeat,
+        step=1,
+        rank=3,
+        op=op,
+        kind="Norm",
+        stream="compute",
+        ready_s=start_s,
+        start_s=start_s,
+        end_s=start_s + 1e-6,
+        replaced=replaced,
+    )
 
 
 def test_a_timeline_has_predicted_above_measured_each_from_its_first_start():
-    made = timeline("", [Lanes(side="predicted", rows=[row("a", 5.0), row("b", 5.00001)]),
-                         Lanes(side="measured", rows=[row("a", 9.0)])])  # fmt: skip
+    made = timeline(
+        "",
+        [
+            Lanes(side="predicted", rows=[row("a", 5.0), row("b", 5.00001)]),
+            Lanes(side="measured", rows=[row("a", 9.0)]),
+        ],
+    )
     (bars,) = made.data
     assert ["rank 3 predicted", "rank 3 measured"] == made.layout["yaxis"]["categoryarray"]
     assert {("rank 3 predicted", 0.0), ("rank 3 predicted", 10.0), ("rank 3 measured", 0.0)} == set(
@@ -300,12 +315,15 @@ def test_without_a_trace_the_page_is_called_predicted(
     assert [["layerwise: predicted"], ["layerwise: predicted beside measured"]] == titles
 
 
-@pytest.mark.parametrize(("values", "marks"), [
-    ([1.0, 10_000.0], ["1", "10", "100", "1,000", "10,000"]),
-    ([3.0, 80.0], ["5", "10", "20", "50"]),
-    ([0.4, 0.9], ["0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1"]),
-    ([], ["0.9", "1"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "marks"),
+    [
+        ([1.0, 10_000.0], ["1", "10", "100", "1,000", "10,000"]),
+        ([3.0, 80.0], ["5", "10", "20", "50"]),
+        ([0.4, 0.9], ["0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1"]),
+        ([], ["0.9", "1"]),
+    ],
+)
 def test_a_logarithmic_axis_is_marked_in_round_numbers(values, marks):
     assert marks == log_axis("", values)["ticktext"]
 
@@ -381,8 +399,10 @@ def test_a_real_browser_draws_sorts_and_asks_for_nothing(
         page.wait_for_selector("details .plot .main-svg")
         lines = page.locator("details table.sortable")
         lines.locator("th button").nth(7).click()
-        keys = [float(cell.get_attribute("data-key"))
-                for cell in lines.locator("tbody td:nth-child(8)").all()]  # fmt: skip
+        keys = [
+            float(cell.get_attribute("data-key"))
+            for cell in lines.locator("tbody td:nth-child(8)").all()
+        ]
         drawn = page.locator(".plot .main-svg").count()
         dark = (
             page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"

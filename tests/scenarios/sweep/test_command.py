@@ -89,12 +89,28 @@ def started(profile_file: Path) -> Iterator[Start]:
     running: list[subprocess.Popen[str]] = []
 
     def start(file: Path, out: Path, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "layerwise.scenarios.command_line", "sweep", file, "--out", out,
-                   "--json", "--profile", profile_file, *options]  # fmt: skip
-        running.append(subprocess.Popen(
-            [str(part) for part in command], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        ))  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "layerwise.scenarios.command_line",
+            "sweep",
+            file,
+            "--out",
+            out,
+            "--json",
+            "--profile",
+            profile_file,
+            *options,
+        ]
+        running.append(
+            subprocess.Popen(
+                [str(part) for part in command],
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
         return running[-1]
 
     yield start
@@ -160,9 +176,10 @@ def test_rows_are_what_predict_says(
     ]
     for row in rows:
         workload = replace(
-            sweep.base.workload, batch_size=int(row["workload.batch_size"]),
+            sweep.base.workload,
+            batch_size=int(row["workload.batch_size"]),
             context_tokens=int(row["workload.context_tokens"]),
-        )  # fmt: skip
+        )
         expected = predict(replace(sweep.base, workload=workload), profile)
         assert expected.tokens_per_s == float(row["tokens_per_s"])
         assert expected.peak_memory_bytes == int(row["peak_memory_bytes"])
@@ -183,8 +200,12 @@ def test_rows_of_neighbours_are_bit_for_bit_what_predict_says(
     sweep = load_sweep(sweep_file)
     placed = list(place_points(sweep, {"h100-sxm": profile}))
     points = tuple(one.point for one in placed if one.point)
-    task = Task(points=points, profiles={"h100-sxm": pickle.dumps(profile)},
-                columns=tuple(COLUMNS), code=code_digest())  # fmt: skip
+    task = Task(
+        points=points,
+        profiles={"h100-sxm": pickle.dumps(profile)},
+        columns=tuple(COLUMNS),
+        code=code_digest(),
+    )
     alone = [predict(point.scenario, profile) for point in points]
 
     assert 48 == len(points)
@@ -226,8 +247,9 @@ def test_rows_carry_the_ends_of_their_interval_unasked(
 
     assert interval is not None
     assert (interval.low, interval.high) == (
-        float(row["tokens_per_s_low"]), float(row["tokens_per_s_high"])
-    )  # fmt: skip
+        float(row["tokens_per_s_low"]),
+        float(row["tokens_per_s_high"]),
+    )
 
 
 def test_a_belief_without_intervals_leaves_their_cells_empty(
@@ -242,8 +264,10 @@ def test_a_belief_without_intervals_leaves_their_cells_empty(
     bound, calibrated = rows_of(out)[:2]
 
     assert ("speed_of_light", "", "") == (
-        bound["belief"], bound["tokens_per_s_low"], bound["tokens_per_s_high"]
-    )  # fmt: skip
+        bound["belief"],
+        bound["tokens_per_s_low"],
+        bound["tokens_per_s_high"],
+    )
     assert "calibrated" == calibrated["belief"]
     assert float(calibrated["tokens_per_s"]) < float(bound["tokens_per_s"])
 
@@ -261,9 +285,11 @@ def test_a_placement_is_called_as_rank_calls_it(
     sweep, out = load_sweep(sweep_file), sweep_file.with_name("rows.csv")
     run_sweep(sweep, out, {"h100-sxm": profile}, Deadly(0))
     layout = Layout(
-        tensor_parallel=2, pipeline_parallel=2, data_parallel=1,
+        tensor_parallel=2,
+        pipeline_parallel=2,
+        data_parallel=1,
         all_reduce="one_shot" if written else "nccl",
-    )  # fmt: skip
+    )
 
     assert ["layer-wise", layout.name] == [row["placement"] for row in rows_of(out)]
 
@@ -312,8 +338,10 @@ def test_a_point_that_fails_is_a_row_with_its_reason(
     assert float(long["tokens_per_s"]) > 0
     assert "GB of 80.0 GB" in long["reason"]
     assert ("refused", "", "3") == (
-        refused["status"], refused["tokens_per_s"], refused["placement.tensor_parallel"]
-    )  # fmt: skip
+        refused["status"],
+        refused["tokens_per_s"],
+        refused["placement.tensor_parallel"],
+    )
     assert "placement.tensor_parallel=3 does not divide" in refused["reason"]
 
 
@@ -379,14 +407,16 @@ def test_a_second_sweep_takes_over_what_the_first_has(
         '[base]\nscenario = "small.toml"\n[axes]\n"workload.context_tokens" = [1_000, 2_000]\n'
         '"workload.batch_size" = [8, 4]\n"cluster.gpu.l2_bytes" = ["50MiB"]\n'
     )
-    said = swept(layerwise, sweep_file, "--out", second, "--profile", profile_file,
-                 "--reuse", first)  # fmt: skip
+    said = swept(
+        layerwise, sweep_file, "--out", second, "--profile", profile_file, "--reuse", first
+    )
     known = {row["key"]: row["tokens_per_s"] for row in rows_of(first)}
 
     assert (2, 2) == (said["num_computed"], said["num_taken_over"])
     assert [True, True, False, False] == [row["key"] in known for row in rows_of(second)]
-    assert all(known.get(row["key"], row["tokens_per_s"]) == row["tokens_per_s"]
-               for row in rows_of(second))  # fmt: skip
+    assert all(
+        known.get(row["key"], row["tokens_per_s"]) == row["tokens_per_s"] for row in rows_of(second)
+    )
 
 
 def test_another_profile_reuses_nothing(
@@ -592,9 +622,10 @@ def test_a_fault_of_the_simulator_is_one_row(profile: Profile) -> None:
     broken = replace(scenario, kernels="not kernels")
     task = Task(
         points=(Point(key="k", scenario=broken, belief="calibrated"),),
-        profiles={"h100-sxm": pickle.dumps(profile)}, columns=("tokens_per_s",),
+        profiles={"h100-sxm": pickle.dumps(profile)},
+        columns=("tokens_per_s",),
         code=code_digest(),
-    )  # fmt: skip
+    )
     (found,) = predict_points(task, 1.0)
 
     assert (FAILED, ()) == (found.status, found.values)
@@ -620,9 +651,14 @@ def dask_cluster(tmp_path: Path) -> Iterator[tuple[str, list[int]]]:
     script.write_text(DASK)
     paths = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(
-        [sys.executable, script], env=paths, text=True, cwd=tmp_path,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
+        [sys.executable, script],
+        env=paths,
+        text=True,
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
         assert process.stdout
         assert process.stdin
         address, *workers = process.stdout.readline().split()

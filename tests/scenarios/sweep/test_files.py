@@ -37,9 +37,10 @@ def test_axes_are_multiplied_and_the_last_varies_fastest(tmp_path: Path) -> None
 def test_zipped_axes_advance_together(tmp_path: Path) -> None:
     sweep = loaded(
         tmp_path,
-        'zip = [["workload.batch_size", "workload.num_microbatches"]]\n' + BATCHES
+        'zip = [["workload.batch_size", "workload.num_microbatches"]]\n'
+        + BATCHES
         + '"workload.context_tokens" = [1, 2]\n"workload.num_microbatches" = [4, 16]\n',
-    )  # fmt: skip
+    )
 
     assert [[8, 4, 1], [8, 4, 2], [64, 16, 1], [64, 16, 2]] == values(sweep)
 
@@ -49,13 +50,19 @@ def test_zipped_axes_advance_together(tmp_path: Path) -> None:
     [
         ("workload.batch_size", "{from = 1, to = 70, factor = 4}", [1, 4, 16, 64]),
         ("workload.batch_size", "{from = 10, to = 25, step = 5}", [10, 15, 20, 25]),
-        ("cluster.gpu.l2_bytes", '{from = "50MB", to = "0.2GB", factor = 2}',
-         [50_000_000, 100_000_000, 200_000_000]),
-        ("cluster.gpu.hbm_bytes_per_s", '{from = "1TB/s", to = "2TB/s", factor = 1.5}',
-         [1e12, 1.5e12]),
+        (
+            "cluster.gpu.l2_bytes",
+            '{from = "50MB", to = "0.2GB", factor = 2}',
+            [50_000_000, 100_000_000, 200_000_000],
+        ),
+        (
+            "cluster.gpu.hbm_bytes_per_s",
+            '{from = "1TB/s", to = "2TB/s", factor = 1.5}',
+            [1e12, 1.5e12],
+        ),
         ("cluster.gpu.l2_bytes", '["50MB", 60_000_000]', [50_000_000, 60_000_000]),
     ],
-)  # fmt: skip
+)
 def test_values_are_read_in_si_units(
     tmp_path: Path, key: str, written: str, expected: list[object]
 ) -> None:
@@ -79,7 +86,7 @@ def test_a_placement_is_a_whole_one(tmp_path: Path) -> None:
         tmp_path,
         '[base]\npaper = "tensor-pipeline"\n[axes]\nplacement = [{strategy = "layer-wise"}, '
         '{strategy = "tensor-pipeline", tensor_parallel = 4}]\n',
-    )  # fmt: skip
+    )
     first, second = (sweep.resolve(settings).placement for settings, _ in sweep.points())
 
     assert ("layer-wise", 1, 1) == (first.strategy, first.tensor_parallel, first.pipeline_parallel)
@@ -132,24 +139,39 @@ BIG = ", ".join(str(n) for n in range(1, 1500))
         (BATCHES.replace("[8, 64]", "{from = 1, to = 8, factor = 1}"), "never gets from its start"),
         (BATCHES.replace("[8, 64]", "{from = 1, to = 8, factor = 1.5}"), "not a whole number"),
         (BATCHES.replace("[8, 64]", "{from = 1, to = 8, by = 2}"), "by=2 is not a known key"),
-        (BATCHES.replace("[8, 64]", "{from = 1, to = 1e9, step = 1}"), "has more than 100000 values"),
-        (PAPER + '[axes]\n"run.launch" = {from = 1, to = 2, step = 1}\n', "run.launch=1 is unknown"),
+        (
+            BATCHES.replace("[8, 64]", "{from = 1, to = 1e9, step = 1}"),
+            "has more than 100000 values",
+        ),
+        (
+            PAPER + '[axes]\n"run.launch" = {from = 1, to = 2, step = 1}\n',
+            "run.launch=1 is unknown",
+        ),
         (PAPER + '[axes]\n"run.launch" = ["graph", "grpah"]\n', "run.launch='grpah' is unknown"),
         (PAPER + '[axes]\n"cluster.gpu" = ["h100"]\n', "did you mean 'h100-pcie' or 'h100-sxm'"),
         (PAPER + '[axes]\nplacement = [{strategi = "layer-wise"}]\n', "'placement.strategy'"),
         (PAPER + "[axes]\nplacement = [{}]\n", "axes.placement={} is empty"),
-        (PAPER + '[axes]\nplacement = [{data_parallel = 2}]\n"placement.data_parallel" = [1, 2]\n',
-         "is also set by"),
+        (
+            PAPER
+            + '[axes]\nplacement = [{data_parallel = 2}]\n"placement.data_parallel" = [1, 2]\n',
+            "is also set by",
+        ),
         ('zip = [["workload.batch_size", "workload.context"]]\n' + BATCHES, "is not an axis"),
-        ('zip = [["workload.batch_size", "workload.context_tokens"]]\n' + BATCHES
-         + '"workload.context_tokens" = [1]\n', "unequal length"),
+        (
+            'zip = [["workload.batch_size", "workload.context_tokens"]]\n'
+            + BATCHES
+            + '"workload.context_tokens" = [1]\n',
+            "unequal length",
+        ),
         ('columns = ["tokens_per_second"]\n' + BATCHES, "did you mean 'tokens_per_s'"),
         ('beliefs = ["hope"]\n' + BATCHES, "beliefs"),
         ("beliefs = []\n" + BATCHES, "beliefs=[] is empty"),
-        (f"{PAPER}[axes]\nworkload.batch_size = [{BIG}]\nworkload.context_tokens = [{BIG}]\n",
-         f"points are more than {MAX_POINTS}"),
+        (
+            f"{PAPER}[axes]\nworkload.batch_size = [{BIG}]\nworkload.context_tokens = [{BIG}]\n",
+            f"points are more than {MAX_POINTS}",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_file(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(LayerwiseError) as raised:
         loaded(tmp_path, text)

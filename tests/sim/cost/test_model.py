@@ -38,9 +38,11 @@ def all_reduce(payload_bytes: int, group: tuple[int, ...]) -> AllReduce:
 def local_ops(case: Case) -> list[ops.LocalOp]:
     return [
         placed.op
-        for compiled in case.run for program in compiled.programs for placed in program
+        for compiled in case.run
+        for program in compiled.programs
+        for placed in program
         if not isinstance(placed.op, (ops.AllReduce, ops.AllGather, ops.Send, ops.Recv))
-    ]  # fmt: skip
+    ]
 
 
 def cold(op: ops.LocalOp) -> Traffic:
@@ -67,8 +69,10 @@ def test_no_op_of_the_paper_is_faster_than_the_speed_of_light(
 ) -> None:
     scenario = scenario_of(
         PlacementSpec(strategy="tensor-pipeline", tensor_parallel=tensor_parallel),
-        model=replace(MODELS["paper-16"], num_layers=1), num_steps=1, batch_size=sequences,
-    )  # fmt: skip
+        model=replace(MODELS["paper-16"], num_layers=1),
+        num_steps=1,
+        batch_size=sequences,
+    )
     phase = {"phase": "prefill"} if prefill else {}
     workload = replace(scenario.workload, context_tokens=10_000, **phase)
     cost = calibrated()
@@ -109,9 +113,10 @@ def test_speed_of_light_names_its_bound() -> None:
     op, large = matmul_op("m", 8 * MIB), matmul_op("m", 8 * MIB, rows=8192)
 
     assert ("hbm", "l2", "compute") == (
-        LIGHT.local(op, cold(op)).bound, LIGHT.local(op, Traffic(0, 8 * MIB, 0)).bound,
+        LIGHT.local(op, cold(op)).bound,
+        LIGHT.local(op, Traffic(0, 8 * MIB, 0)).bound,
         LIGHT.local(large, cold(large)).bound,
-    )  # fmt: skip
+    )
 
 
 def test_hits_are_faster_than_misses() -> None:
@@ -132,8 +137,9 @@ def test_hit_ramp_ends_where_the_profile_says() -> None:
     cost, size = calibrated(), H100.l2_bytes
 
     assert (1.0, 0.0) == (
-        cost.hit_fraction(int(0.75 * size)), cost.hit_fraction(round(0.95 * size) + 1),
-    )  # fmt: skip
+        cost.hit_fraction(int(0.75 * size)),
+        cost.hit_fraction(round(0.95 * size) + 1),
+    )
 
 
 def test_residual_stretches_the_form() -> None:
@@ -227,8 +233,9 @@ def test_shape_outside_what_was_calibrated_is_flagged() -> None:
     op = matmul_op("m", MIB)
 
     assert (True, False) == (
-        cost.local(op, cold(op)).extrapolated, calibrated().local(op, cold(op)).extrapolated,
-    )  # fmt: skip
+        cost.local(op, cold(op)).extrapolated,
+        calibrated().local(op, cold(op)).extrapolated,
+    )
 
 
 def test_all_reduce_follows_the_table_of_its_group() -> None:
@@ -265,9 +272,13 @@ def test_group_nobody_calibrated_is_refused() -> None:
 
 def test_all_reduce_with_one_rank_a_node_has_a_cost() -> None:
     cluster = ClusterSpec(
-        name="ones", gpu=H100, num_nodes=2, gpus_per_node=1, nvlink=CLUSTER.nvlink,
+        name="ones",
+        gpu=H100,
+        num_nodes=2,
+        gpus_per_node=1,
+        nvlink=CLUSTER.nvlink,
         nic=CLUSTER.nic,
-    )  # fmt: skip
+    )
 
     assert (
         Calibrated(cluster, synthetic_profile()).collective(all_reduce(1024, (0, 1))).kernel_s > 0

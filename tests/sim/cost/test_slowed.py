@@ -33,9 +33,12 @@ def all_reduce(
 ) -> ops.AllReduce:
     buffer = Buffer("b", "communication", (payload_bytes // 2,), "bfloat16")
     return ops.AllReduce(
-        name="r", buffer=buffer, payload_bytes=payload_bytes, group=group,
+        name="r",
+        buffer=buffer,
+        payload_bytes=payload_bytes,
+        group=group,
         algorithm=algorithm,  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 def kernel_s(cost: Calibrated | SpeedOfLight, rows: int) -> float:
@@ -73,10 +76,12 @@ def test_by_the_speed_of_light_an_op_slows_with_what_bounds_it(
 @pytest.mark.parametrize(
     ("rows", "speed", "low", "high"),
     [
-        (1, HALF_HBM, 1.7, 2.0), (1, HALF_CLOCK, 1.0, 1.6),
-        (4096, HALF_HBM, 1.0, 1.1), (4096, HALF_CLOCK, 1.9, 2.0),
+        (1, HALF_HBM, 1.7, 2.0),
+        (1, HALF_CLOCK, 1.0, 1.6),
+        (4096, HALF_HBM, 1.0, 1.1),
+        (4096, HALF_CLOCK, 1.9, 2.0),
     ],
-)  # fmt: skip
+)
 def test_calibrated_an_op_slows_with_what_bounds_it_but_for_its_launch(
     rows: int, speed: Speed, low: float, high: float
 ) -> None:
@@ -94,11 +99,14 @@ def test_every_constant_of_a_profile_is_listed_with_what_it_follows() -> None:
 @pytest.mark.parametrize(
     ("name", "speed", "factor"),
     [
-        ("hbm_bytes_per_s", HALF_HBM, 0.5), ("hbm_bytes_per_s", HALF_CLOCK, 1.0),
-        ("l2_bytes_per_s", HALF_CLOCK, 0.5), ("sm_bytes_per_s", HALF_CLOCK, 0.5),
-        ("prologue_s", HALF_CLOCK, 2.0), ("launch_s", HALF_CLOCK, 1.0),
+        ("hbm_bytes_per_s", HALF_HBM, 0.5),
+        ("hbm_bytes_per_s", HALF_CLOCK, 1.0),
+        ("l2_bytes_per_s", HALF_CLOCK, 0.5),
+        ("sm_bytes_per_s", HALF_CLOCK, 0.5),
+        ("prologue_s", HALF_CLOCK, 2.0),
+        ("launch_s", HALF_CLOCK, 1.0),
     ],
-)  # fmt: skip
+)
 def test_constants_move_with_their_clock(name: str, speed: Speed, factor: float) -> None:
     found = calibrated().at_speed(speed).profile.fits["matmul"].values[name]
 

@@ -31,12 +31,22 @@ from tests.synthetic import synthetic_profile
 PROFILE = synthetic_profile()
 WIRES = (NVLINK4, NDR400)
 TIMES = (
-    "launch_s", "prologue_s", "miss_s", "tile_s", "block_s", "split_s", "seconds_per_logit",
-)  # fmt: skip
+    "launch_s",
+    "prologue_s",
+    "miss_s",
+    "tile_s",
+    "block_s",
+    "split_s",
+    "seconds_per_logit",
+)
 HOST_TIMES = (
-    "eager_issue_s", "graph_gap_s", "graph_launch_s", "interleaved_s", "interleaved_code_s",
+    "eager_issue_s",
+    "graph_gap_s",
+    "graph_launch_s",
+    "interleaved_s",
+    "interleaved_code_s",
     "interleaved_hbm_s",
-)  # fmt: skip
+)
 RATES = ("peak_flops_per_s", "hbm_bytes_per_s", "l2_bytes_per_s")
 
 
@@ -99,8 +109,9 @@ def program_seconds(placement: PlacementSpec, cost: Calibrated) -> float:
     run = compile_run(scenario_of(placement, num_steps=1))
     return sum(
         op_seconds(placed.op, program.rank, cost)
-        for program in run[0].programs for placed in program
-    )  # fmt: skip
+        for program in run[0].programs
+        for placed in program
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,8 +140,11 @@ def test_launches_do_not_get_faster() -> None:
 
 def constant_values(profile: Profile) -> dict[str, float]:
     fits = {f"{k}.{n}": c for k, fit in profile.fits.items() for n, c in fit.constants.items()}
-    sends = {f"{name}.rate": regime.bytes_per_s for name, table in profile.transfers.items()
-             for regime in table.regimes}  # fmt: skip
+    sends = {
+        f"{name}.rate": regime.bytes_per_s
+        for name, table in profile.transfers.items()
+        for regime in table.regimes
+    }
     machine = {f"machine.{name}": c for name, c in profile.machine.items()}
     return {name: c.value for name, c in (fits | machine).items()} | sends
 
@@ -183,9 +197,11 @@ def test_a_moved_constant_says_how_far_and_keeps_its_relative_error() -> None:
     moved = moved_profile(profile, H100, gpu, WIRES, WIRES).fits["norm"]
 
     assert moved.constants["hbm_bytes_per_s"] == Constant(
-        value=2 * exact.value, standard_error=2e10, unit=exact.unit,
+        value=2 * exact.value,
+        standard_error=2e10,
+        unit=exact.unit,
         source="synthetic; moved x 2 (hbm_bytes_per_s: 3.35e+12 -> 6.7e+12)",
-    )  # fmt: skip
+    )
 
 
 def test_nothing_to_move_is_the_profile_itself() -> None:

@@ -25,9 +25,15 @@ CLUSTER = dgx_cluster(GPUS["h100-sxm"], 16)
 PROFILE = published_profile(CLUSTER)
 COST = Calibrated(CLUSTER, PROFILE, belief="uncalibrated")
 OWN_GPU = GpuSpec(
-    name="own", num_sms=100, peak_flops_per_s=5e14, hbm_bytes=64 * 10**9, hbm_bytes_per_s=2e12,
-    l2_bytes=30 * 2**20, l2_bytes_per_s=4e12, source="made up",
-)  # fmt: skip
+    name="own",
+    num_sms=100,
+    peak_flops_per_s=5e14,
+    hbm_bytes=64 * 10**9,
+    hbm_bytes_per_s=2e12,
+    l2_bytes=30 * 2**20,
+    l2_bytes_per_s=4e12,
+    source="made up",
+)
 
 
 def seconds(op: ops.LocalOp) -> float:
@@ -38,11 +44,14 @@ def seconds(op: ops.LocalOp) -> float:
 
 def matmul(rows: int, columns: int, inner: int) -> Matmul:
     return Matmul(
-        name="m", source=Buffer("s", "activation", (rows, inner), "bfloat16"),
+        name="m",
+        source=Buffer("s", "activation", (rows, inner), "bfloat16"),
         weight=Buffer("w", "weight", (columns, inner), "bfloat16"),
         output=Buffer("o", "activation", (rows, columns), "bfloat16"),
-        rows=rows, columns=columns, inner=inner,
-    )  # fmt: skip
+        rows=rows,
+        columns=columns,
+        inner=inner,
+    )
 
 
 # Source of the expected times: see GEMM and PREFILL in the module under test.
@@ -64,9 +73,8 @@ def test_matmul_takes_what_was_published(
 
 @pytest.mark.parametrize(
     ("tokens", "published_flops_per_s"),
-    [(512, 98e12), (1024, 242e12), (2048, 386e12), (4096, 520e12), (8192, 603e12),
-     (16384, 664e12)],
-)  # fmt: skip
+    [(512, 98e12), (1024, 242e12), (2048, 386e12), (4096, 520e12), (8192, 603e12), (16384, 664e12)],
+)
 def test_prefill_attention_takes_what_was_published(
     tokens: int, published_flops_per_s: float
 ) -> None:
@@ -83,10 +91,14 @@ def test_prefill_attention_takes_what_was_published(
 @pytest.mark.parametrize(
     ("ranks", "payload_bytes", "published_s"),
     [
-        (2, 2**16, 7.3e-6), (2, 2**26, 253e-6), (4, 2**19, 14.6e-6), (8, 2**10, 15.6e-6),
-        (8, 2**19, 19.6e-6), (8, 2**26, 324e-6),
+        (2, 2**16, 7.3e-6),
+        (2, 2**26, 253e-6),
+        (4, 2**19, 14.6e-6),
+        (8, 2**10, 15.6e-6),
+        (8, 2**19, 19.6e-6),
+        (8, 2**26, 324e-6),
     ],
-)  # fmt: skip
+)
 def test_nccl_takes_what_was_published(ranks: int, payload_bytes: int, published_s: float) -> None:
     table = PROFILE.transfers[f"all_reduce.nccl.{ranks}"]
 
@@ -118,9 +130,7 @@ def test_decode_attention_reads_kv_at_the_published_rate() -> None:
 
 
 def test_every_kind_of_op_has_constants_and_each_constant_a_source() -> None:
-    constants = [
-        constant for fit in PROFILE.fits.values() for constant in fit.constants.values()
-    ]  # fmt: skip
+    constants = [constant for fit in PROFILE.fits.values() for constant in fit.constants.values()]
 
     assert set(FEATURES) == set(PROFILE.fits)
     assert all(constant.source for constant in (*constants, *PROFILE.machine.values()))

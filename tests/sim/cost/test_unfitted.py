@@ -44,19 +44,29 @@ STRANGE: Any = SimpleNamespace(kind="Strange", kernel="", query_tokens=1)
 
 
 def attention(
-    kernel: AttentionKernel, query: int = 1, *, head_dim: int = 128, dtype: str = "bfloat16",
+    kernel: AttentionKernel,
+    query: int = 1,
+    *,
+    head_dim: int = 128,
+    dtype: str = "bfloat16",
     stored: str = "",
-) -> ops.Attention:  # fmt: skip
+) -> ops.Attention:
     def buffer(name: str, kind: Any, shape: tuple[int, ...], kept: str = "") -> Buffer:
         return Buffer(name, kind, shape, kept or dtype)  # type: ignore[arg-type]
 
     return ops.Attention(
-        name="attn.sdpa", qkv=buffer("qkv", "activation", (8 * query, 24 * head_dim)),
+        name="attn.sdpa",
+        qkv=buffer("qkv", "activation", (8 * query, 24 * head_dim)),
         kv=buffer("kv", "kv", (2, 8, 8, 1024, head_dim), stored),
-        output=buffer("out", "activation", (8 * query, 8 * head_dim)), sequences=8,
-        query_tokens=query, context_tokens=1024, num_heads=8, num_key_value_heads=8,
-        head_dim=head_dim, kernel=kernel,
-    )  # fmt: skip
+        output=buffer("out", "activation", (8 * query, 8 * head_dim)),
+        sequences=8,
+        query_tokens=query,
+        context_tokens=1024,
+        num_heads=8,
+        num_key_value_heads=8,
+        head_dim=head_dim,
+        kernel=kernel,
+    )
 
 
 def matmul(dtype: str = "bfloat16", stored: str = "") -> ops.Matmul:
@@ -64,9 +74,14 @@ def matmul(dtype: str = "bfloat16", stored: str = "") -> ops.Matmul:
         return Buffer(name, kind, (rows, 4096), kept or dtype)  # type: ignore[arg-type]
 
     return ops.Matmul(
-        name="m", source=buffer("s", "activation", 64), weight=buffer("w", "weight", 4096, stored),
-        output=buffer("o", "activation", 64), rows=64, columns=4096, inner=4096,
-    )  # fmt: skip
+        name="m",
+        source=buffer("s", "activation", 64),
+        weight=buffer("w", "weight", 4096, stored),
+        output=buffer("o", "activation", 64),
+        rows=64,
+        columns=4096,
+        inner=4096,
+    )
 
 
 def cold(op: ops.LocalOp) -> Traffic:
@@ -109,9 +124,11 @@ def test_several_things_at_once_are_all_told() -> None:
 
 def test_a_fit_says_itself_what_it_has_seen() -> None:
     seen = replace(
-        PROFILE.fits["decode_attention"], kernels=("cudnn", "flash"), head_dims=(64, 128),
+        PROFILE.fits["decode_attention"],
+        kernels=("cudnn", "flash"),
+        head_dims=(64, 128),
         dtypes=("bfloat16", "float32"),
-    )  # fmt: skip
+    )
     profile = replace(PROFILE, fits=PROFILE.fits | {"decode_attention": seen})
 
     assert () == changes_of(attention("flash", head_dim=64, dtype="float32"), profile, H100)
@@ -131,9 +148,10 @@ def test_the_uncalibrated_belief_knows_no_kernel_and_extrapolates_from_nothing()
     op = attention("flash")
     (change,) = cost.changes(op)
 
-    assert Change(
-        "kernel", "decode_attention", "flash", ("FlashAttention-3",), 0.0, "published"
-    ) == change  # fmt: skip
+    assert (
+        Change("kernel", "decode_attention", "flash", ("FlashAttention-3",), 0.0, "published")
+        == change
+    )
     assert (False, 0.0) == (
         cost.local(op, cold(op)).extrapolated,
         cost.local(op, cold(op)).half_width,
@@ -189,8 +207,9 @@ def test_a_sentence_names_the_kernel_the_fit_and_the_width() -> None:
 
 def test_kinds_that_share_a_change_share_a_sentence() -> None:
     one, other = (
-        Change("head_dim", kind, "64", ("128",), 0.25) for kind in ("decode_attention", "rotary_write")
-    )  # fmt: skip
+        Change("head_dim", kind, "64", ("128",), 0.25)
+        for kind in ("decode_attention", "rotary_write")
+    )
     (said,) = sentences((one, other, one))
 
     assert said.startswith("decode attention and rotary write: heads of 64 dimensions")

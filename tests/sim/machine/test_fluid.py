@@ -80,9 +80,10 @@ def test_work_is_conserved_on_a_full_resource(durations: list[int]) -> None:
 @given(
     st.lists(
         st.tuples(st.integers(0, 3000), st.integers(1, 3000), st.floats(0.5, 8.0)),
-        min_size=1, max_size=8,
+        min_size=1,
+        max_size=8,
     )
-)  # fmt: skip
+)
 def test_sharing_never_makes_anything_faster(activities: list[tuple[int, int, float]]) -> None:
     over = ends({"hbm": 8.0}, [(s, d, {"hbm": rate}) for s, d, rate in activities])
 

@@ -30,8 +30,9 @@ class Scene:
         """Start a stream of `count` ops now."""
         process: Any = SimpleNamespace(
             machine=SimpleNamespace(env=self.env, share=self.share),
-            log=SimpleNamespace(op_ends=self.log), is_eager=False,
-        )  # fmt: skip
+            log=SimpleNamespace(op_ends=self.log),
+            is_eager=False,
+        )
         plan = PlannedBlock([0] * count, [1000] * count, ["hbm"] * count, {})
         OpStream(process, self.gpu, plan, self.env.event()).begin(int(self.env.now))
 

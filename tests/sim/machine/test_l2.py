@@ -80,9 +80,12 @@ def test_microbatches_share_weights() -> None:
 def test_what_was_just_written_hits() -> None:
     state, producer = L2State(calibrated()), matmul_op("m", 4 * MIB)
     sample = ops.Sample(
-        name="s", logits=producer.output, token_ids=Buffer("i", "tokens", (1,), "int64"),
-        sequences=1, vocab_size=4,
-    )  # fmt: skip
+        name="s",
+        logits=producer.output,
+        token_ids=Buffer("i", "tokens", (1,), "int64"),
+        sequences=1,
+        vocab_size=4,
+    )
     state.traffic_of(producer, 0, 0)
 
     assert producer.output.num_bytes == state.traffic_of(sample, 0, 0).l2_read_bytes
@@ -156,8 +159,10 @@ def test_cached_block_equals_a_walk_bit_for_bit(drawn: list[tuple[Part, ...]]) -
 @given(st.integers(2_000, 40_000), st.integers(2_000, 40_000))
 def test_block_timed_again_at_another_context_equals_a_walk_there(first: int, then: int) -> None:
     # From 1,639 tokens on, one sequence's cache (32 KiB a token) is larger than the L2.
-    cost, model = calibrated(), replace(MODELS["paper-16"], num_layers=1, num_key_value_heads=64,
-                                        num_attention_heads=64)  # fmt: skip
+    cost, model = (
+        calibrated(),
+        replace(MODELS["paper-16"], num_layers=1, num_key_value_heads=64, num_attention_heads=64),
+    )
     scenario = scenario_of(PlacementSpec(num_gpus=1), model=model, batch_size=1, num_steps=1)
     program = compile_run(scenario)[0].programs[0]
     cache = BlockCache(cost)

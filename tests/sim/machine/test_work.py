@@ -94,9 +94,13 @@ def test_repeated_microbatches_are_cut_into_the_same_segments() -> None:
 
 def nodes_of(gpus: int, num_nodes: int = 8) -> ClusterSpec:
     return ClusterSpec(
-        name="test", gpu=H100, num_nodes=num_nodes, gpus_per_node=gpus, nvlink=CLUSTER.nvlink,
+        name="test",
+        gpu=H100,
+        num_nodes=num_nodes,
+        gpus_per_node=gpus,
+        nvlink=CLUSTER.nvlink,
         nic=CLUSTER.nic,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,9 +125,11 @@ def test_stages_are_alike_where_all_their_ranks_meet_over_the_same_wires(
     shards: int, stages: int, replicas: int, gpus_per_node: int, *, expected: bool
 ) -> None:
     spec = PlacementSpec(
-        strategy="tensor-pipeline", tensor_parallel=shards, pipeline_parallel=stages,
+        strategy="tensor-pipeline",
+        tensor_parallel=shards,
+        pipeline_parallel=stages,
         data_parallel=replicas,
-    )  # fmt: skip
+    )
     cluster = nodes_of(gpus_per_node)
 
     assert expected == stages_are_alike(place(scenario_of(spec, cluster=cluster)), cluster)

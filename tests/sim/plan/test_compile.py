@@ -88,12 +88,14 @@ def test_kv_cache_is_written_where_it_is_read(case: Case) -> None:
     for program in case.run[0].programs:
         written = {
             placed.op.kv.key(placed.layer, placed.microbatch)
-            for placed in program if isinstance(placed.op, ops.RotaryWrite)
-        }  # fmt: skip
+            for placed in program
+            if isinstance(placed.op, ops.RotaryWrite)
+        }
         read = {
             placed.op.kv.key(placed.layer, placed.microbatch)
-            for placed in program if isinstance(placed.op, ops.Attention)
-        }  # fmt: skip
+            for placed in program
+            if isinstance(placed.op, ops.Attention)
+        }
 
         assert written == read
 
@@ -112,10 +114,18 @@ def names(placement: PlacementSpec, rank: int, step: int = 0) -> list[str]:
 
 def test_layer_is_a_dozen_named_ops() -> None:
     golden = [
-        "L00.attn.norm@m0", "L00.attn.qkv@m0", "L00.attn.rope@m0", "L00.attn.sdpa@m0",
-        "L00.attn.out@m0", "L00.attn.all_reduce@m0", "L00.mlp.norm@m0", "L00.mlp.gate_up@m0",
-        "L00.mlp.act@m0", "L00.mlp.down@m0", "L00.mlp.all_reduce@m0",
-    ]  # fmt: skip
+        "L00.attn.norm@m0",
+        "L00.attn.qkv@m0",
+        "L00.attn.rope@m0",
+        "L00.attn.sdpa@m0",
+        "L00.attn.out@m0",
+        "L00.attn.all_reduce@m0",
+        "L00.mlp.norm@m0",
+        "L00.mlp.gate_up@m0",
+        "L00.mlp.act@m0",
+        "L00.mlp.down@m0",
+        "L00.mlp.all_reduce@m0",
+    ]
 
     assert golden == names(PlacementSpec(strategy="tensor-pipeline", tensor_parallel=2), 0)[:11]
 
@@ -124,8 +134,10 @@ def test_middle_stage_receives_computes_and_sends() -> None:
     stage = names(PlacementSpec(num_gpus=4), 1)
 
     assert ("P1.act.recv@m0", "P1.out.residual@m0", "P1.act.send@m0") == (
-        stage[0], stage[-2], stage[-1],
-    )  # fmt: skip
+        stage[0],
+        stage[-2],
+        stage[-1],
+    )
 
 
 def test_last_stage_hands_its_token_to_the_first() -> None:
@@ -149,9 +161,12 @@ def test_vocabulary_adds_embedding_and_head() -> None:
     edge = [p.name for p in compiled.programs[0] if p.name.startswith("P0")]
 
     assert [
-        "P0.embed@m0", "P0.head.norm@m0", "P0.head.matmul@m0", "P0.head.all_gather@m0",
+        "P0.embed@m0",
+        "P0.head.norm@m0",
+        "P0.head.matmul@m0",
+        "P0.head.all_gather@m0",
         "P0.head.sample@m0",
-    ] == edge  # fmt: skip
+    ] == edge
 
 
 def test_sequences_choose_the_attention_kernel_of_their_phase() -> None:
@@ -162,10 +177,11 @@ def test_sequences_choose_the_attention_kernel_of_their_phase() -> None:
     chosen = [
         placed.op.kernel
         for step in steps
-        for placed in compile_step(TINY, layer_wise(TINY, num_gpus=8, on_chip_bytes=1), step,
-                                   kernels).programs[0]
+        for placed in compile_step(
+            TINY, layer_wise(TINY, num_gpus=8, on_chip_bytes=1), step, kernels
+        ).programs[0]
         if isinstance(placed.op, ops.Attention)
-    ]  # fmt: skip
+    ]
 
     assert ["split_kv", "flash", "cudnn"] == chosen
 
@@ -175,10 +191,11 @@ def test_other_kernels_have_another_hash() -> None:
     hashes = {
         kernel_set_hash(compile_step(TINY, placement, step, kernels).programs[0])
         for kernels in (
-            KernelChoice(), KernelChoice(all_reduce="one_shot"),
+            KernelChoice(),
+            KernelChoice(all_reduce="one_shot"),
             KernelChoice(decode_attention="flash"),
         )
-    }  # fmt: skip
+    }
 
     assert 3 == len(hashes)
 

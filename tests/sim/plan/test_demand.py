@@ -40,9 +40,11 @@ def test_token_takes_16_kib_of_kv_per_layer() -> None:
 def test_layer_reads_its_weights_once() -> None:
     layer = demands()
     weights = sum(
-        size for demand in layer.values() for buffer, size in demand.reads
+        size
+        for demand in layer.values()
+        for buffer, size in demand.reads
         if buffer.kind == "weight" and "norm" not in buffer.name
-    )  # fmt: skip
+    )
 
     assert 536_870_912 == weights
 
@@ -109,42 +111,83 @@ def buffer(name: str, *shape: int) -> Buffer:
     ("op", "read", "written", "wire"),
     [
         (
-            ops.GatedActivation(name="a", source=buffer("s", 2, 8), output=buffer("o", 2, 4),
-                                tokens=2, intermediate_size=4),
-            32, 16, 0,
+            ops.GatedActivation(
+                name="a",
+                source=buffer("s", 2, 8),
+                output=buffer("o", 2, 4),
+                tokens=2,
+                intermediate_size=4,
+            ),
+            32,
+            16,
+            0,
         ),
         (
-            ops.Embed(name="e", token_ids=Buffer("i", "tokens", (3,), "int64"),
-                      weight=buffer("w", 100, 4), output=buffer("o", 3, 4), tokens=3,
-                      hidden_size=4),
-            3 * 8 + 24, 24, 0,
+            ops.Embed(
+                name="e",
+                token_ids=Buffer("i", "tokens", (3,), "int64"),
+                weight=buffer("w", 100, 4),
+                output=buffer("o", 3, 4),
+                tokens=3,
+                hidden_size=4,
+            ),
+            3 * 8 + 24,
+            24,
+            0,
         ),
         (
-            ops.Sample(name="s", logits=buffer("l", 2, 10), sequences=2, vocab_size=10,
-                       token_ids=Buffer("i", "tokens", (2,), "int64")),
-            40, 16, 0,
+            ops.Sample(
+                name="s",
+                logits=buffer("l", 2, 10),
+                sequences=2,
+                vocab_size=10,
+                token_ids=Buffer("i", "tokens", (2,), "int64"),
+            ),
+            40,
+            16,
+            0,
         ),
         (
-            ops.AllGather(name="g", source=buffer("s", 2, 5), output=buffer("o", 2, 10),
-                          payload_bytes=40, group=(0, 1)),
-            20, 40, 20,
+            ops.AllGather(
+                name="g",
+                source=buffer("s", 2, 5),
+                output=buffer("o", 2, 10),
+                payload_bytes=40,
+                group=(0, 1),
+            ),
+            20,
+            40,
+            20,
         ),
         (
             ops.Send(name="s", buffer=buffer("b", 4), payload_bytes=8, peer=1, channel="act"),
-            8, 0, 8,
+            8,
+            0,
+            8,
         ),
         (
             ops.Recv(name="r", buffer=buffer("b", 4), payload_bytes=8, peer=1, channel="act"),
-            0, 8, 0,
+            0,
+            8,
+            0,
         ),
         (
-            ops.ResidualAdd(name="r", source=buffer("s", 6, 4), delta=buffer("d", 6, 4),
-                            output=buffer("o", 2, 4), sequences=2, query_tokens=3, hidden_size=4,
-                            select_last=True),
-            32, 16, 0,
+            ops.ResidualAdd(
+                name="r",
+                source=buffer("s", 6, 4),
+                delta=buffer("d", 6, 4),
+                output=buffer("o", 2, 4),
+                sequences=2,
+                query_tokens=3,
+                hidden_size=4,
+                select_last=True,
+            ),
+            32,
+            16,
+            0,
         ),
     ],
-)  # fmt: skip
+)
 def test_bytes_of_an_op(op: Op, read: int, written: int, wire: int) -> None:
     demand = demand_of(op)
 

@@ -44,10 +44,16 @@ batch_size = 16
 num_steps = 2
 """
 LLAMA = {
-    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14_336,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-    "vocab_size": 128_256, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128_256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500_000.0,
+}
 
 
 def scenario_file(folder: Path, text: str) -> Path:
@@ -296,11 +302,16 @@ def test_grouped_query_model_is_imported(tmp_path: Path) -> None:
     model = load_model_config(config_file(tmp_path))
 
     assert (32, 32, 8, 128) == (
-        model.num_layers, model.num_attention_heads, model.num_key_value_heads, model.head_dim,
-    )  # fmt: skip
+        model.num_layers,
+        model.num_attention_heads,
+        model.num_key_value_heads,
+        model.head_dim,
+    )
     assert (14_336, 128_256, 500_000.0) == (
-        model.intermediate_size, model.vocab_size, model.rope_theta,
-    )  # fmt: skip
+        model.intermediate_size,
+        model.vocab_size,
+        model.rope_theta,
+    )
 
 
 def test_model_without_kv_heads_has_as_many_as_heads(tmp_path: Path) -> None:

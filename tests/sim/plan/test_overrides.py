@@ -155,10 +155,16 @@ def test_a_cluster_that_somebody_named_keeps_its_name() -> None:
         ("workload.batch_sise", 5, "did you mean 'workload.batch_size'?"),
         ("cluster.num_nodes", 8, "set cluster.num_gpus, which counts those of all nodes"),
         ("cluster.name", 8, "a cluster is called after its GPUs; set cluster.gpu.name, or name"),
-        ("nothing", 8, ("a key is a field of cluster, kernels, model, placement, run, workload, as "
-                        "in workload.batch_size")),
+        (
+            "nothing",
+            8,
+            (
+                "a key is a field of cluster, kernels, model, placement, run, workload, as "
+                "in workload.batch_size"
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_key_is_refused_naming_the_nearest(key: str, value: int, message: str) -> None:
     with pytest.raises(UnknownKeyError) as error:
         with_values(PAPER, {key: value})
@@ -178,27 +184,41 @@ def test_a_kernel_that_is_set_alone_leaves_the_others_to_the_profile() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"workload.batch_size": 1.5},
-         "workload.batch_size='1.5' is not a whole number; use 2"),
+        ({"workload.batch_size": 1.5}, "workload.batch_size='1.5' is not a whole number; use 2"),
         ({"run.num_steps": True}, "run.num_steps=True is not a number; write a number"),
         ({"run.launch": "fast"}, "run.launch='fast' is unknown; use one of ['graph', 'eager']"),
-        ({"model.tie_word_embeddings": 2},
-         "model.tie_word_embeddings=2 is neither true nor false; use true or false"),
-        ({"cluster.gpu": "h100"},
-         ("cluster.gpu='h100' is not known; did you mean 'h100-pcie' or 'h100-sxm'? (one's own: the path "
-          "of a .toml file)")),
-        ({"model.num_key_value_heads": 3},
-         ("model.num_key_value_heads=3 does not divide num_attention_heads=32; use one of "
-          "[1, 2, 4, 8, 16, 32]")),
-        ({"cluster.gpu.l2_bytes": "1MB"},
-         ("cluster.gpu.persisting_l2_bytes=32768000 is not a part of l2_bytes=1000000; use 0 to "
-          "1000000")),
-        ({"workload.batch_size": 0},
-         "workload.batch_size=0 is not positive; use 1 or more"),
-        ({"cluster.gpu.hbm_bytes_per_s": "-1"},
-         "cluster.gpu.hbm_bytes_per_s=-1.0 is not positive; use a value above 0"),
+        (
+            {"model.tie_word_embeddings": 2},
+            "model.tie_word_embeddings=2 is neither true nor false; use true or false",
+        ),
+        (
+            {"cluster.gpu": "h100"},
+            (
+                "cluster.gpu='h100' is not known; did you mean 'h100-pcie' or 'h100-sxm'? (one's own: the path "
+                "of a .toml file)"
+            ),
+        ),
+        (
+            {"model.num_key_value_heads": 3},
+            (
+                "model.num_key_value_heads=3 does not divide num_attention_heads=32; use one of "
+                "[1, 2, 4, 8, 16, 32]"
+            ),
+        ),
+        (
+            {"cluster.gpu.l2_bytes": "1MB"},
+            (
+                "cluster.gpu.persisting_l2_bytes=32768000 is not a part of l2_bytes=1000000; use 0 to "
+                "1000000"
+            ),
+        ),
+        ({"workload.batch_size": 0}, "workload.batch_size=0 is not positive; use 1 or more"),
+        (
+            {"cluster.gpu.hbm_bytes_per_s": "-1"},
+            "cluster.gpu.hbm_bytes_per_s=-1.0 is not positive; use a value above 0",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_value_that_does_not_go_is_refused_by_its_whole_key(
     values: dict[str, object], message: str
 ) -> None:

@@ -80,14 +80,19 @@ def test_hardware_refuses_a_rate_that_is_no_number() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("persisting_l2_bytes", 52_428_801,
-         "persisting_l2_bytes=52428801 is not a part of l2_bytes=52428800; use 0 to 52428800"),
-        ("persisting_l2_bytes", -1,
-         "persisting_l2_bytes=-1 is not a part of l2_bytes=52428800; use 0 to 52428800"),
-        ("access_window_bytes", -1,
-         "access_window_bytes=-1 is negative; use 0 for none known"),
+        (
+            "persisting_l2_bytes",
+            52_428_801,
+            "persisting_l2_bytes=52428801 is not a part of l2_bytes=52428800; use 0 to 52428800",
+        ),
+        (
+            "persisting_l2_bytes",
+            -1,
+            "persisting_l2_bytes=-1 is not a part of l2_bytes=52428800; use 0 to 52428800",
+        ),
+        ("access_window_bytes", -1, "access_window_bytes=-1 is negative; use 0 for none known"),
     ],
-)  # fmt: skip
+)
 def test_hardware_refuses_a_set_aside_that_cannot_be(key: str, value: int, message: str) -> None:
     changes: dict[str, Any] = {key: value}
     with pytest.raises(SpecError) as error:
@@ -149,9 +154,12 @@ def test_cluster_smaller_than_a_node_is_one_node() -> None:
 def test_step_refuses_a_context_beyond_its_cache() -> None:
     with pytest.raises(SpecError, match="context_tokens=9 is not between query_tokens=1 and kv_"):
         Step(
-            phase="decode", microbatch_sizes=(1,), query_tokens=1, context_tokens=9,
+            phase="decode",
+            microbatch_sizes=(1,),
+            query_tokens=1,
+            context_tokens=9,
             kv_capacity_tokens=8,
-        )  # fmt: skip
+        )
 
 
 def test_split_is_even_and_larger_shares_come_first() -> None:
@@ -249,10 +257,12 @@ def test_a_slow_gpu_is_slow_and_the_others_are_not() -> None:
 @pytest.mark.parametrize(
     ("wire", "ranks", "expected"),
     [
-        ("nvlink4", (3, 4), 0.5), ("nvlink4", (4, 5), 1.0), ("ndr400", (11, 3), 0.25),
+        ("nvlink4", (3, 4), 0.5),
+        ("nvlink4", (4, 5), 1.0),
+        ("ndr400", (11, 3), 0.25),
         ("ndr400", (), 1.0),
     ],
-)  # fmt: skip
+)
 def test_the_slowest_port_counts(wire: str, ranks: tuple[int, ...], expected: float) -> None:
     slow = SlowParts(ports=(3,), nvlink_share=0.5, nic_share=0.25)
 

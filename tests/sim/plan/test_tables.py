@@ -63,10 +63,14 @@ VALUES: dict[str, Any] = {
 }
 BY_TYPE: dict[Any, Any] = {int: 2, float: 0.5, bool: True, str: "other"}
 LLAMA = {
-    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14_336,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
     "vocab_size": 128_256,
-}  # fmt: skip
+}
 
 
 def schema_keys(schema: dict[str, Any]) -> list[str]:
@@ -168,8 +172,10 @@ def test_a_wire_without_a_base_is_the_gpus_usual_one(tmp_path: Path) -> None:
     cluster = scenario_of(tmp_path, '[cluster.nvlink]\nbytes_per_s = "225GB/s"\n').cluster
 
     assert ("nvlink4", 225e9, NDR400) == (
-        cluster.nvlink.name, cluster.nvlink.bytes_per_s, cluster.nic,
-    )  # fmt: skip
+        cluster.nvlink.name,
+        cluster.nvlink.bytes_per_s,
+        cluster.nic,
+    )
 
 
 def test_a_wire_may_be_a_known_one_with_another_rate(tmp_path: Path) -> None:
@@ -182,15 +188,24 @@ def test_a_wire_may_be_a_known_one_with_another_rate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ('[cluster.gpu]\nbase = "h100"', "cluster.gpu='h100' is not known; did you mean 'h100-pcie'"),
-        ("[cluster.gpu]\nl2_byte = 5", "cluster.gpu.l2_byte=5 is not a known key; did you mean 'l2_byt"),
-        ("[cluster.gpu]\nnum_sms = 0", "cluster.gpu.num_sms=0 is not positive; use a value above 0"),
+        (
+            '[cluster.gpu]\nbase = "h100"',
+            "cluster.gpu='h100' is not known; did you mean 'h100-pcie'",
+        ),
+        (
+            "[cluster.gpu]\nl2_byte = 5",
+            "cluster.gpu.l2_byte=5 is not a known key; did you mean 'l2_byt",
+        ),
+        (
+            "[cluster.gpu]\nnum_sms = 0",
+            "cluster.gpu.num_sms=0 is not positive; use a value above 0",
+        ),
         ('[cluster.nic]\nbytes_per_s = "1GB"', "cluster.nic.bytes_per_s='1GB' has the unit 'GB'"),
         ("cluster.gpu = 5", "cluster.gpu=5 is wrong: "),
         ("cluster = 5", "cluster=5 is of another kind; write its keys under [cluster]"),
         ("name = 5", "name=5 is of another kind; write text in quotes"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_table_is_refused_by_its_key_and_file(
     tmp_path: Path, text: str, problem: str
 ) -> None:

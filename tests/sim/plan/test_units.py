@@ -75,16 +75,23 @@ def test_a_unit_of_another_kind_is_refused(
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
-        ("l2_bytes", "many", "l2_bytes='many' is not a number; write it like 11GiB, or plain in bytes"),
+        (
+            "l2_bytes",
+            "many",
+            "l2_bytes='many' is not a number; write it like 11GiB, or plain in bytes",
+        ),
         ("l2_bytes", "nan", "l2_bytes='nan' is not a number"),
         ("l2_bytes", "", "l2_bytes='' is not a number"),
         ("x_s", "1e999999999", "x_s='1e999999999' is beyond any machine; use one nearer to 1"),
         ("x_bytes", "9" * 31, f"x_bytes='{'9' * 31}' is beyond any machine"),
-        ("batch_size", "4GB",
-         "batch_size='4GB' has the unit 'GB' and batch_size has no unit; leave it out"),
+        (
+            "batch_size",
+            "4GB",
+            "batch_size='4GB' has the unit 'GB' and batch_size has no unit; leave it out",
+        ),
         ("x_s", "20 m", "x_s='20 m' has the unit 'm' and x_s is in seconds; write it like 20ms"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_quantity_is_refused(key: str, text: str, message: str) -> None:
     with pytest.raises(SpecError) as error:
         parse_quantity(key, text)

@@ -10,9 +10,16 @@ SEND, RECV = "P0.act.send@m0", "P1.act.recv@m0"
 
 def row(op: str, kind: str, rank: int, start_s: float, end_s: float, step: int = 0) -> Row:
     return Row(
-        repeat=0, step=step, rank=rank, op=op, kind=kind, stream="compute", ready_s=start_s,
-        start_s=start_s, end_s=end_s,
-    )  # fmt: skip
+        repeat=0,
+        step=step,
+        rank=rank,
+        op=op,
+        kind=kind,
+        stream="compute",
+        ready_s=start_s,
+        start_s=start_s,
+        end_s=end_s,
+    )
 
 
 def place(rank: int, step: int = 0) -> Place:

@@ -9,13 +9,26 @@ from layerwise.sim.timeline.sides import Piece
 from layerwise.sim.trace import Row
 
 
-def piece(start_ns: int, end_ns: int, *, wait_from_ns: int | None = None, kind: str = "Norm",
-          stream: str = "compute") -> Piece:  # fmt: skip
+def piece(
+    start_ns: int,
+    end_ns: int,
+    *,
+    wait_from_ns: int | None = None,
+    kind: str = "Norm",
+    stream: str = "compute",
+) -> Piece:
     begin_ns = start_ns if wait_from_ns is None else wait_from_ns
     row = Row(
-        repeat=0, step=0, rank=0, op=f"at {start_ns}", kind=kind, stream=stream,
-        ready_s=begin_ns * 1e-9, start_s=start_ns * 1e-9, end_s=end_ns * 1e-9,
-    )  # fmt: skip
+        repeat=0,
+        step=0,
+        rank=0,
+        op=f"at {start_ns}",
+        kind=kind,
+        stream=stream,
+        ready_s=begin_ns * 1e-9,
+        start_s=start_ns * 1e-9,
+        end_s=end_ns * 1e-9,
+    )
     return Piece(row, begin_ns * 1e-9, start_ns * 1e-9)
 
 

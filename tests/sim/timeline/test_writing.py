@@ -25,12 +25,13 @@ from tests.sim.timeline.viewer import Viewed, view
 
 STEADY = 2
 PIPELINE = Scenario(
-    name="pipeline", model=replace(TINY, num_layers=4, hidden_size=1024, intermediate_size=4096,
-                                   head_dim=128),
-    cluster=dgx_cluster(GPUS["h100-sxm"], 4), placement=PlacementSpec(),
+    name="pipeline",
+    model=replace(TINY, num_layers=4, hidden_size=1024, intermediate_size=4096, head_dim=128),
+    cluster=dgx_cluster(GPUS["h100-sxm"], 4),
+    placement=PlacementSpec(),
     workload=Workload(batch_size=16, context_tokens=500, num_microbatches=4),
     run=RunSpec(num_steps=4),
-)  # fmt: skip
+)
 TENSOR = replace(
     PIPELINE,
     placement=PlacementSpec(strategy="tensor-pipeline", tensor_parallel=2, pipeline_parallel=2),
@@ -48,10 +49,15 @@ def measured(side: PredictedSide, slower: float = 1.1) -> MeasuredSide:
         of_step = [r for r in side.simulation.rows if (r.step, r.rank) == (STEADY, rank)]
         first_s = min(row.start_s for row in of_step)
         rows += [
-            replace(row, ready_s=(row.start_s - first_s) * slower, bound="",
-                    start_s=(row.start_s - first_s) * slower, end_s=(row.end_s - first_s) * slower)
+            replace(
+                row,
+                ready_s=(row.start_s - first_s) * slower,
+                bound="",
+                start_s=(row.start_s - first_s) * slower,
+                end_s=(row.end_s - first_s) * slower,
+            )
             for row in of_step
-        ]  # fmt: skip
+        ]
     return MeasuredSide(rows=rows, predicted=side)
 
 
@@ -79,9 +85,11 @@ def test_predicted_and_measured_ranks_stand_in_turn(both: Viewed) -> None:
 def test_every_row_is_a_slice_of_its_own_length(side: PredictedSide, both: Viewed) -> None:
     rows = {(r.step, r.op): r.duration_s for r in side.simulation.rows if r.rank == 1}
     drawn = {
-        (e["args"]["step"], e["name"]): e["dur"] for lane in ("compute", "send", "recv")
-        for e in both.slices["rank 1 predicted", lane] if e["name"] != "wait"
-    }  # fmt: skip
+        (e["args"]["step"], e["name"]): e["dur"]
+        for lane in ("compute", "send", "recv")
+        for e in both.slices["rank 1 predicted", lane]
+        if e["name"] != "wait"
+    }
     assert rows.keys() == drawn.keys()
     for key, seconds in rows.items():
         assert drawn[key] == pytest.approx(seconds * 1e9, abs=1.01)
@@ -89,8 +97,9 @@ def test_every_row_is_a_slice_of_its_own_length(side: PredictedSide, both: Viewe
 
 def test_waits_are_slices_of_one_name_and_colour_before_their_receive(both: Viewed) -> None:
     lane = both.slices["rank 1 predicted", "recv"]
-    waits = [(one, after) for one, after in zip(lane, lane[1:], strict=False)
-             if one["cat"] == "wait"]  # fmt: skip
+    waits = [
+        (one, after) for one, after in zip(lane, lane[1:], strict=False) if one["cat"] == "wait"
+    ]
     assert waits
     for one, after in waits:
         assert ("wait", "grey", after["name"]) == (one["name"], one["cname"], one["args"]["op"])
@@ -193,8 +202,11 @@ def test_whole_steps_are_left_out_and_the_steady_one_kept(
     assert fewer.left_out == ("predicted: steps 1 and 3",)
     assert list(fewer.left_out) == viewed.other["left_out"]
     for (process, lane), slices in viewed.slices.items():
-        assert [e for e in full.slices[process, lane] if e["args"]["step"] != 1
-                and e["args"]["step"] != 3] == slices  # fmt: skip
+        assert [
+            e
+            for e in full.slices[process, lane]
+            if e["args"]["step"] != 1 and e["args"]["step"] != 3
+        ] == slices
 
 
 def test_ranks_are_left_out_where_one_step_is_too_much(tmp_path: Path, side: PredictedSide) -> None:
@@ -256,9 +268,15 @@ def test_messages_of_a_rank_alone_are_not_drawn(tmp_path: Path) -> None:
 
 def test_prefill_begins_with_its_first_chunk() -> None:
     chunks = replace(
-        PIPELINE, workload=Workload(phase="prefill", batch_size=4, context_tokens=1024,
-                                    num_microbatches=2, prefill_chunk_tokens=256),
-    )  # fmt: skip
+        PIPELINE,
+        workload=Workload(
+            phase="prefill",
+            batch_size=4,
+            context_tokens=1024,
+            num_microbatches=2,
+            prefill_chunk_tokens=256,
+        ),
+    )
     run: list[StepPrograms] = compile_run(chunks)
     assert len(run) > 2
     assert 0 == PredictedSide(simulated(chunks)).steady.step

@@ -88,8 +88,11 @@ def view(path: Path) -> Viewed:
 
 def _check(event: Event) -> None:
     assert event.keys() >= REQUIRED[event["ph"]]
-    assert all(type(event[key]) is int and event[key] > 0 for key in INTEGERS if key in event
-               and not (event["ph"] == "M" and key == "tid"))  # fmt: skip
+    assert all(
+        type(event[key]) is int and event[key] > 0
+        for key in INTEGERS
+        if key in event and not (event["ph"] == "M" and key == "tid")
+    )
     assert all(event[key] >= 0 for key in TIMES if key in event)
     if event["ph"] == "C":
         assert all(value >= 0 for value in event["args"].values())
