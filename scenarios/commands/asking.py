@@ -59,7 +59,7 @@ def paper(
     if as_json:
         from layerwise.scenarios.paper.as_data import report_as_data
 
-        print_json(report_as_data(report))
+        print_json("paper", report_as_data(report))
         return
     from layerwise.scenarios.paper.tables import print_report
     from layerwise.scenarios.tables import console
@@ -116,7 +116,7 @@ def predict(
     if as_json:
         runs = {belief: generation_as_data(run) for belief, run in generated.items()}
         data = predicted_as_data(asked, beliefs, constants)
-        print_json(data | ({"generation": runs} if runs else {}))
+        print_json("predict", data | ({"generation": runs} if runs else {}))
         return
     from layerwise.scenarios.predict.tables import BELIEF_NAMES, print_predicted
     from layerwise.scenarios.tables import console
@@ -241,7 +241,7 @@ def rank(
     if as_json:
         from layerwise.scenarios.rank.as_data import ranking_as_data
 
-        print_json(ranking_as_data(ranking))
+        print_json("rank", ranking_as_data(ranking))
         return
     from layerwise.scenarios.rank.tables import print_ranking
 
@@ -288,7 +288,7 @@ def sweep(
     from layerwise.scenarios.sweep.tables import outcome_as_data, print_outcome
 
     if as_json:
-        print_json(outcome_as_data(asked, outcome, out))
+        print_json("sweep", outcome_as_data(asked, outcome, out))
     else:
         from layerwise.scenarios.tables import console
 

@@ -89,7 +89,7 @@ def calibrate(
     if as_json:
         from layerwise.scenarios.commands.written import calibrated_as_data
 
-        print_json(calibrated_as_data(out, said))
+        print_json("calibrate", calibrated_as_data(out, said))
     else:
         note(said)
 
@@ -168,12 +168,12 @@ def accuracy(
 
         problems = check(held_to, scored)
         if as_json:
-            print_json(problems_as_data(held_to, problems))
+            print_json("accuracy-ledger", problems_as_data(held_to, problems))
         else:
             print_gate(held_to, scored, problems, console())
         passed = not problems
     elif as_json:
-        print_json(accuracy_as_data(scored, constants))
+        print_json("accuracy", accuracy_as_data(scored, constants))
         passed = passes(scored)
     else:
         print_accuracy(scored, constants, console())

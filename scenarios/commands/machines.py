@@ -98,7 +98,7 @@ def _say_timings(out: Path, num_timings: int | None, *, as_json: bool) -> None:
     if num_timings is None:
         return
     if as_json:
-        print_json({"timings": str(out), "num_timings": num_timings})
+        print_json("timings", {"timings": str(out), "num_timings": num_timings})
     else:
         note(f"{out}: {num_timings} timings")
 
@@ -152,7 +152,7 @@ def counters(
         asked = request(scenario=scenario, working_set=working_set, ops=ops, logs=logs)
         written = count_to(asked, out, note)
         if as_json:
-            print_json(written)
+            print_json("counters", written)
         return
     if out_dir is None:
         raise SpecError("--out-dir", None, "is missing", "add --out-dir DIR")
@@ -165,7 +165,7 @@ def counters(
     asked_of_all += [request(working_set=size, logs=kept) for size in WORKING_SETS]
     outcomes = count_each(asked_of_all, out_dir, note)
     if as_json:
-        print_json({"files": outcomes})
+        print_json("counters", {"files": outcomes})
     if any("problem" in outcome for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -209,7 +209,7 @@ def figures(
     if as_json:
         from layerwise.sim.plan.reading import read_json
 
-        print_json(read_json(out))
+        print_json("figures", read_json(out))
     else:
         print("\n".join(table(outcomes)))
         note(f"{out}: {len(outcomes)} figures")
@@ -277,7 +277,7 @@ def host(
     if predict_only:
         made = predict_to(request, predict_only)
         said = f"{predict_only}: {made['num_runs']} runs predicted with profile {made['profile']}"
-        print_json(made) if as_json else note(said)
+        print_json("host", made) if as_json else note(said)
         return
     num_left = 0 if report_only else run_host(request, note)
     text = write_report(request)
@@ -285,7 +285,7 @@ def host(
     if as_json:
         from layerwise.sim.plan.reading import read_json
 
-        print_json(read_json(request.out / "report.json"))
+        print_json("host", read_json(request.out / "report.json"))
     else:
         print("\n".join(filter(None, (text, tables))))
     if num_left:

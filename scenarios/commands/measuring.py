@@ -58,7 +58,7 @@ def doctor(
     if as_json:
         from layerwise.scenarios.measure.doctoring import machine_as_data
 
-        print_json(machine_as_data(machine))
+        print_json("doctor", machine_as_data(machine))
         return
     from layerwise.scenarios.measure.doctoring import print_machine
     from layerwise.scenarios.tables import console
@@ -149,7 +149,7 @@ def measure(
     if as_json and said.startswith(f"{out}: "):  # no rank but the first writes one
         from layerwise.scenarios.commands.written import trace_as_data
 
-        print_json(trace_as_data(out, said))
+        print_json("measure", trace_as_data(out, said))
     else:
         note(said)
 
@@ -171,9 +171,9 @@ def recover(
     elif saved:
         from layerwise.scenarios.commands.written import trace_as_data
 
-        print_json(trace_as_data(saved[0], said))
+        print_json("recover", trace_as_data(saved[0], said))
     else:
-        print_json({"trace": None, "said": [said]})
+        print_json("recover", {"trace": None, "said": [said]})
 
 
 def compare(
@@ -243,7 +243,7 @@ def compare(
         runs = [(each.comparison.trace, each.profile) for each in compared]
         note(write_compared_timeline(runs, trace, trace_slices))
     if as_json:
-        print_json(comparisons_as_data(compared))
+        print_json("compare", comparisons_as_data(compared))
     else:
         from layerwise.scenarios.compare.tables import print_comparisons
         from layerwise.scenarios.tables import console
@@ -268,7 +268,7 @@ def _compare_counters(
         raise SpecError("--counters", str(files[0]), f"does not go with {unused}", "leave them out")
     compared = compare_files(files, profiles)
     if as_json:
-        print_json({"counters": [compared_as_data(one) for one in compared]})
+        print_json("compare-counters", {"counters": [compared_as_data(one) for one in compared]})
         return
     out = console()
     for one in compared:

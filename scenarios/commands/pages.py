@@ -10,7 +10,13 @@ from typing import Annotated
 import typer
 
 from layerwise.scenarios.commands.options import JsonOption, ProfileOption, shipped
-from layerwise.scenarios.commands.shared import needed_profile, note, print_json, profile_or_none
+from layerwise.scenarios.commands.shared import (
+    needed_profile,
+    note,
+    print_json,
+    print_plain_json,
+    profile_or_none,
+)
 
 # Of one kind, what is still looked through.
 MAX_NAMES = 40
@@ -43,7 +49,7 @@ def report(
     for reason in made["left_out"]:
         note(f"left out: {reason}")
     if as_json:
-        print_json(made)
+        print_json("report", made)
     else:
         note(f"{out}: {made['num_bytes'] / 1e6:.1f} MB, {made['num_charts']} charts; open it")
 
@@ -88,7 +94,7 @@ def schema(
     """
     from layerwise.sim.plan.files import scenario_json_schema
 
-    print_json(scenario_json_schema())
+    print_plain_json(scenario_json_schema())
 
 
 def list_shipped(
@@ -109,7 +115,7 @@ def list_shipped(
 
     found = shipped_names(kinds or ())
     if as_json:
-        print_json(found)
+        print_plain_json(found)
         return
     for kind, names in found.items():
         print(f"{kind}:")

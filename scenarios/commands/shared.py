@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +52,20 @@ def check_gpu(name: str, own: str) -> None:
         raise SpecError("--gpu", name, "is not known", f"{nearest(name, GPUS)} (one's own: {own})")
 
 
-def print_json(data: dict[str, Any]) -> None:
-    """An answer for machines: SI units, no NaN."""
+JSON_VERSION = 1
+"""Of what every command prints for machines; a key that goes or changes its meaning raises it."""
+
+
+def print_json(answers: str, data: Mapping[str, Any]) -> None:
+    """Print an answer for machines, in SI units, with the format and version that it is of.
+
+    `answers`: what to, by the name of its command.
+    """
+    print_plain_json({"format": f"layerwise-{answers}", "version": JSON_VERSION} | dict(data))
+
+
+def print_plain_json(data: Mapping[str, Any]) -> None:
+    """Print JSON that has a format of its own, or none: a schema, a list of names."""
     print(json.dumps(data, indent=2, allow_nan=False))
 
 

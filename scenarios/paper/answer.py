@@ -20,17 +20,19 @@ def answer_of(report: Report) -> tuple[str, str]:
     ours, theirs = report.layer_wise.best, report.best_baseline.best
     if not (ours.fits and theirs.fits):
         return _does_not_fit(report), _why_it_does_not_fit(report)
-    return _which_is_faster(ours, theirs), _why(report, ours, theirs)
+    return _which_is_faster(report, ours, theirs), _why(report, ours, theirs)
 
 
-def _which_is_faster(ours: Prediction, theirs: Prediction) -> str:
+def _which_is_faster(report: Report, ours: Prediction, theirs: Prediction) -> str:
     gain = ours.tokens_per_s / theirs.tokens_per_s - 1
     word = "Yes" if gain >= GAIN - GAIN_TOLERANCE else "Only in part" if gain > 0 else "No"
     how = "predicted" if ours.belief == "calibrated" else f"{ours.belief.replace('_', ' ')}"
+    span = report.gain_90
+    interval = f"; 90 %: {span.low:+.1%} to {span.high:+.1%}" if span else ""
     return (
         f"{word}: layer-wise is {abs(gain):.1%} {'faster' if gain > 0 else 'slower'} than "
         f"{theirs.placement} ({how}: {thousands(ours.tokens_per_s)} against "
-        f"{thousands(theirs.tokens_per_s)} tokens/s), where the paper claims {GAIN:.0%} faster."
+        f"{thousands(theirs.tokens_per_s)} tokens/s{interval}), where the paper claims {GAIN:.0%} faster."
     )
 
 

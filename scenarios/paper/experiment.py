@@ -24,6 +24,7 @@ from layerwise.sim.plan.workload import Phase, Workload
 from layerwise.sim.predict import Prediction, predict
 from layerwise.sim.profile import Profile
 from layerwise.sim.trace import Trace
+from layerwise.sim.uncertainty import Interval, around, half_width_of_ratio
 
 VOCABULARY = 32_000
 TENSOR_PIPELINE: Strategy = "tensor-pipeline"
@@ -109,6 +110,19 @@ class Report:
     def best_baseline(self) -> Entry:
         """The faster baseline."""
         return max(self.baselines, key=lambda entry: entry.best.tokens_per_s)
+
+    @property
+    def gain_90(self) -> Interval | None:
+        """The 90 % interval of layer-wise over the faster baseline, less one; None without a profile.
+
+        Errors that both placements share cancel in it.
+        """
+        ours, theirs = self.layer_wise.best, self.best_baseline.best
+        if ours.uncertainty is None or theirs.uncertainty is None:
+            return None
+        ratio = ours.tokens_per_s / theirs.tokens_per_s
+        found = around(ratio, half_width_of_ratio(ours.uncertainty, theirs.uncertainty))
+        return Interval(found.low - 1, found.high - 1)
 
 
 def ask(question: Question, profile: Profile | None, traces: tuple[Trace, ...] = ()) -> Report:

@@ -21,7 +21,6 @@ from layerwise.scenarios.predict.tables import (
 )
 from layerwise.sim.cost.model import Belief
 from layerwise.sim.predict import BOUNDS, Prediction
-from layerwise.sim.uncertainty import around, half_width_of_ratio
 
 NOT_MEASURED = "not measured"
 # Headings over two lines, so that the widest rates and their intervals stay on one.
@@ -92,13 +91,8 @@ def _gains(report: Report) -> list[float]:
 
 
 def _gain_interval(report: Report) -> str:
-    """Errors that both placements share cancel in the gain."""
-    ours, theirs = report.layer_wise.best, report.best_baseline.best
-    if ours.uncertainty is None or theirs.uncertainty is None:
-        return ""
-    ratio = ours.tokens_per_s / theirs.tokens_per_s
-    found = around(ratio, half_width_of_ratio(ours.uncertainty, theirs.uncertainty))
-    return tables.span(found.low - 1, found.high - 1, tables.signed)
+    found = report.gain_90
+    return tables.span(found.low, found.high, tables.signed) if found else ""
 
 
 def _entry_name(entry: Entry) -> str:

@@ -9,6 +9,7 @@ from layerwise.calibration.data import FOLDER, unseen_folder
 from layerwise.scenarios import tables
 from layerwise.scenarios.accuracy.measured import measured_curve
 from layerwise.scenarios.accuracy.predictions import read_seconds
+from layerwise.scenarios.paper.answer import answer_of
 from layerwise.scenarios.paper.experiment import Entry, Report
 from layerwise.scenarios.paper.tables import describe_model, describe_profile
 from layerwise.scenarios.paper.verdicts import GAIN, Verdict
@@ -41,6 +42,7 @@ def _verdicts(report: Report) -> Section:
     part = Section(title="The paper's claims", key="claims")
     scenario = report.layer_wise.scenario
     work, cluster = scenario.workload, scenario.cluster
+    part.say(" ".join(answer_of(report)), "strong")
     part.say(
         f"{describe_model(scenario.model)}, {work.phase}, batch {work.batch_size}, "
         f"{work.context_tokens:,} tokens, on {cluster.num_nodes} nodes of {cluster.gpus_per_node} "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from layerwise.scenarios.commands.shared import print_json
 from layerwise.scenarios.what_if.runner import WhatIf, answered_as_data, ask
 from layerwise.sim.plan.errors import UnknownKeyError
 from layerwise.sim.plan.overrides import nearest, parse_settings
@@ -70,7 +71,7 @@ def answer_to(
     if changes:
         print(f"changed: {', '.join(changes)}", file=sys.stderr)
     if as_json:
-        print(json.dumps(answered_as_data(answered), indent=2, allow_nan=False))
+        print_json("what-if", answered_as_data(answered))
         return
     from layerwise.scenarios.tables import console
     from layerwise.scenarios.what_if.figures import print_answered
