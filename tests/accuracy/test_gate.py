@@ -21,7 +21,8 @@ from layerwise.sim.trace import read_trace
 TRACES = validation_trace_paths()
 # Those of the first engine: predicted before they were run.
 BLIND = [path for path in TRACES if prediction_path(path.stem).exists()]
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "scenarios" / "accuracy" / "README.md"
 WORST_BLIND = {
     "a rotary kernel": ("attn.rope",),
     "gated activation": ("mlp.act",),

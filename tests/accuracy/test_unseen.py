@@ -19,7 +19,8 @@ from layerwise.scenarios.accuracy.scored import (
     summary_of,
 )
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "scenarios" / "accuracy" / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -87,5 +88,5 @@ def test_readme_names_the_coverage(gpu: str, everything: dict[str, list[Scored]]
         f"{found.median_error:.1%} | {found.width_ratio:.2f} |"
     ).replace("%", " %")
 
-    text = (README.parent / "calibration" / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "calibration" / "README.md").read_text(encoding="utf-8")
     assert row in text

@@ -159,15 +159,18 @@ def test_failed_fit_prints_its_table_and_writes_nothing(
     ("arguments", "says"),
     [
         (("--collect", "a", "--fit", "b"), "--collect/--fit='together' is not one task; give one"),
-        (("--anchor", "a", "--for", "b"), "--anchor/--for='together' is not one task"),
-        (("--anchor", "a"), "--out=None is missing; add --out PROFILE.json"),
-        (("--anchor", "nowhere", "--out", "p"), "nowhere: cannot be read as a profile"),
+        (
+            ("--anchor", "h200", "--for", "validation/stage-8"),
+            "--anchor/--for='together' is not one task",
+        ),
+        (("--anchor", "h200"), "--out=None is missing; add --out PROFILE.json"),
+        (("--anchor", "nowhere", "--out", "p"), "'nowhere' is no file and no shipped profile"),
         (("--budget-s", "-1"), "--budget-s=-1.0 is no time; give seconds above 0"),
         (
             ("--what", "sweep", "--fit", "a"),
             "--what=\"('sweep',)\" has no meaning without --collect",
         ),
-        (("--profile", "p"), "--profile='p' has no meaning without --for or --links; remove it"),
+        (("--profile", "h200"), "has no meaning without --for or --links; remove it"),
         (("--fit", "nowhere"), "--out=None is missing; add --out PROFILE.json"),
         (("--fit", "nowhere", "--out", "p"), "nowhere/environment.json: cannot be read"),
         (("--fit", COLLECTED, "--out", "p", "--gpu", "h200"), "and a h200 has 62914560"),
