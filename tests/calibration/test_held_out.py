@@ -90,6 +90,12 @@ def test_too_few_scores_give_the_largest() -> None:
     assert 3.0 == conformal_quantile(np.array([1.0, 3.0, 2.0]))
 
 
+def test_farthest_is_the_largest_distance_at_which_a_point_was_scored() -> None:
+    places = np.array([[0.0], [1.0], [3.0]])
+
+    assert 2.0 == error_scale(held(places, np.zeros(3)), np.ones(3, dtype=bool)).farthest
+
+
 def test_errors_that_grow_with_distance_are_the_slope() -> None:
     """A ramp is met half way by near neighbours and not at all by far ones."""
     line = np.linspace(0, 6, 150)[:, None]
