@@ -23,14 +23,14 @@ from tests.mutants.table import MUTANTS, Mutant
 def main() -> int:
     """Exit code 1 where a mutant survives that somebody could observe."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", default="", help="mutants whose names begin with this")
+    parser.add_argument("--only", action="append", help="mutants whose names begin with this")
     parser.add_argument("--list", action="store_true", help="name them, and do nothing")
     parser.add_argument("--draw", choices=AREAS, help="list an area's expressions as drawn")
     asked = parser.parse_args()
     if asked.draw:
         print("\n".join(f"{one.function}: {one.expression}" for one in drawn(asked.draw)))
         return 0
-    chosen = [one for one in MUTANTS if one.name.startswith(asked.only)]
+    chosen = [one for one in MUTANTS if one.name.startswith(tuple(asked.only or [""]))]
     if asked.list:
         print("\n".join(f"{one.name}\n    {one.function}: {one.matters}" for one in chosen))
         return 0

@@ -58,7 +58,7 @@ class Copy:
         return None
 
     def _first_failure(self, *asked: str) -> str | None:
-        options = ("-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--timeout", "60")
+        options = ("-x", "-q", "-p", "no:cacheprovider", "-m", "not slow")
         try:
             # Sentences of READMEs follow the answers, and say nothing more about them.
             ran = self._python("-m", "pytest", *options, "-k", "not readme", *asked)
