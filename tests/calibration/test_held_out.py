@@ -86,6 +86,11 @@ def test_quantile_of_scores_covers_ninety_percent_of_new_ones() -> None:
     assert COVERAGE - 0.02 < np.mean(covered) < COVERAGE + 0.03
 
 
+def test_quantile_counts_the_new_score_too() -> None:
+    # Of 21 scores, the new one among them, 90 % are 18.9: the nineteenth.
+    assert 19.0 == conformal_quantile(np.arange(1.0, 21.0))
+
+
 def test_too_few_scores_give_the_largest() -> None:
     assert 3.0 == conformal_quantile(np.array([1.0, 3.0, 2.0]))
 
