@@ -116,7 +116,8 @@ def stages_of(area: Area) -> tuple[tuple[str, ...], ...]:
         case "cost":
             return ("tests/sim/cost",), ANSWERS, ("tests/sim",)
         case "machine":
-            return ("tests/sim/machine",), ANSWERS, ("tests/sim",)
+            own = ("tests/sim/machine", "tests/sim/test_simulate.py")
+            return own, ANSWERS, ("tests/sim",)
         case "memory and uncertainty":
             own = tuple(f"tests/sim/test_{name}.py" for name in BUDGETS)
             return own, ANSWERS, ("tests/sim",)

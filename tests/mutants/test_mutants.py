@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.applying import MovedError, mutated, place_of
-from tests.mutants.candidates import AREAS, drawn
 from tests.mutants.caught import read_caught
 from tests.mutants.table import MUTANTS, Mutant
 
@@ -44,10 +43,6 @@ def test_every_mutant_was_applied_and_those_not_caught_change_nothing() -> None:
     assert [one.name for one in MUTANTS if one.equivalent] == [
         n for n, by in caught.items() if not by
     ]
-
-
-def test_a_draw_is_the_same_every_time() -> None:
-    assert [drawn(area) for area in AREAS] == [drawn(area) for area in AREAS]
 
 
 def test_layout_of_an_expression_does_not_count(tmp_path: Path) -> None:
