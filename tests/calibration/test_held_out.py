@@ -86,8 +86,19 @@ def test_quantile_of_scores_covers_ninety_percent_of_new_ones() -> None:
     assert COVERAGE - 0.02 < np.mean(covered) < COVERAGE + 0.03
 
 
+def test_quantile_counts_the_new_score_too() -> None:
+    # Of 21 scores, the new one among them, 90 % are 18.9: the nineteenth.
+    assert 19.0 == conformal_quantile(np.arange(1.0, 21.0))
+
+
 def test_too_few_scores_give_the_largest() -> None:
     assert 3.0 == conformal_quantile(np.array([1.0, 3.0, 2.0]))
+
+
+def test_farthest_is_the_largest_distance_at_which_a_point_was_scored() -> None:
+    places = np.array([[0.0], [1.0], [3.0]])
+
+    assert 2.0 == error_scale(held(places, np.zeros(3)), np.ones(3, dtype=bool)).farthest
 
 
 def test_errors_that_grow_with_distance_are_the_slope() -> None:

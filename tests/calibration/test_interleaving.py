@@ -100,6 +100,19 @@ def test_few_steps_leave_the_ends_of_hits_to_the_read_curve() -> None:
     assert (0.75, 0.95) == (found["interleaved_full_hit"], found["interleaved_no_hit"])
 
 
+def test_two_more_constants_must_fit_so_few_steps_far_better() -> None:
+    """Eight steps with noise, which other ends of hits than the true ones follow a little better."""
+    made = [stage_trace(one, TRUTH) for one in layers(512, 640, 768, 896, 1024, 1152, 2048, 4096)]
+    noisy = [
+        replace(trace, untraced_step_s=(trace.untraced_step_s[0] * (1 + sign * 0.005),))
+        for trace, sign in zip(made, cycle(SIGNS), strict=False)
+    ]
+
+    found = values(noisy)
+
+    assert (0.75, 0.95) == (found["interleaved_full_hit"], found["interleaved_no_hit"])
+
+
 def test_held_out_error_is_of_a_step_that_the_fit_did_not_see() -> None:
     odd, *others = traces(TRUTH)
     odd = replace(odd, untraced_step_s=(1.25 * odd.untraced_step_s[0],))

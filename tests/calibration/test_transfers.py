@@ -193,3 +193,17 @@ def test_large_all_reduces_take_the_rates_of_rings() -> None:
 
     assert 32.3e-6 + 16 * MIB / 202e9 == found["all_reduce.nccl.8"].seconds(16 * MIB)
     assert 6e-6 + MIB / 100e9 == found["all_reduce.nccl.8"].seconds(MIB)
+
+
+def test_what_a_table_says_of_large_all_reduces_is_left_out() -> None:
+    regimes = tuple(
+        Regime(from_bytes=first, latency_s=6e-6, bytes_per_s=100e9) for first in (0, 2 * MIB)
+    )
+    tables = {
+        f"all_reduce.nccl.{n}": TransferFit(regimes=regimes, source="made up") for n in (2, 4, 8)
+    }
+    found = without_in_switch_reduction(tables, tables)["all_reduce.nccl.8"]
+
+    assert [(0, 100e9), (2 * MIB, 202e9)] == [
+        (one.from_bytes, one.bytes_per_s) for one in found.regimes
+    ]

@@ -14,8 +14,10 @@ from layerwise.sim.memory import (
     remedies,
     slack_bytes_of,
 )
+from layerwise.sim.plan.compile import KernelChoice, compile_step
 from layerwise.sim.plan.hardware import GPUS, dgx_cluster
 from layerwise.sim.plan.model import MODELS, ModelSpec
+from layerwise.sim.plan.placement import layer_wise
 from layerwise.sim.plan.program import buffers_of
 from layerwise.sim.plan.scenario import (
     PlacementSpec,
@@ -25,7 +27,7 @@ from layerwise.sim.plan.scenario import (
     paper_scenario,
     place,
 )
-from layerwise.sim.plan.workload import MAX_CONTEXT, Phase, Workload
+from layerwise.sim.plan.workload import MAX_CONTEXT, Phase, Workload, decode_steps
 from tests.sim.scenes import TINY, Case, cases, scenario_of
 
 CAPACITY = 80 * 10**9
@@ -50,6 +52,15 @@ def test_budget_holds_each_buffer_of_every_step_once(case: Case) -> None:
 
     assert sum(held.values()) == found.total_bytes - found.slack_bytes
     assert slack_bytes_of(held.values()) == found.slack_bytes
+
+
+def test_kv_cache_has_room_for_the_longest_context_of_a_run() -> None:
+    placement = layer_wise(TINY, num_gpus=8, on_chip_bytes=CAPACITY)
+    short, long = (decode_steps((3,), context, 1) for context in (10, 40))
+    run = [compile_step(TINY, placement, step, KernelChoice()) for step in (*long, *short)]
+
+    # Keys and values of 3 sequences: 40 tokens, 8 heads of 8, two bytes each, one layer a GPU.
+    assert 2 * 3 * 40 * 8 * 8 * 2 == memory_budgets(run, CAPACITY)[0].kv_bytes
 
 
 def remedy(change: str) -> int:
@@ -198,6 +209,7 @@ def test_remedies_of_a_large_model_are_found_at_once() -> None:
         ((MIB, MIB), 0),
         ((3 * MIB,), 17 * MIB),
         ((9 * MIB, 9 * MIB, 9 * MIB), 13 * MIB),
+        ((10 * MIB,), 0),
         ((10 * MIB + 1,), 2 * MIB - 1),
         ((20 * MIB, 1), 2 * MIB - 1),
         ((), 0),

@@ -247,6 +247,15 @@ def test_eager_with_slow_host_is_issue_time_per_op() -> None:
     )
 
 
+def test_eager_op_starts_when_its_gap_is_over_and_the_host_has_issued_it() -> None:
+    scenario = scenario_of(PlacementSpec(num_gpus=1), num_steps=1)
+    cost = FlatCost(op_s=1e-6, launch_s=3e-6, issue_s=5e-6)
+    found = run_scenario(scenario, cost, launch="eager")
+
+    # Issued at 5, 10 and 15 us: the gap of 3 us is over by then.
+    assert [6_000_000, 11_000_000, 16_000_000] == list(found.machine.logs[0].op_ends[:3])
+
+
 def test_eager_host_that_is_ahead_costs_nothing() -> None:
     scenario = scenario_of(PlacementSpec(num_gpus=1), num_steps=4)
     graph, eager = (
@@ -513,6 +522,15 @@ def test_windows_that_no_kernel_obeys_only_cost() -> None:
     plain, lost = windowed(calibrated(), 3072)
 
     assert plain < lost < plain * 1.07
+
+
+def test_windows_over_few_weights_take_no_more_of_the_l2_than_these() -> None:
+    run = compile_run(scenario_of(PlacementSpec(num_gpus=1), num_steps=2))
+    found = simulate(run, SpeedOfLight(CLUSTER), CLUSTER, persisting_weights=True)
+    # Eight layers, two bytes a weight: projections of 64 x 192, 64 x 64, 64 x 256, 128 x 64, two norms.
+    weights = 8 * 2 * (64 * (192 + 64 + 256 + 128) + 2 * 64)
+
+    assert 1 - weights / H100.l2_bytes == found.machine.l2_of(0).left
 
 
 def test_windows_over_weights_that_fit_gain_nothing() -> None:

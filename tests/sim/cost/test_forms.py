@@ -48,10 +48,31 @@ def test_first_miss_of_a_matmul_waits_for_hbm() -> None:
     assert MATMUL["miss_s"] == pytest.approx(matmul(1, 8, 64, 1, 0) - matmul(1, 8, 64, 0, 1))
 
 
+def test_each_wave_of_a_matmul_has_a_prologue_of_its_own() -> None:
+    free = dict.fromkeys(("efficiency", "sm_bytes_per_s", "epilogue_bytes_per_s"), np.inf)
+    # The largest tiles cover 256 x 128: two on every SM.
+    sides = (numbers(x) for x in (2 * SMS * 256, 128, 64, 0, 0))
+    found, _, _ = matmul_seconds(
+        MATMUL | free | {"launch_s": 1e-6, "prologue_s": 2e-6},
+        *sides,
+        num_sms=SMS,
+        peak_flops_per_s=PEAK,
+    )
+
+    assert 1e-6 + 2 * 2e-6 == pytest.approx(float(found[0]))
+
+
 def test_short_cache_is_walked_tile_by_tile() -> None:
     one, two = decode(8, 64, 0, 0), decode(8, 65, 0, 0)
 
     assert DECODE["tile_s"] == pytest.approx(two - one)
+
+
+def test_tile_as_long_as_its_bytes_hides_behind_them_but_for_a_cube_root_of_two() -> None:
+    tile_s = DECODE["tile_s"]
+    found = decode(SMS, 64, 0, tile_s * DECODE["l2_bytes_per_s"])
+
+    assert DECODE["launch_s"] + 2 ** (1 / 3) * tile_s == pytest.approx(found)
 
 
 def test_long_cache_of_few_heads_is_split_over_idle_sms() -> None:

@@ -253,6 +253,21 @@ def test_all_reduce_across_nodes_is_slower_than_inside_one() -> None:
     assert across > inside
 
 
+def test_all_reduce_across_nodes_sends_a_gpus_share_of_a_nodes_share_there_and_back() -> None:
+    wire = TransferFit(
+        regimes=(Regime(from_bytes=0, latency_s=5e-6, bytes_per_s=1e9),), source="made up"
+    )
+    profile = synthetic_profile()
+    transfers = profile.transfers | {"send.ndr400": wire}
+    cost = Calibrated(CLUSTER, replace(profile, transfers=transfers))
+    inside, across = (
+        cost.collective(all_reduce(64_000, tuple(range(ranks)))).kernel_s for ranks in (8, 16)
+    )
+
+    # 64,000 bytes over eight GPUs of a node and two nodes: 4,000 each, 4 us at 1 GB/s.
+    assert 2 * (5e-6 + 4e-6) == pytest.approx(across - inside)
+
+
 def test_all_reduce_across_nodes_is_not_faster_than_the_speed_of_light() -> None:
     op = all_reduce(2**26, tuple(range(16)))
 

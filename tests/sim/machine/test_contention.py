@@ -5,7 +5,12 @@ from dataclasses import replace
 import pytest
 
 from layerwise.sim.cost.model import SpeedOfLight
-from layerwise.sim.machine.contention import find_contention, flow_of, port_bytes_per_s
+from layerwise.sim.machine.contention import (
+    collective_rates,
+    find_contention,
+    flow_of,
+    port_bytes_per_s,
+)
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import SlowParts, dgx_cluster
 from layerwise.sim.plan.model import MODELS
@@ -86,6 +91,17 @@ def test_a_slow_port_has_less_for_all_its_users() -> None:
     ports = [port_bytes_per_s("nvlink4", (rank,), calibrated(), cluster) for rank in (0, 1)]
 
     assert ports[0] == 4 * ports[1]
+
+
+def test_collective_draws_its_bytes_over_its_time_where_the_port_has_more() -> None:
+    buffer = ops.Buffer("b", "communication", (1_000,), "bfloat16")
+    op = ops.AllReduce(
+        name="sum", buffer=buffer, payload_bytes=2_000, group=(0, 1), algorithm="nccl"
+    )
+    cost = FlatCost(collective_s=2e-6, port_bytes_per_s=1e12)
+
+    # A ring of two sends each byte once.
+    assert {"nvlink4": 2_000 / 2e-6} == collective_rates(op, cost, CLUSTER)
 
 
 def test_collectives_and_large_messages_on_one_wire_contend() -> None:

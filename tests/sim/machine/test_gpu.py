@@ -102,3 +102,20 @@ def test_two_messages_slow_an_op_like_one() -> None:
         scene.message(at=300, duration=100)
 
     assert [1000, 2050] == scene.op_ends()
+
+
+def test_eager_op_starts_when_its_gap_is_over_and_the_host_has_issued_it() -> None:
+    scene = Scene()
+    process: Any = SimpleNamespace(
+        machine=SimpleNamespace(env=scene.env, share=scene.share),
+        log=SimpleNamespace(op_ends=scene.log),
+        is_eager=True,
+        host_ps=0,
+        issue_ps=900,
+    )
+    # A gap of 100 ps and a kernel of 900.
+    plan = PlannedBlock([100] * 3, [1000] * 3, ["hbm"] * 3, {})
+    OpStream(process, scene.gpu, plan, scene.env.event()).begin(0)
+
+    # Issued at 900, 1,800 and 2,700: the first is late, and the others find the stream busy.
+    assert [1800, 2800, 3800] == scene.op_ends()

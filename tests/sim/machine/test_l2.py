@@ -56,6 +56,14 @@ def test_between_fit_and_miss_is_a_ramp() -> None:
     assert [0.5] == [round(share, 2) for share in sweep(state, op, 1)]
 
 
+def test_part_of_a_buffer_is_as_far_back_as_all_that_was_touched_of_it() -> None:
+    state, cache = L2State(calibrated()), ("kv", 0, -1)
+    state._touch(cache, round(0.85 * L2), 0)
+
+    # Half-way down the synthetic ramp.
+    assert 0.5 == round(state._hit_fraction(cache, MIB), 2)
+
+
 def test_reuse_at_once_hits_whatever_came_before() -> None:
     state, op = L2State(calibrated()), matmul_op("m", 4 * MIB)
     sweep(state, op, 16)
