@@ -118,7 +118,7 @@ def cost_model(
                     f"belief='calibrated' needs a profile of {cluster.gpu.name} and none was given; "
                     "give one (layerwise calibrate), or ask for 'uncalibrated'"
                 )
-            return Calibrated(cluster, profile)
+            return Calibrated.about(cluster, profile)
         case _ as unknown:
             assert_never(unknown)
 

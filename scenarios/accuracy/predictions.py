@@ -92,7 +92,7 @@ def point_seconds(profile: Profile, point: SweepPoint) -> float:
 
 def price_point(profile: Profile, point: SweepPoint) -> tuple[float, float]:
     """Its seconds and half-width: every repeat is the same shape, so widths add up."""
-    cost = Calibrated(dgx_cluster(GPUS[profile.gpu], 1), profile.in_a_row)
+    cost = Calibrated.about(dgx_cluster(GPUS[profile.gpu], 1), profile.in_a_row)
     state = L2State(cost)
     walk(point.program.parts, state)
     timed = time_ops(cost, walk(point.program.parts, state))

@@ -51,7 +51,7 @@ class Asked:
         profile = self.profile or published_profile(self.cluster)
         if self.latency_factor != 1.0:
             profile = _with_latency(profile, self.latency_factor)
-        return Calibrated(self.cluster, profile, belief=self.belief)
+        return Calibrated.about(self.cluster, profile, self.belief)
 
     def scenario(self, layout: Layout, num_microbatches: int = 0) -> Scenario:
         """One layout of it."""
