@@ -20,9 +20,9 @@ from layerwise.sim.plan.ops import AllReduceAlgorithm
 from layerwise.sim.plan.overrides import with_values
 from layerwise.sim.plan.scenario import Launch, Scenario, Strategy, paper_scenario
 from layerwise.sim.plan.workload import Phase, Workload
-from layerwise.sim.predict import Prediction, predict
+from layerwise.sim.predict import Prediction, predict, predict_plan
 from layerwise.sim.profile import Profile
-from layerwise.sim.resolve import fill_kernels
+from layerwise.sim.resolve import best_belief, fill_kernels, resolve
 from layerwise.sim.trace import Trace
 
 VOCABULARY = 32_000
@@ -179,18 +179,15 @@ def _entry(
 
 def _believe(scenario: Scenario, bound: Prediction, profile: Profile | None) -> Beliefs:
     """The uncalibrated prediction takes the calibrated one's number of microbatches."""
+    plan = resolve(scenario, profile, best_belief(profile))
+    best = predict_plan(plan)
     if profile is None:
-        return Beliefs(
-            speed_of_light=bound,
-            uncalibrated=predict(scenario, None, "uncalibrated"),
-            calibrated=None,
-        )
-    calibrated = predict(scenario, profile)
-    fixed = scenario.with_microbatches(calibrated.num_microbatches)
+        return Beliefs(speed_of_light=bound, uncalibrated=best, calibrated=None)
+    fixed = plan.with_microbatches(best.num_microbatches)
     return Beliefs(
         speed_of_light=bound,
-        uncalibrated=predict(fixed, profile, "uncalibrated"),
-        calibrated=calibrated,
+        uncalibrated=predict_plan(fixed.under("uncalibrated")),
+        calibrated=best,
     )
 
 
