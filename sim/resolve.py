@@ -133,5 +133,6 @@ def cost_model(
 
 
 def _as_held(profile: Profile | None, cost: CostModel) -> Profile | None:
-    is_calibrated = isinstance(cost, Calibrated) and cost.belief == "calibrated"
-    return cost.profile if profile and is_calibrated else profile
+    if profile and isinstance(cost, Calibrated) and cost.belief == "calibrated":
+        return cost.profile
+    return profile

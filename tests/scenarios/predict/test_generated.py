@@ -11,6 +11,7 @@ from rich.console import Console
 
 from layerwise.scenarios.predict.beliefs import ThreeBeliefs, predict_all
 from layerwise.scenarios.predict.generated import generate_all, generation_as_data, print_generated
+from layerwise.sim.cost.model import Belief
 from layerwise.sim.generate import Generation, generate
 from layerwise.sim.plan.files import load_scenario
 from layerwise.sim.profile import Profile
@@ -53,13 +54,10 @@ def test_each_belief_runs_with_its_own_microbatches(scenario_file: Path, profile
         alone_step_s=None,
     )
     found = generate_all(plan, mixed, 2)
+    microbatches: dict[Belief, int] = {"speed_of_light": 8, "uncalibrated": 16, "calibrated": 16}
     expected = {
-        belief: generate(resolve(scenario.with_microbatches(microbatches), profile, belief), 2)
-        for belief, microbatches in (
-            ("speed_of_light", 8),
-            ("uncalibrated", 16),
-            ("calibrated", 16),
-        )
+        belief: generate(resolve(scenario.with_microbatches(number), profile, belief), 2)
+        for belief, number in microbatches.items()
     }
 
     assert expected == found
