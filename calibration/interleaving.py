@@ -129,7 +129,7 @@ def fit_step_factor(profile: Profile, traces: Sequence[Trace]) -> float:
 
 def _carried(profile: Profile, scenario: Scenario) -> float:
     run = compile_run(scenario)
-    simulation = simulate_scenario(scenario, run, Calibrated(scenario.cluster, profile))
+    simulation = simulate_scenario(scenario, run, Calibrated.about(scenario.cluster, profile))
     found = uncertainty_of(simulation, [len(run) - 2], simulation.steady_step_s)
     assert found is not None
     return found.half_width
@@ -200,7 +200,7 @@ def _needed_gain(num_steps: int) -> float:
 
 
 def _step_s(profile: Profile, scenario: Scenario) -> float:
-    cost = Calibrated(scenario.cluster, profile)
+    cost = Calibrated.about(scenario.cluster, profile)
     return simulate_scenario(scenario, compile_run(scenario), cost).steady_step_s
 
 

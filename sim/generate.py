@@ -11,13 +11,13 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from layerwise.sim.cost.model import CostModel
 from layerwise.sim.machine.blocks import BlockCache
 from layerwise.sim.plan.compile import SegmentBook, compile_steps
 from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.plan.program import StepPrograms
-from layerwise.sim.plan.scenario import Scenario, compile_run, place
+from layerwise.sim.plan.scenario import Scenario
 from layerwise.sim.plan.workload import Step
+from layerwise.sim.resolve import Plan
 from layerwise.sim.simulate import simulate_scenario
 
 # Steps at one context until their interval is that of a steady stream.
@@ -62,16 +62,17 @@ class Generation:
         return low_s + (high_s - low_s) * (context_tokens - low) / (high - low)
 
 
-def generate_exactly(scenario: Scenario, cost: CostModel, num_tokens: int) -> Generation:
-    """Simulate every step; raises SpecError like `compile_run`, or for fewer than two tokens."""
-    _check(scenario, num_tokens)
-    run = compile_run(_growing(scenario, num_tokens))
-    ends = simulate_scenario(_growing(scenario, num_tokens), run, cost).step_end_s
+def generate_exactly(plan: Plan, num_tokens: int) -> Generation:
+    """Simulate every step; raises SpecError like `Plan.compile`, or for fewer than two tokens."""
+    _check(plan.scenario, num_tokens)
+    growing = _growing(plan, num_tokens)
+    run = growing.compile()
+    ends = simulate_scenario(growing.scenario, run, plan.cost).step_end_s
     steps = [ends[0], *(after - before for before, after in zip(ends, ends[1:], strict=False))]
     contexts = [compiled.step.context_tokens for compiled in run]
     return Generation(
         num_tokens=num_tokens,
-        batch_size=scenario.workload.batch_size,
+        batch_size=plan.scenario.workload.batch_size,
         total_s=ends[-1],
         first_step_s=ends[0],
         error_bound_s=0.0,
@@ -80,9 +81,7 @@ def generate_exactly(scenario: Scenario, cost: CostModel, num_tokens: int) -> Ge
     )
 
 
-def generate(
-    scenario: Scenario, cost: CostModel, num_tokens: int, *, tolerance: float = 5e-4
-) -> Generation:
+def generate(plan: Plan, num_tokens: int, *, tolerance: float = 5e-4) -> Generation:
     """Sample steps until the bound on the total's error is below `tolerance` of it.
 
     The bound takes each stretch between two samples to be as far from its straight line, all
@@ -90,9 +89,9 @@ def generate(
     in two, which is at least what a smooth curve leaves of it; and the drain, a share of one step's
     growth, to be half as long again.
     """
-    _check(scenario, num_tokens)
-    sampler = _Sampler(scenario, cost, num_tokens)
-    first = scenario.workload.context_tokens
+    _check(plan.scenario, num_tokens)
+    sampler = _Sampler(plan, num_tokens)
+    first = plan.scenario.workload.context_tokens
     sampler.sample(_spread(first, first + num_tokens - 1))
     while True:
         stretches = sampler.stretches()
@@ -108,7 +107,7 @@ def generate(
         )
     return Generation(
         num_tokens=num_tokens,
-        batch_size=scenario.workload.batch_size,
+        batch_size=plan.scenario.workload.batch_size,
         total_s=total_s,
         first_step_s=sampler.first_step_s,
         error_bound_s=bound_s,
@@ -143,13 +142,11 @@ class _Stretch:
 class _Sampler:
     """Steady steps by context; a call simulates all contexts it is given as one stream."""
 
-    def __init__(self, scenario: Scenario, cost: CostModel, num_tokens: int) -> None:
-        self.scenario, self.cost = scenario, cost
-        self.run = compile_run(_growing(scenario, num_tokens, num_steps=3))
-        self.capacity = scenario.workload.context_tokens + num_tokens - 1
-        self.kernels, self.book = scenario.kernels_on(), SegmentBook()
-        self.blocks = BlockCache(cost)
-        self.num_tokens = num_tokens
+    def __init__(self, plan: Plan, num_tokens: int) -> None:
+        self.plan, self.growing = plan, _growing(plan, num_tokens)
+        self.run = _growing(plan, num_tokens, num_steps=3).compile()
+        self.capacity = plan.scenario.workload.context_tokens + num_tokens - 1
+        self.book, self.blocks = SegmentBook(), BlockCache(plan.cost)
         self.steps: dict[int, float] = {}
         self.first_step_s = 0.0
 
@@ -157,8 +154,8 @@ class _Sampler:
         """Simulate steady steps at contexts that are not known yet."""
         new = sorted(set(contexts) - self.steps.keys())
         run = self._stream(new)
-        growing = _growing(self.scenario, self.num_tokens)
-        ends = simulate_scenario(growing, run, self.cost, blocks=self.blocks).step_end_s
+        growing, cost = self.growing.scenario, self.plan.cost
+        ends = simulate_scenario(growing, run, cost, blocks=self.blocks).step_end_s
         if not self.steps:
             self.first_step_s = ends[0]
         for index, context in enumerate(new):
@@ -182,9 +179,8 @@ class _Sampler:
             )
             for index, context in enumerate(all_contexts)
         ]
-        return compile_steps(
-            self.scenario.model, place(self.scenario), steps, self.kernels, self.book
-        )
+        plan = self.plan
+        return compile_steps(plan.scenario.model, plan.placement, steps, plan.kernels, self.book)
 
     def total_s(self) -> float:
         """The first step from idle, one steady step at each further context, and the drain."""
@@ -229,12 +225,11 @@ def _on_line(low: tuple[int, float], high: tuple[int, float], context: int) -> f
     return low[1] + share * (high[1] - low[1])
 
 
-def _growing(scenario: Scenario, num_tokens: int, num_steps: int = 0) -> Scenario:
-    """The scenario as a run of steps, with a cache that has room for all tokens."""
-    run = replace(
-        scenario.run, num_steps=num_steps or num_tokens, context_growth_tokens=1, only_rank=-1
-    )
-    return replace(scenario, run=run)
+def _growing(plan: Plan, num_tokens: int, num_steps: int = 0) -> Plan:
+    """The plan as a run of steps, with a cache that has room for all tokens."""
+    num_steps = num_steps or num_tokens
+    growing = replace(plan.scenario.run, num_steps=num_steps, context_growth_tokens=1, only_rank=-1)
+    return plan.with_run(growing)
 
 
 def _check(scenario: Scenario, num_tokens: int) -> None:

@@ -1,22 +1,19 @@
-"""Scenario + belief -> a prediction: the metrics users read, at the best number of microbatches."""
+"""Plan -> a prediction: the metrics users read, at the best number of microbatches."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import gcd
-from typing import assert_never
 
-from layerwise.sim.cost.model import Belief, Calibrated, CostModel, SpeedOfLight
-from layerwise.sim.cost.uncalibrated import RESERVED_BYTES, published_profile
+from layerwise.sim.cost.model import Belief
 from layerwise.sim.cost.unfitted import Change
 from layerwise.sim.memory import MemoryBudget, memory_budgets
-from layerwise.sim.plan.errors import ProfileMismatchError
-from layerwise.sim.plan.hardware import ClusterSpec
 from layerwise.sim.plan.program import StepPrograms
-from layerwise.sim.plan.scenario import Scenario, place
+from layerwise.sim.plan.scenario import Scenario
 from layerwise.sim.plan.workload import Phase
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import Plan, resolve
 from layerwise.sim.shared import Shared
 from layerwise.sim.simulate import PS, Simulation, simulate_scenario
 from layerwise.sim.uncertainty import Interval, Uncertainty, uncertainty_of, unfitted_of
@@ -99,67 +96,26 @@ class Prediction:
         return max(budget.total_bytes for budget in self.memory)
 
 
-def cost_model(
-    cluster: ClusterSpec, profile: Profile | None, belief: Belief | None = None
-) -> CostModel:
-    """What ops cost under a belief; calibrated with a profile and no other wish, else speed of light.
-
-    Raises ProfileMismatchError when the calibrated belief is asked for and no profile of this GPU
-    is given; the others need none.
-    """
-    match belief or ("calibrated" if profile else "speed_of_light"):
-        case "speed_of_light":
-            return SpeedOfLight(cluster)
-        case "uncalibrated":
-            return Calibrated(cluster, published_profile(cluster), belief="uncalibrated")
-        case "calibrated":
-            if profile is None:
-                raise ProfileMismatchError(
-                    f"belief='calibrated' needs a profile of {cluster.gpu.name} and none was given; "
-                    "give one (layerwise calibrate), or ask for 'uncalibrated'"
-                )
-            return Calibrated(cluster, profile)
-        case _ as unknown:
-            assert_never(unknown)
-
-
 def predict(
     scenario: Scenario, profile: Profile | None, belief: Belief | None = None
 ) -> Prediction:
-    """Predict a scenario; a number of microbatches left open is searched for.
+    """Resolve a scenario and predict it; raises what `layerwise.sim.resolve.resolve` raises."""
+    return predict_plan(resolve(scenario, profile, belief))
 
-    The profile, if any, chooses the kernels whatever the belief, so that beliefs are about one
-    program. Raises what `cost_model` raises.
+
+def predict_plan(plan: Plan, shared: Shared | None = None) -> Prediction:
+    """Predict a plan; a number of microbatches left open is searched for.
+
+    Plans that hand on what they have `shared` under one cost model price each op, compile each
+    program and walk each block once; the answers are equal.
     """
-    if profile:
-        scenario = scenario.with_kernels(profile.kernels)
-    cost = cost_model(scenario.cluster, profile, belief)
-    return predict_with(scenario, cost, reserved_bytes(cost.belief, profile))
+    shared = shared or Shared(plan.cost)
+    if plan.scenario.workload.num_microbatches:
+        return _predict(plan, shared)
+    return _search(plan, shared)
 
 
-def predict_with(
-    scenario: Scenario, cost: CostModel, reserved_bytes: int = 0, shared: Shared | None = None
-) -> Prediction:
-    """Predict under a cost model at hand: of many scenarios on one cluster, each op is priced once.
-
-    With what they have `shared` so far, each is also compiled and walked once; the answer is equal.
-
-    The scenario's kernels, and memory that is not the program's own, are the caller's to give.
-    """
-    shared = shared or Shared(cost)
-    if scenario.workload.num_microbatches:
-        return _predict(scenario, shared, reserved_bytes)
-    return _search(scenario, shared, reserved_bytes)
-
-
-def reserved_bytes(belief: Belief, profile: Profile | None) -> int:
-    """What is not the program's own. The speed of light leaves it out: it bounds, also memory."""
-    if belief == "uncalibrated":
-        return RESERVED_BYTES
-    return profile.reserved_bytes if profile and belief == "calibrated" else 0
-
-
-def _search(scenario: Scenario, shared: Shared, reserved: int) -> Prediction:
+def _search(plan: Plan, shared: Shared) -> Prediction:
     """Climb in powers of two from one microbatch a stage, both ways, to the best throughput.
 
     Placements that fit in memory come first whatever their speed. In decode no other number is
@@ -167,13 +123,13 @@ def _search(scenario: Scenario, shared: Shared, reserved: int) -> Prediction:
     often; with fewer than stages a step is no shorter than one of them takes through all stages,
     and a larger one takes longer.
     """
-    placement = place(scenario)
-    limit = scenario.workload.batch_size // placement.data_parallel
+    placement = plan.placement
+    limit = plan.scenario.workload.batch_size // placement.data_parallel
     tried: dict[int, Prediction] = {}
 
     def rank_of(number: int) -> tuple[bool, float]:
         if number not in tried:
-            tried[number] = _predict(scenario.with_microbatches(number), shared, reserved)
+            tried[number] = _predict(plan.with_microbatches(number), shared)
         return tried[number].fits, tried[number].tokens_per_s
 
     best = min(placement.num_stages, limit)
@@ -193,26 +149,26 @@ def _is_full(prediction: Prediction) -> bool:
     return prediction.phase == "decode" and prediction.bubble < SMALL_BUBBLE
 
 
-def _predict(scenario: Scenario, shared: Shared, reserved: int) -> Prediction:
+def _predict(plan: Plan, shared: Shared) -> Prediction:
     """Simulate, decode until its steps are steady; longer runs share what shorter ones made."""
-    cost, blocks = shared.cost, shared.blocks
-    everyone = replace(scenario, run=replace(scenario.run, only_rank=-1))
-    run = shared.compile(everyone)
-    simulation = simulate_scenario(everyone, run, cost, blocks=blocks)
-    while scenario.workload.phase == "decode" and not simulation.is_steady and len(run) < MAX_STEPS:
-        longer = replace(everyone, run=replace(everyone.run, num_steps=2 * len(run)))
-        run = shared.compile(longer)
-        simulation = simulate_scenario(longer, run, cost, blocks=blocks)
-    return _prediction(scenario, run, simulation, shared, reserved)
+    decoding = plan.scenario.workload.phase == "decode"
+    spec = replace(plan.scenario.run, only_rank=-1)
+    run, simulation = _simulated(plan.with_run(spec), shared)
+    while decoding and not simulation.is_steady and len(run) < MAX_STEPS:
+        longer = plan.with_run(replace(spec, num_steps=2 * len(run)))
+        run, simulation = _simulated(longer, shared)
+    return _prediction(plan, run, simulation, shared)
+
+
+def _simulated(plan: Plan, shared: Shared) -> tuple[list[StepPrograms], Simulation]:
+    run = shared.compile(plan)
+    return run, simulate_scenario(plan.scenario, run, shared.cost, blocks=shared.blocks)
 
 
 def _prediction(
-    scenario: Scenario,
-    run: list[StepPrograms],
-    simulation: Simulation,
-    shared: Shared,
-    reserved: int,
+    plan: Plan, run: list[StepPrograms], simulation: Simulation, shared: Shared
 ) -> Prediction:
+    scenario, placement = plan.scenario, plan.placement
     decoding = scenario.workload.phase == "decode"
     # A steady step is the last but one: the last hands no tokens back.
     steps = [len(run) - 2 if len(run) > 1 else 0] if decoding else list(range(len(run)))
@@ -225,7 +181,6 @@ def _prediction(
         rank: {bound: sum(a.bound_ps.get(bound, 0) for a in found) * PS for bound in BOUNDS}
         for rank, found in accounts.items()
     }
-    placement = place(scenario)
     alike = {rank: simulation.num_alike(rank) for rank in simulation.ranks}
     # Without common factors: a mean over ranks that all stand for as many is that of the ranks.
     weights = {rank: number // gcd(*alike.values()) for rank, number in alike.items()}
@@ -239,7 +194,7 @@ def _prediction(
             for wire, size in account.wire_bytes.items():
                 wires[wire] = wires.get(wire, 0) + size * alike[rank]
     return Prediction(
-        belief=shared.cost.belief,
+        belief=plan.belief,
         placement=placement.name,
         phase=scenario.workload.phase,
         num_stages=placement.num_stages,
@@ -250,7 +205,9 @@ def _prediction(
         bubble=max(0.0, 1.0 - sum(share.values())),
         share=share,
         wire_bytes=wires,
-        memory=memory_budgets(run, scenario.cluster.gpu.hbm_bytes, reserved, shared.held),
+        memory=memory_budgets(
+            run, scenario.cluster.gpu.hbm_bytes, plan.reserved_bytes, shared.held
+        ),
         busy_share_by_rank=tuple(sum(busy[r].values()) / step_s for r in simulation.ranks),
         is_steady=simulation.is_steady or not decoding,
         num_extrapolated_ops=sum(

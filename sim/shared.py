@@ -16,8 +16,9 @@ from layerwise.sim.plan.compile import KernelChoice, SegmentBook, compile_steps
 from layerwise.sim.plan.model import ModelSpec
 from layerwise.sim.plan.placement import Placement
 from layerwise.sim.plan.program import StepPrograms
-from layerwise.sim.plan.scenario import Scenario, place, steps_of
+from layerwise.sim.plan.scenario import steps_of
 from layerwise.sim.plan.workload import Step
+from layerwise.sim.resolve import Plan
 
 
 @dataclass(eq=False)
@@ -37,16 +38,16 @@ class Shared:
     def __post_init__(self) -> None:
         self.blocks = BlockCache(self.cost)
 
-    def compile(self, scenario: Scenario) -> list[StepPrograms]:
-        """As `compile_run`, but that templates may be of another context and KV capacity."""
-        placement, steps = place(scenario), steps_of(scenario)
-        kernels = scenario.kernels_on()
+    def compile(self, plan: Plan) -> list[StepPrograms]:
+        """Compile as `Plan.compile`, but that templates may be of another context and KV capacity."""
+        model, placement, kernels = plan.scenario.model, plan.placement, plan.kernels
+        steps = steps_of(plan.scenario)
         alike = tuple(_without_context(step) for step in steps)
-        key = (scenario.model, placement, kernels, alike)
+        key = (model, placement, kernels, alike)
         run = self.runs.get(key)
         if run is None:
-            book = self._book(scenario.model, placement, kernels)
-            run = compile_steps(scenario.model, placement, alike, kernels, book)
+            book = self._book(model, placement, kernels)
+            run = compile_steps(model, placement, alike, kernels, book)
             self.runs[key] = run
         return [replace(one, step=step) for one, step in zip(run, steps, strict=True)]
 

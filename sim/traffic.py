@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from layerwise.sim.cost import forms
-from layerwise.sim.cost.model import CostModel, Traffic
+from layerwise.sim.cost.model import Traffic
 from layerwise.sim.machine.blocks import BlockCache, Walked, walk
 from layerwise.sim.machine.cluster import SimulatedCluster
 from layerwise.sim.machine.l2 import Entry, L2State
@@ -20,9 +20,9 @@ from layerwise.sim.plan import ops
 from layerwise.sim.plan.errors import ProfileMismatchError
 from layerwise.sim.plan.ops import BufferKey
 from layerwise.sim.plan.program import Program, repeated_steps
-from layerwise.sim.plan.scenario import Scenario, compile_run
-from layerwise.sim.predict import cost_model
+from layerwise.sim.plan.scenario import Scenario
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import Plan, resolve
 
 # Far more than an L2 needs to forget where it started.
 MAX_REPEATS = 16
@@ -33,23 +33,22 @@ def traffic_of(scenario: Scenario, profile: Profile | None) -> dict[str, Traffic
 
     The rank is `run.only_rank`, or the first one; its messages move nothing, as when it is measured
     alone. Of a prefill, bytes are summed over its steps. Without a profile: the speed of light.
-    Raises SpecError when the number of microbatches is open, and what `cost_model` raises.
+    Raises SpecError when the number of microbatches is open, and what `resolve` raises.
     """
-    if profile:
-        scenario = scenario.with_kernels(profile.kernels)
-    return walk_steady(scenario, cost_model(scenario.cluster, profile))
+    return walk_steady(resolve(scenario, profile))
 
 
-def walk_steady(scenario: Scenario, cost: CostModel) -> dict[str, Traffic]:
-    """`traffic_of` under a cost model at hand; the scenario's kernels are the caller's to give."""
-    run, rank = compile_run(scenario), max(scenario.run.only_rank, 0)
+def walk_steady(plan: Plan) -> dict[str, Traffic]:
+    """Walk the same of a resolved plan."""
+    run, spec = plan.compile(), plan.scenario.run
+    rank = max(spec.only_rank, 0)
     machine = SimulatedCluster(
         run,
-        cost,
-        scenario.cluster,
-        blocks=BlockCache(cost),
+        plan.cost,
+        plan.scenario.cluster,
+        blocks=BlockCache(plan.cost),
         alone=rank,
-        persisting_weights=scenario.run.persisting_weights,
+        persisting_weights=spec.persisting_weights,
     )
     steps = [machine.work_of(run[index].programs[rank]) for index in repeated_steps(run)]
     state = machine.l2_of(rank)

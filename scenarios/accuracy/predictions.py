@@ -92,7 +92,7 @@ def point_seconds(profile: Profile, point: SweepPoint) -> float:
 
 def price_point(profile: Profile, point: SweepPoint) -> tuple[float, float]:
     """Its seconds and half-width: every repeat is the same shape, so widths add up."""
-    cost = Calibrated(dgx_cluster(GPUS[profile.gpu], 1), profile.in_a_row)
+    cost = Calibrated.about(dgx_cluster(GPUS[profile.gpu], 1), profile.in_a_row)
     state = L2State(cost)
     walk(point.program.parts, state)
     timed = time_ops(cost, walk(point.program.parts, state))
@@ -103,7 +103,7 @@ def price_point(profile: Profile, point: SweepPoint) -> tuple[float, float]:
 
 def layer_seconds(profile: Profile, layer: Scenario) -> float:
     """One steady decode step, or a whole prefill, in the kernels that the profile chooses."""
-    return predict_run(on_gpu(layer, profile.gpu).with_kernels(profile.kernels), profile).step_s
+    return predict_run(on_gpu(layer, profile.gpu), profile).step_s
 
 
 def read_seconds(profile: Profile, working_set_bytes: int) -> float:

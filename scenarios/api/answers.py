@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from layerwise.sim.cost.model import Belief
 from layerwise.sim.plan.scenario import Scenario
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import Plan, resolve
 from layerwise.sim.trace import Row
 from layerwise.sim.uncertainty import Interval
 
@@ -122,11 +123,15 @@ class PredictAnswer(Answer):
         return self.prediction.peak_memory_bytes
 
     @cached_property
+    def _plan(self) -> Plan:
+        return resolve(self.scenario, self.profile)
+
+    @cached_property
     def beliefs(self) -> ThreeBeliefs:
         """The speed of light, the uncalibrated and the calibrated prediction, side by side."""
         from layerwise.scenarios.predict.beliefs import predict_all
 
-        return predict_all(self.scenario, self.profile)
+        return predict_all(self._plan)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -138,12 +143,12 @@ class PredictAnswer(Answer):
     def to_dict(self) -> dict[str, Any]:
         from layerwise.scenarios.predict.beliefs import predicted_as_data
 
-        return predicted_as_data(self.scenario, self.beliefs, self.profile)
+        return predicted_as_data(self.scenario, self._plan, self.beliefs)
 
     def _print(self, out: Console) -> None:
         from layerwise.scenarios.predict.tables import print_predicted
 
-        print_predicted(self.scenario, self.beliefs, self.profile, out)
+        print_predicted(self.scenario, self._plan, self.beliefs, out)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -24,8 +24,10 @@ from layerwise.scenarios.shipped import find
 from layerwise.sim.cost.model import Belief
 from layerwise.sim.plan.errors import FileFormatError
 from layerwise.sim.plan.scenario import Launch, Scenario
-from layerwise.sim.predict import predict as predict_one
+from layerwise.sim.predict import predict_plan
 from layerwise.sim.profile import Profile, load_profile
+from layerwise.sim.resolve import best_belief
+from layerwise.sim.resolve import resolve as resolve_scenario
 
 Changes = Mapping[str, object]
 """Keys of a scenario file and what they are set to: `{"workload.batch_size": 64}`."""
@@ -70,10 +72,8 @@ def predict(
     """
     asked = _scenario(scenario, changes)
     constants = _profile(profile, asked.cluster.gpu.name)
-    believed = belief or ("calibrated" if constants else "uncalibrated")
-    return PredictAnswer(
-        scenario=asked, profile=constants, prediction=predict_one(asked, constants, believed)
-    )
+    plan = resolve_scenario(asked, constants, belief or best_belief(constants))
+    return PredictAnswer(scenario=asked, profile=constants, prediction=predict_plan(plan))
 
 
 def simulate(
@@ -88,16 +88,15 @@ def simulate(
     `run.only_rank` runs one rank with its peers replaced. The number of microbatches is the best
     one where the scenario leaves it open. Profile and belief are as in `predict`.
     """
-    from layerwise.scenarios.predict.alone import predict_run
+    from layerwise.scenarios.predict.alone import run_plan
 
     asked = _scenario(scenario, changes)
     constants = _profile(profile, asked.cluster.gpu.name)
-    believed = belief or ("calibrated" if constants else "uncalibrated")
+    plan = resolve_scenario(asked, constants, belief or best_belief(constants))
     if not asked.workload.num_microbatches:
-        best = predict_one(asked, constants, believed).num_microbatches
-        asked = asked.with_microbatches(best)
-    run = predict_run(asked, constants, believed)
-    return SimulateAnswer(scenario=asked, belief=believed, run=run)
+        best = predict_plan(plan).num_microbatches
+        asked, plan = asked.with_microbatches(best), plan.with_microbatches(best)
+    return SimulateAnswer(scenario=asked, belief=plan.belief, run=run_plan(plan))
 
 
 def rank(

@@ -95,19 +95,17 @@ def predict(
         generation_as_data,
         print_generated,
     )
-    from layerwise.sim.cost.transfer import profile_for
     from layerwise.sim.plan.files import load_scenario
     from layerwise.sim.plan.overrides import parse_settings
+    from layerwise.sim.resolve import resolve
 
     asked = load_scenario(scenario, parse_settings(changes or ()))
-    constants = profile_or_none(profile, asked.cluster.gpu.name)
-    if constants:
-        constants = profile_for(asked.cluster, constants)
+    plan = resolve(asked, profile_or_none(profile, asked.cluster.gpu.name))
     if commit_to is not None:
-        note(commit_prediction(asked, constants, commit_to))
+        note(commit_prediction(plan, commit_to))
         return
-    beliefs = predict_all(asked, constants)
-    generated = generate_all(asked, beliefs, constants, tokens) if tokens else {}
+    beliefs = predict_all(plan)
+    generated = generate_all(plan, beliefs, tokens) if tokens else {}
     note_changes(changes)
     if trace is not None:
         from layerwise.scenarios.predict.timeline import write_predicted_timeline
@@ -115,13 +113,13 @@ def predict(
         note(write_predicted_timeline(beliefs.best, trace, trace_slices))
     if as_json:
         runs = {belief: generation_as_data(run) for belief, run in generated.items()}
-        data = predicted_as_data(asked, beliefs, constants)
+        data = predicted_as_data(asked, plan, beliefs)
         print_json("predict", data | ({"generation": runs} if runs else {}))
         return
     from layerwise.scenarios.predict.tables import BELIEF_NAMES, print_predicted
     from layerwise.scenarios.tables import console
 
-    print_predicted(asked, beliefs, constants, out := console())
+    print_predicted(asked, plan, beliefs, out := console())
     if generated:
         print_generated(generated, BELIEF_NAMES, out)
 

@@ -32,11 +32,12 @@ from layerwise.scenarios.compare.scores import (
     spread_of,
 )
 from layerwise.scenarios.compare.sides import Sides
-from layerwise.scenarios.predict.alone import PredictedRun, predict_run
+from layerwise.scenarios.predict.alone import PredictedRun, run_plan
 from layerwise.sim.plan.errors import TraceMismatchError
 from layerwise.sim.plan.files import scenario_from_data
 from layerwise.sim.plan.scenario import Scenario
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import Plan, resolve
 from layerwise.sim.trace import Trace
 
 __all__ = [
@@ -137,9 +138,13 @@ class _Asked:
         return (alone,) if self.is_alone else tuple(range(len(self.predicted.run[0].template)))
 
     @cached_property
+    def _plan(self) -> Plan:
+        return resolve(self.scenario, self.profile)
+
+    @cached_property
     def predicted(self) -> PredictedRun:
         """Calibrated, with what the trace must agree with checked."""
-        trace, run = self.trace, predict_run(self.scenario, self.profile)
+        trace, run = self.trace, run_plan(self._plan)
         steps = sorted({row.step for row in trace.rows}) or run.repeated_steps
         if max(steps) >= len(run.run):
             raise TraceMismatchError(
@@ -151,11 +156,11 @@ class _Asked:
 
     @cached_property
     def light(self) -> PredictedRun:
-        return predict_run(self.scenario, self.profile, "speed_of_light")
+        return run_plan(self._plan.under("speed_of_light"))
 
     @cached_property
     def uncalibrated(self) -> PredictedRun:
-        return predict_run(self.scenario, self.profile, "uncalibrated")
+        return run_plan(self._plan.under("uncalibrated"))
 
     @cached_property
     def fitted(self) -> FittedShapes:

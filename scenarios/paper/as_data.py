@@ -15,6 +15,7 @@ from layerwise.scenarios.predict.beliefs import (
     warnings_of,
 )
 from layerwise.sim.memory import Remedy
+from layerwise.sim.plan.scenario import place
 
 
 def report_as_data(report: Report) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def _entry(entry: Entry, found: tuple[Remedy, ...]) -> dict[str, Any]:
         "predicted": prediction_as_data(calibrated) if calibrated else None,
         "measured": {"tokens_per_s": None, "stage_alone_s": entry.measured_stage_s},
         "warnings": list(warnings_of(entry.scenario, entry.best)),
-        "on_chip": on_chip_line(entry.scenario),
+        "on_chip": on_chip_line(entry.scenario, place(entry.scenario)),
         "remedies": [asdict(remedy) for remedy in found],
     }
 

@@ -16,13 +16,13 @@ from layerwise.scenarios.paper.readings import Believed, name_of, readings_of
 from layerwise.scenarios.paper.verdicts import Beliefs, Judged, Reading
 from layerwise.scenarios.predict.alone import measured_stage_s
 from layerwise.sim.memory import Remedy, remedies
-from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.ops import AllReduceAlgorithm
 from layerwise.sim.plan.overrides import with_values
 from layerwise.sim.plan.scenario import Launch, Scenario, Strategy, paper_scenario
 from layerwise.sim.plan.workload import Phase, Workload
-from layerwise.sim.predict import Prediction, predict
+from layerwise.sim.predict import Prediction, predict, predict_plan
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import best_belief, fill_kernels, resolve
 from layerwise.sim.trace import Trace
 from layerwise.sim.uncertainty import Interval, around, half_width_of_ratio
 
@@ -156,13 +156,12 @@ def _entries(
     # A profile without this table has nothing to say about it, and the report then says so.
     if not chosen and profile and ONE_SHOT in profile.transfers:
         algorithms.append("one_shot")
-    default = profile.kernels if profile else KernelChoice()
-    baseline = asked.with_kernels(default)
+    baseline = fill_kernels(asked, profile)
     kernels = baseline.kernels_on()
     # A ring moves the fewest bytes of all algorithms: its bound is the bound of all of them.
     bound = predict(replace(baseline, kernels=replace(kernels, all_reduce="nccl")), None)
     variants = [replace(baseline, kernels=replace(kernels, all_reduce=a)) for a in algorithms]
-    ours = question.scenario(LAYER_WISE).with_kernels(default)
+    ours = fill_kernels(question.scenario(LAYER_WISE), profile)
     return (
         *(_entry(variant, bound, profile, traces) for variant in variants),
         _entry(ours, predict(ours, None), profile, traces),
@@ -194,18 +193,15 @@ def _entry(
 
 def _believe(scenario: Scenario, bound: Prediction, profile: Profile | None) -> Beliefs:
     """The uncalibrated prediction takes the calibrated one's number of microbatches."""
+    plan = resolve(scenario, profile, best_belief(profile))
+    best = predict_plan(plan)
     if profile is None:
-        return Beliefs(
-            speed_of_light=bound,
-            uncalibrated=predict(scenario, None, "uncalibrated"),
-            calibrated=None,
-        )
-    calibrated = predict(scenario, profile)
-    fixed = scenario.with_microbatches(calibrated.num_microbatches)
+        return Beliefs(speed_of_light=bound, uncalibrated=best, calibrated=None)
+    fixed = plan.with_microbatches(best.num_microbatches)
     return Beliefs(
         speed_of_light=bound,
-        uncalibrated=predict(fixed, profile, "uncalibrated"),
-        calibrated=calibrated,
+        uncalibrated=predict_plan(fixed.under("uncalibrated")),
+        calibrated=best,
     )
 
 

@@ -35,7 +35,7 @@ from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.plan.model import ModelSpec
 from layerwise.sim.plan.overrides import with_values
 from layerwise.sim.plan.scenario import Scenario
-from layerwise.sim.predict import cost_model, predict_with
+from layerwise.sim.predict import predict
 from layerwise.sim.profile import Profile
 
 Ratio = Callable[[Mapping[str, object]], float]
@@ -246,14 +246,13 @@ def _rate_of(report: Report, strategy: str) -> Ratio:
     """Tokens/s of one placement after changes, at the number of microbatches it has now."""
     entry = report.layer_wise if strategy == LAYER_WISE else report.best_baseline
     scenario = entry.scenario.with_microbatches(entry.best.num_microbatches)
-    reserved = report.profile.reserved_bytes if report.profile else 0
     known: dict[tuple[tuple[str, object], ...], float] = {}
 
     def rate(changes: Mapping[str, object]) -> float:
         key = tuple(changes.items())
         if key not in known:
             changed = with_values(scenario, changes) if changes else scenario
-            found = predict_with(changed, cost_model(changed.cluster, report.profile), reserved)
+            found = predict(changed, report.profile)
             known[key] = found.tokens_per_s if found.fits else float("nan")
         return known[key]
 

@@ -20,6 +20,7 @@ from layerwise.scenarios.predict.tables import (
     rate_interval,
 )
 from layerwise.sim.cost.model import Belief
+from layerwise.sim.plan.scenario import place
 from layerwise.sim.predict import BOUNDS, Prediction
 
 NOT_MEASURED = "not measured"
@@ -122,7 +123,7 @@ def print_placement(role: str, entries: tuple[Entry, ...], out: Console) -> None
     out.print(made)
     if len(entries) > 1:
         out.print(CUSTOM_NOTE, style="dim")
-    print_cautions(fastest.scenario, fastest.best, out)
+    print_cautions(fastest.scenario, place(fastest.scenario), fastest.best, out)
     out.print()
 
 

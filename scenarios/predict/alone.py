@@ -12,9 +12,9 @@ from layerwise.sim.cost.model import Belief
 from layerwise.sim.cost.unfitted import Change
 from layerwise.sim.plan.errors import TraceMismatchError
 from layerwise.sim.plan.program import StepPrograms, context_grows, kernel_set_hash, repeated_steps
-from layerwise.sim.plan.scenario import RunSpec, Scenario, compile_run
-from layerwise.sim.predict import cost_model
+from layerwise.sim.plan.scenario import RunSpec, Scenario
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import Plan, resolve
 from layerwise.sim.simulate import Simulation, simulate_scenario
 from layerwise.sim.trace import Row, Trace
 from layerwise.sim.uncertainty import Uncertainty, uncertainty_of, unfitted_of
@@ -94,14 +94,16 @@ def predict_run(
 ) -> PredictedRun:
     """Simulate `run.only_rank` alone, or every rank when it is -1.
 
-    Whatever the `belief`, the kernels are the scenario's, or else the profile's. Raises
-    SpecError when the number of microbatches is open, ProfileMismatchError for a profile of another
-    GPU.
+    Raises SpecError when the number of microbatches is open, and what
+    `layerwise.sim.resolve.resolve` raises.
     """
-    if profile:
-        scenario = scenario.with_kernels(profile.kernels)
-    run = compile_run(scenario)
-    simulation = simulate_scenario(scenario, run, cost_model(scenario.cluster, profile, belief))
+    return run_plan(resolve(scenario, profile, belief))
+
+
+def run_plan(plan: Plan) -> PredictedRun:
+    """Simulate the same of a resolved plan."""
+    run = plan.compile()
+    simulation = simulate_scenario(plan.scenario, run, plan.cost)
     return PredictedRun(step_s=_step_s(run, simulation), simulation=simulation, run=tuple(run))
 
 

@@ -9,16 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from layerwise.scenarios.predict.alone import predict_run
+from layerwise.scenarios.predict.alone import predict_run, run_plan
 from layerwise.scenarios.predict.committed import read_committed, write_committed
 from layerwise.sim.cost.uncalibrated import published_profile
 from layerwise.sim.cost.unfitted import Change, sentences
 from layerwise.sim.memory import remedies
 from layerwise.sim.plan.errors import SpecError
-from layerwise.sim.plan.placement import stage_fits
-from layerwise.sim.plan.scenario import Scenario, compile_run, place
-from layerwise.sim.predict import Prediction, predict
+from layerwise.sim.plan.placement import Placement, stage_fits
+from layerwise.sim.plan.scenario import Scenario, compile_run
+from layerwise.sim.predict import Prediction, predict_plan
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import Plan
 
 OTHER_BELIEFS = (
     "the speed of light and the uncalibrated figures know no attention kernel by name: they are the "
@@ -68,42 +69,46 @@ class ThreeBeliefs:
         )
 
 
-def predict_all(scenario: Scenario, profile: Profile | None) -> ThreeBeliefs:
-    """Predict under every belief; raises what `layerwise.sim.predict.predict` raises.
+def predict_all(plan: Plan) -> ThreeBeliefs:
+    """Predict a plan under every belief; raises what `layerwise.sim.resolve.cost_model` raises.
 
     A number of microbatches left open is the best of each bound's own; the uncalibrated prediction
     takes the calibrated one's, so that they differ in belief alone.
     """
-    calibrated = predict(scenario, profile) if profile else None
-    found = scenario.with_microbatches(calibrated.num_microbatches) if calibrated else scenario
-    uncalibrated = predict(found, profile, "uncalibrated")
-    alone = None
-    if scenario.run.only_rank >= 0:
-        fixed = scenario.with_microbatches(uncalibrated.num_microbatches)
-        constants = profile or published_profile(scenario.cluster)
-        alone = predict_run(fixed, constants).step_s
+    calibrated = predict_plan(plan.under("calibrated")) if plan.profile else None
+    found = plan.with_microbatches(calibrated.num_microbatches) if calibrated else plan
+    uncalibrated = predict_plan(found.under("uncalibrated"))
     return ThreeBeliefs(
-        speed_of_light=predict(scenario, profile, "speed_of_light"),
+        speed_of_light=predict_plan(plan.under("speed_of_light")),
         uncalibrated=uncalibrated,
         calibrated=calibrated,
-        alone_step_s=alone,
+        alone_step_s=_alone_step_s(plan.with_microbatches(uncalibrated.num_microbatches)),
     )
 
 
-def commit_prediction(scenario: Scenario, profile: Profile | None, path: Path) -> str:
+def _alone_step_s(plan: Plan) -> float | None:
+    if plan.scenario.run.only_rank < 0:
+        return None
+    if plan.profile:
+        return run_plan(plan.under("calibrated")).step_s
+    return predict_run(plan.scenario, published_profile(plan.scenario.cluster)).step_s
+
+
+def commit_prediction(plan: Plan, path: Path) -> str:
     """Write what is predicted now; returns a sentence.
 
     Raises SpecError without a profile, FileFormatError when the file exists: a prediction made
     before a run is not made again after it.
     """
+    profile = plan.profile
     if profile is None:
         raise SpecError("--profile", None, "is needed to commit a prediction", "give a profile")
-    made = write_committed(path, lambda: _committed(scenario, profile), FORMAT, VERSION)
+    made = write_committed(path, lambda: _committed(plan, profile.digest), FORMAT, VERSION)
     return f"{path}: predicted step {made.predicted_step_s:.6g} s with profile {profile.digest}"
 
 
-def _committed(scenario: Scenario, profile: Profile) -> CommittedPrediction:
-    run = predict_run(scenario, profile)
+def _committed(plan: Plan, profile_digest: str) -> CommittedPrediction:
+    scenario, run = plan.scenario, run_plan(plan)
     ops: dict[str, float] = defaultdict(float)
     last = len(run.run) - 2 if len(run.run) > 1 and scenario.workload.phase == "decode" else -1
     rows = [row for row in run.rows if not row.replaced and last in (-1, row.step)]
@@ -112,7 +117,7 @@ def _committed(scenario: Scenario, profile: Profile) -> CommittedPrediction:
         ops[row.op.partition("@")[0]] += row.duration_s / num_spans
     return CommittedPrediction(
         name=scenario.name,
-        profile_digest=profile.digest,
+        profile_digest=profile_digest,
         predicted_step_s=run.step_s,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         ops=dict(ops),
@@ -209,7 +214,7 @@ def warnings_of(scenario: Scenario, prediction: Prediction) -> tuple[str, ...]:
             f"{name}: one constant stands for what a host takes to launch anything, messages too; no "
             "interval knows how far it is off (layerwise accuracy --gpu h200 shows it for two GPUs)."
         )
-    used, there = place(scenario).num_ranks, scenario.cluster.num_gpus
+    used, there = len(prediction.memory), scenario.cluster.num_gpus
     if used < there and scenario.run.only_rank < 0:
         found.append(
             f"{name} uses {used} of {there} GPUs; give placement.pipeline_parallel or "
@@ -228,12 +233,11 @@ def unfitted_sentences(scenario: Scenario, prediction: Prediction) -> tuple[str,
     return told
 
 
-def on_chip_line(scenario: Scenario) -> str:
+def on_chip_line(scenario: Scenario, placement: Placement) -> str:
     """Does each stage's share of the weights fit what a layer-wise placement aimed at? "" if none.
 
     The capacity is `placement.on_chip_bytes`: the GPU's L2 unless the scenario says otherwise.
     """
-    placement = place(scenario)
     if not placement.on_chip_bytes:
         return ""
     size = max(stage.num_layers for stage in placement.replicas[0])
@@ -243,7 +247,7 @@ def on_chip_line(scenario: Scenario) -> str:
     if any(fitting) and not all(fitting):
         verdict = f"fits in {sum(fitting)} of {len(fitting)} stages only"
     whose = "one stage's" if len(fitting) > 1 else "the stage's"
-    kv_bytes = _kv_bytes_of_a_microbatch(scenario, len(fitting))
+    kv_bytes = _kv_bytes_of_a_microbatch(scenario, placement)
     if all(fitting) and size + kv_bytes > placement.on_chip_bytes:
         verdict += (
             f", but each microbatch reads {kv_bytes / 1e6:,.0f} MB of KV cache between two uses of "
@@ -255,36 +259,35 @@ def on_chip_line(scenario: Scenario) -> str:
     )
 
 
-def _kv_bytes_of_a_microbatch(scenario: Scenario, num_stages: int) -> int:
+def _kv_bytes_of_a_microbatch(scenario: Scenario, placement: Placement) -> int:
     """What one decode step of a stage reads of its cache; of a prefill, nothing is known here.
 
     Where the number of microbatches is searched, one for each stage is taken.
     """
-    work, replicas = scenario.workload, place(scenario).data_parallel
+    work = scenario.workload
     if work.phase != "decode":
         return 0
-    layers = max(stage.num_layers for stage in place(scenario).replicas[0])
-    sequences = work.batch_size / replicas / (work.num_microbatches or num_stages)
+    layers = max(stage.num_layers for stage in placement.replicas[0])
+    num_microbatches = work.num_microbatches or placement.num_stages
+    sequences = work.batch_size / placement.data_parallel / num_microbatches
     per_token = scenario.model.kv_bytes_per_token_per_layer * layers
     return round(sequences * work.context_tokens * per_token)
 
 
-def predicted_as_data(
-    scenario: Scenario, beliefs: ThreeBeliefs, profile: Profile | None
-) -> dict[str, Any]:
-    """Everything about one scenario, for machines."""
+def predicted_as_data(scenario: Scenario, plan: Plan, beliefs: ThreeBeliefs) -> dict[str, Any]:
+    """Write out everything about a scenario, as it was asked and as it was resolved."""
     fullest = max(beliefs.best.memory, key=lambda budget: budget.total_bytes)
     fits = beliefs.best.fits
     return {
         "scenario": asdict(scenario),
         "placement": beliefs.best.placement,
-        "provenance": provenance_of(profile),
+        "provenance": provenance_of(plan.profile),
         "speed_of_light": prediction_as_data(beliefs.speed_of_light),
         "uncalibrated": prediction_as_data(beliefs.uncalibrated),
         "predicted": prediction_as_data(beliefs.calibrated) if beliefs.calibrated else None,
         "alone_step_s": beliefs.alone_step_s,
         "warnings": list(warnings_of(scenario, beliefs.best)),
-        "on_chip": on_chip_line(scenario),
+        "on_chip": on_chip_line(scenario, plan.placement),
         "remedies": [] if fits else [asdict(r) for r in remedies(scenario, fullest)],
     }
 

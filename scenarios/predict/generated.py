@@ -10,22 +10,14 @@ from layerwise.scenarios import tables
 from layerwise.scenarios.predict.beliefs import ThreeBeliefs
 from layerwise.sim.cost.model import Belief
 from layerwise.sim.generate import Generation, generate
-from layerwise.sim.plan.scenario import Scenario
-from layerwise.sim.predict import cost_model
-from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import Plan
 
 
-def generate_all(
-    scenario: Scenario, beliefs: ThreeBeliefs, profile: Profile | None, num_tokens: int
-) -> dict[Belief, Generation]:
-    """Each belief's run, with its own number of microbatches. Raises SpecError, as generate does."""
-    if profile:
-        scenario = scenario.with_kernels(profile.kernels)
+def generate_all(plan: Plan, beliefs: ThreeBeliefs, num_tokens: int) -> dict[Belief, Generation]:
+    """Generate under each belief with its own microbatches. Raises SpecError, as generate does."""
     return {
         shown.belief: generate(
-            scenario.with_microbatches(shown.num_microbatches),
-            cost_model(scenario.cluster, profile, shown.belief),
-            num_tokens,
+            plan.under(shown.belief).with_microbatches(shown.num_microbatches), num_tokens
         )
         for shown in beliefs.shown
     }

@@ -13,9 +13,11 @@ from layerwise.scenarios.rank.layouts import Layout
 from layerwise.scenarios.tables import escape
 from layerwise.sim.cost.model import Belief
 from layerwise.sim.memory import MemoryBudget, Remedy, remedies
-from layerwise.sim.plan.scenario import Scenario, place
+from layerwise.sim.plan.placement import Placement
+from layerwise.sim.plan.scenario import Scenario
 from layerwise.sim.predict import BOUNDS, Prediction
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import Plan
 
 BOUND_NAMES = {
     "hbm": "HBM",
@@ -40,23 +42,21 @@ UNCALIBRATED_NOTE = (
 )
 
 
-def print_predicted(
-    scenario: Scenario, beliefs: ThreeBeliefs, profile: Profile | None, out: Console
-) -> None:
-    """All beliefs side by side, and the memory budget when it does not fit."""
-    work, name = scenario.workload, placement_name(scenario, profile)
+def print_predicted(scenario: Scenario, plan: Plan, beliefs: ThreeBeliefs, out: Console) -> None:
+    """Print all beliefs of a scenario side by side, and the memory budget when it does not fit."""
+    work, name = scenario.workload, placement_name(plan)
     out.print(
         f"[bold]{escape(scenario.name)}[/bold]: {escape(scenario.model.name)} "
         f"({scenario.model.parameters / 1e9:.3g} B parameters), {name}, "
         f"{work.phase}, batch {work.batch_size}, {work.context_tokens:,} tokens, "
         f"{escape(scenario.cluster.name)}."
     )
-    out.print(_describe_beliefs(scenario, profile), style="dim")
+    out.print(_describe_beliefs(scenario, plan.profile), style="dim")
     made = tables.table("", "", *(BELIEF_NAMES[each.belief] for each in beliefs.shown))
     for label, show in _lines(work.phase == "decode"):
         made.add_row(label, *(show(prediction) for prediction in beliefs.shown))
     out.print(made)
-    print_cautions(scenario, beliefs.best, out)
+    print_cautions(scenario, plan.placement, beliefs.best, out)
     print_beyond(beliefs.best, out)
     if beliefs.alone_step_s is not None:
         out.print(
@@ -70,16 +70,14 @@ def print_predicted(
         print_remedies(name, remedies(scenario, fullest), out)
 
 
-def placement_name(scenario: Scenario, profile: Profile | None) -> str:
-    """Its degrees above one and its all-reduce, as a ranking calls them."""
-    placement = place(scenario)
-    kernels = scenario.kernels_on(profile.kernels if profile else None)
-    shards = placement.tensor_parallel
+def placement_name(plan: Plan) -> str:
+    """Name a placement by its degrees above one and its all-reduce, as a ranking does."""
+    placement, shards = plan.placement, plan.placement.tensor_parallel
     return Layout(
         tensor_parallel=shards,
         pipeline_parallel=placement.num_stages,
         data_parallel=placement.data_parallel,
-        all_reduce=kernels.all_reduce if shards > 1 else "nccl",
+        all_reduce=plan.kernels.all_reduce if shards > 1 else "nccl",
     ).name
 
 
@@ -89,9 +87,11 @@ def _describe_beliefs(scenario: Scenario, profile: Profile | None) -> str:
     return f"No calibration profile for {escape(scenario.cluster.gpu.name)}. {UNCALIBRATED_NOTE}"
 
 
-def print_cautions(scenario: Scenario, prediction: Prediction, out: Console) -> None:
-    """Whether a stage's weights fit on chip, and what to know before trusting the figures."""
-    if line := on_chip_line(scenario):
+def print_cautions(
+    scenario: Scenario, placement: Placement, prediction: Prediction, out: Console
+) -> None:
+    """Print whether a stage's weights fit on chip, and what to know before trusting the figures."""
+    if line := on_chip_line(scenario, placement):
         out.print(line[0].upper() + line[1:] + ".")
     for warning in warnings_of(scenario, prediction):
         out.print(warning, style="yellow")

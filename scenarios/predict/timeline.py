@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 from layerwise.scenarios.compare.accounts import measured_transfers, members_of
 from layerwise.scenarios.predict.alone import PredictedRun, predict_run
 from layerwise.sim.plan.errors import SpecError
-from layerwise.sim.plan.scenario import compile_run
-from layerwise.sim.predict import Prediction, cost_model
+from layerwise.sim.predict import Prediction
 from layerwise.sim.profile import Profile
-from layerwise.sim.simulate import simulate_scenario
 from layerwise.sim.timeline.chosen import MAX_SLICES, Panel
 from layerwise.sim.timeline.sides import MeasuredSide, PredictedSide
 from layerwise.sim.timeline.writing import write_timeline
@@ -129,5 +127,4 @@ def _length_s(rows: Iterable[Row]) -> float:
 def _entry_side(entry: Entry, profile: Profile | None) -> PredictedSide:
     scenario = entry.scenario.with_microbatches(entry.best.num_microbatches)
     scenario = replace(scenario, run=replace(scenario.run, num_steps=NUM_STEPS))
-    run = compile_run(scenario)
-    return PredictedSide(simulate_scenario(scenario, run, cost_model(scenario.cluster, profile)))
+    return PredictedSide(predict_run(scenario, profile).simulation)

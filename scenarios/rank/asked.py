@@ -8,7 +8,7 @@ from layerwise.scenarios.rank.flips import Knob
 from layerwise.scenarios.rank.layouts import Layout
 from layerwise.scenarios.rank.unvalidated import Pairs, Part
 from layerwise.sim.cost.model import Belief, Calibrated
-from layerwise.sim.cost.uncalibrated import RESERVED_BYTES, published_profile
+from layerwise.sim.cost.uncalibrated import published_profile
 from layerwise.sim.cost.unfitted import Change
 from layerwise.sim.memory import MemoryBudget
 from layerwise.sim.plan.compile import KernelChoice
@@ -18,6 +18,7 @@ from layerwise.sim.plan.overrides import with_values
 from layerwise.sim.plan.scenario import RunSpec, Scenario
 from layerwise.sim.plan.workload import Workload
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import Plan, best_belief, reserved_bytes, resolve
 from layerwise.sim.uncertainty import Interval, Uncertainty
 
 
@@ -39,19 +40,19 @@ class Asked:
     @property
     def belief(self) -> Belief:
         """Calibrated where something was measured."""
-        return "calibrated" if self.profile else "uncalibrated"
+        return best_belief(self.profile)
 
     @property
     def reserved_bytes(self) -> int:
         """Memory that is not the program's own."""
-        return self.profile.reserved_bytes if self.profile else RESERVED_BYTES
+        return reserved_bytes(self.belief, self.profile)
 
     def cost(self) -> Calibrated:
         """What ops cost here. Raises ProfileMismatchError for a profile of another GPU."""
         profile = self.profile or published_profile(self.cluster)
         if self.latency_factor != 1.0:
             profile = _with_latency(profile, self.latency_factor)
-        return Calibrated(self.cluster, profile, belief=self.belief)
+        return Calibrated.about(self.cluster, profile, self.belief)
 
     def scenario(self, layout: Layout, num_microbatches: int = 0) -> Scenario:
         """One layout of it."""
@@ -65,6 +66,10 @@ class Asked:
             run=self.run,
             kernels=replace(kernels, all_reduce=layout.all_reduce),
         )
+
+    def plan(self, layout: Layout, cost: Calibrated, num_microbatches: int = 0) -> Plan:
+        """Resolve one layout of it; `cost` is what `cost` gives, for every layout the same."""
+        return resolve(self.scenario(layout, num_microbatches), self.profile, cost=cost)
 
     def with_knob(self, knob: Knob, factor: float) -> Asked:
         """The same with one figure of the hardware multiplied, or launches by the host."""

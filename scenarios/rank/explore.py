@@ -11,7 +11,7 @@ from layerwise.scenarios.rank.unvalidated import parts_of
 from layerwise.sim.cost.model import Calibrated
 from layerwise.sim.plan.errors import ProfileMismatchError
 from layerwise.sim.plan.workload import MAX_CHUNKS
-from layerwise.sim.predict import Prediction, predict_with
+from layerwise.sim.predict import Prediction, predict_plan
 
 # Upwards, throughput has this many chances to rise again before more microbatches are left out.
 NUM_DECLINES = 2
@@ -57,10 +57,11 @@ def _microbatches(
     """The grid from as many as stages, then halving between neighbours of the best found."""
     limit = asked.workload.batch_size // layout.data_parallel
     tried: dict[int, Candidate] = {}
+    plan = asked.plan(layout, cost)
 
     def attempt(number: int) -> tuple[bool, float]:
         if number not in tried:
-            found = predict_with(asked.scenario(layout, number), cost, asked.reserved_bytes)
+            found = predict_plan(plan.with_microbatches(number))
             tried[number] = _candidate(asked, layout, cost, found, prompt)
         return order_of(tried[number])
 
@@ -109,8 +110,7 @@ def _smaller_batches(
 
 def _at_best(asked: Asked, layout: Layout, cost: Calibrated, prompt: Prediction) -> Candidate:
     """At the number of microbatches asked for, or at the best that `layerwise.sim.predict` finds."""
-    scenario = asked.scenario(layout, asked.workload.num_microbatches)
-    found = predict_with(scenario, cost, asked.reserved_bytes)
+    found = predict_plan(asked.plan(layout, cost, asked.workload.num_microbatches))
     return _candidate(asked, layout, cost, found, prompt)
 
 
@@ -122,11 +122,10 @@ def _first_token(asked: Asked, layout: Layout, cost: Calibrated) -> Prediction:
         asked.workload,
         phase="prefill",
         batch_size=layout.data_parallel,
-        num_microbatches=1,
         prefill_chunk_tokens=chunk,
+        num_microbatches=1,
     )
-    scenario = replace(asked.scenario(layout), workload=work)
-    return predict_with(scenario, cost, asked.reserved_bytes)
+    return predict_plan(replace(asked, workload=work).plan(layout, cost, 1))
 
 
 def _candidate(

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from layerwise.calibration.data import profile_path
 from layerwise.scenarios.rank.asked import Asked
 from layerwise.scenarios.rank.layouts import Layout, layouts_of
-from layerwise.sim.cost.uncalibrated import RESERVED_BYTES
 from layerwise.sim.memory import free_bytes
 from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.plan.hardware import GPUS, NOTHING_SLOW, ClusterSpec, GpuSpec, cluster_name
 from layerwise.sim.profile import load_profile
+from layerwise.sim.resolve import best_belief, reserved_bytes
 
 # Of a machine that GPUs are sold in: below it any number is tried, above it whole nodes.
 NODE = 8
@@ -130,4 +130,5 @@ def left_bytes(there: Asked, layout: Layout, reserved_bytes: int) -> int:
 def _reserved_bytes(gpu: GpuSpec) -> int:
     """Of the profile shipped for another kind of GPU, if one is."""
     path = profile_path(gpu.name)
-    return load_profile(path).reserved_bytes if path.is_file() else RESERVED_BYTES
+    profile = load_profile(path) if path.is_file() else None
+    return reserved_bytes(best_belief(profile), profile)

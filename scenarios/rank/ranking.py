@@ -26,7 +26,7 @@ from layerwise.sim.plan.hardware import NOTHING_SLOW, ClusterSpec
 from layerwise.sim.plan.model import ModelSpec
 from layerwise.sim.plan.scenario import RunSpec
 from layerwise.sim.plan.workload import Workload
-from layerwise.sim.predict import predict_with
+from layerwise.sim.predict import predict_plan
 from layerwise.sim.profile import Profile
 from layerwise.sim.uncertainty import half_width_of_ratio
 
@@ -274,7 +274,7 @@ def _flip(task: tuple[Asked, Knob, Candidate, Candidate]) -> Flip:
         changed = asked.with_knob(knob, factor)
         cost = changed.cost()
         first, second = (
-            predict_with(changed.scenario(c.layout, c.num_microbatches), cost).tokens_per_s
+            predict_plan(changed.plan(c.layout, cost, c.num_microbatches)).tokens_per_s
             for c in (winner, rival)
         )
         return math.log(first / second)

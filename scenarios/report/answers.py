@@ -24,13 +24,13 @@ from layerwise.scenarios.report.questions import (
 )
 from layerwise.scenarios.report.sections import shares_of
 from layerwise.sim.cost.model import Belief, CostModel
-from layerwise.sim.cost.uncalibrated import RESERVED_BYTES
 from layerwise.sim.plan.errors import LayerwiseError
 from layerwise.sim.plan.hardware import ClusterSpec
 from layerwise.sim.plan.model import MODELS, ModelSpec
-from layerwise.sim.plan.scenario import Scenario
-from layerwise.sim.predict import Prediction, cost_model, predict_with
+from layerwise.sim.plan.scenario import Scenario, place
+from layerwise.sim.predict import Prediction, predict_plan
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import best_belief, resolve
 
 MAX_RANKS, MAX_SLICES, MAX_ANSWERS, MAX_COSTS = 2, 1_000, 256, 16
 
@@ -95,14 +95,13 @@ class Explorer:
         }
 
     def _predict(self, scenario: Scenario, profile: Profile | None) -> Prediction:
-        belief: Belief = "calibrated" if profile else "uncalibrated"
+        belief = best_belief(profile)
         key = scenario.cluster, belief
-        if key not in self._costs:
-            self._costs[key] = cost_model(scenario.cluster, profile, belief)
-            if len(self._costs) > MAX_COSTS:
-                self._costs.popitem(last=False)
-        reserved = profile.reserved_bytes if profile else RESERVED_BYTES
-        return predict_with(scenario, self._costs[key], reserved)
+        plan = resolve(scenario, profile, belief, cost=self._costs.get(key))
+        self._costs[key] = plan.cost
+        if len(self._costs) > MAX_COSTS:
+            self._costs.popitem(last=False)
+        return predict_plan(plan)
 
 
 def _interval(found: Prediction) -> str:
@@ -155,7 +154,7 @@ def _notes(
         else f"Uncalibrated: there is no profile for {gpu}."
     ]
     for name, scenario in scenarios.items():
-        if line := on_chip_line(scenario):
+        if line := on_chip_line(scenario, place(scenario)):
             notes.append(f"{name}: {line}.")
         if beyond := found[name].num_extrapolated_ops:
             notes.append(f"{name}: {beyond:,} ops of a step lie outside what was calibrated.")

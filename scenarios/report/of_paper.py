@@ -19,6 +19,7 @@ from layerwise.scenarios.report.markup import Cell, bullets, span, table
 from layerwise.scenarios.report.sections import Section, shares_of
 from layerwise.sim.plan.errors import ProfileMismatchError
 from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.plan.scenario import place
 from layerwise.sim.predict import Prediction
 from layerwise.sim.profile import Profile
 
@@ -109,7 +110,12 @@ def _placements(report: Report) -> Section:
             {name: shares_of(entry.best) for name, entry in zip(names, report.entries, strict=True)}
         )
     )
-    notes = [line for entry in report.entries for line in (on_chip_line(entry.scenario),) if line]
+    notes = [
+        line
+        for entry in report.entries
+        for line in (on_chip_line(entry.scenario, place(entry.scenario)),)
+        if line
+    ]
     notes += [w for entry in report.entries for w in warnings_of(entry.scenario, entry.best)]
     part.add(bullets(dict.fromkeys(notes)))
     return part

@@ -10,7 +10,7 @@ from layerwise.scenarios.report.markup import Cell, Chart, bullets, span, table
 from layerwise.scenarios.report.sections import Section, shares_of
 from layerwise.scenarios.report.timelines import MAX_SLICES, Lanes, timeline
 from layerwise.sim.memory import MemoryBudget, remedies
-from layerwise.sim.plan.scenario import Scenario
+from layerwise.sim.plan.scenario import Scenario, place
 from layerwise.sim.predict import Prediction
 
 MOST_RANKS = 4
@@ -59,7 +59,7 @@ def scenario_section(scenario: Scenario, beliefs: ThreeBeliefs, key: str) -> Sec
     part.draw(bottlenecks({BELIEF_NAMES[p.belief]: shares_of(p) for p in beliefs.shown}))
     fullest = max(best.memory, key=lambda budget: budget.total_bytes)
     part.draw(memory_chart({best.placement: fullest}))
-    notes = [on_chip_line(scenario), *warnings_of(scenario, best)]
+    notes = [on_chip_line(scenario, place(scenario)), *warnings_of(scenario, best)]
     if not best.fits:
         found = [r for r in remedies(scenario, fullest) if r.value]
         notes += [f"it would fit with {r.words}" for r in found]

@@ -16,6 +16,7 @@ from layerwise.scenarios.report.sections import Section
 from layerwise.sim.plan.errors import LayerwiseError, SpecError
 from layerwise.sim.plan.files import load_scenario
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import resolve
 
 TRACES = (".jsonl", ".jsonl.gz")
 KINDS = "a trace (.jsonl, .jsonl.gz), a scenario (.toml), a sweep (.csv), `rank --json` (.json)"
@@ -69,8 +70,8 @@ def _section(path: Path, key: str, profiles: Profiles) -> Section:
     match path.suffix:
         case ".toml":
             scenario = load_scenario(path)
-            beliefs = predict_all(scenario, profiles(scenario.cluster.gpu.name))
-            return scenario_section(scenario, beliefs, key)
+            plan = resolve(scenario, profiles(scenario.cluster.gpu.name))
+            return scenario_section(scenario, predict_all(plan), key)
         case ".json":
             return json_section(path, key)
         case ".csv":

@@ -19,8 +19,9 @@ from layerwise.sim.cost.unfitted import sentences
 from layerwise.sim.plan.errors import LayerwiseError, SpecError
 from layerwise.sim.plan.hardware import ClusterSpec
 from layerwise.sim.plan.scenario import Scenario
-from layerwise.sim.predict import BOUNDS, Prediction, cost_model, predict_with, reserved_bytes
+from layerwise.sim.predict import BOUNDS, Prediction, predict_plan
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import resolve
 from layerwise.sim.shared import Shared
 
 # Rows of another layout are not taken over.
@@ -218,14 +219,13 @@ def _predict(
     scenario = point.scenario
     pickled = task.profiles.get(scenario.cluster.gpu.name)
     profile = _profile(pickled, task.generation) if pickled else None
-    if profile:
-        scenario = scenario.with_kernels(profile.kernels)
-    place = (scenario.cluster, point.belief)
-    if place not in known:
-        known[place] = Shared(cost_model(scenario.cluster, profile, point.belief))
-    shared = known[place]
-    found = predict_with(scenario, shared.cost, reserved_bytes(point.belief, profile), shared)
-    return replace(found, placement=placement_label(found.placement, scenario))
+    key = (scenario.cluster, point.belief)
+    shared = known.get(key)
+    plan = resolve(scenario, profile, point.belief, cost=shared.cost if shared else None)
+    if shared is None:
+        shared = known[key] = Shared(plan.cost)
+    found = predict_plan(plan, shared)
+    return replace(found, placement=placement_label(found.placement, plan.scenario))
 
 
 def _shortage(prediction: Prediction) -> str:

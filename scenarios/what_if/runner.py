@@ -18,8 +18,9 @@ from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.plan.overrides import nearest, with_values
 from layerwise.sim.plan.scenario import Scenario, Strategy, paper_scenario
 from layerwise.sim.plan.units import parse_real, parse_whole
-from layerwise.sim.predict import Prediction, reserved_bytes
+from layerwise.sim.predict import Prediction
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import best_belief, fill_kernels, reserved_bytes
 from layerwise.sim.uncertainty import Interval, around, half_width_of_ratio
 
 Value = int | float | str
@@ -169,7 +170,7 @@ class Asked:
     def reserved_bytes(self, scenario: Scenario) -> int:
         """Return the bytes on a GPU that are not the program's own: context, libraries, graphs."""
         profile = self.profile_of(scenario.cluster.gpu.name)
-        return reserved_bytes("calibrated" if profile else "uncalibrated", profile)
+        return reserved_bytes(best_belief(profile), profile)
 
     def layer_wise(self, changes: Changes | None = None) -> Prediction:
         """The paper's proposal."""
@@ -184,7 +185,7 @@ class Asked:
         profile = self.profile_of(scenario.cluster.gpu.name)
         if scenario.given_all_reduce:
             return self.predict(scenario)
-        kernels = scenario.kernels_on(profile.kernels if profile else None)
+        kernels = fill_kernels(scenario, profile).kernels_on()
         found = [self.predict(replace(scenario, kernels=replace(kernels, all_reduce="nccl")))]
         group = min(scenario.placement.tensor_parallel, scenario.cluster.gpus_per_node)
         if profile and f"{ONE_SHOT}.{group}" in profile.transfers:

@@ -17,12 +17,13 @@ from typing import Any
 from layerwise.calibration.data import FOLDER, profile_path, transfers_path
 from layerwise.calibration.transfers import read_transfers, without_in_switch_reduction
 from layerwise.hw.links.series import MIB, score_sizes_between, sizes_between
-from layerwise.scenarios.predict.alone import PredictedRun, predict_run
+from layerwise.scenarios.predict.alone import PredictedRun, run_plan
 from layerwise.scenarios.predict.committed import read_committed
 from layerwise.scenarios.whole_host.asked import HostRun, asked_of
 from layerwise.scenarios.whole_host.op_times import op_medians
 from layerwise.sim.plan.errors import FileFormatError, SpecError, shown
 from layerwise.sim.profile import Profile, load_profile
+from layerwise.sim.resolve import best_belief, resolve
 from layerwise.sim.trace import write_atomically
 
 FORMAT, VERSION = "layerwise-host-prediction", 1
@@ -96,9 +97,9 @@ def predict_host(runs: Sequence[HostRun], profile: Profile | None) -> HostPredic
 
 def predict_one(run: HostRun, profile: Profile | None) -> RunPrediction:
     """One run under each belief, and its ops under the best one there is."""
-    best = predict_run(run.scenario, profile, None if profile else "uncalibrated")
-    light = predict_run(run.scenario, profile, "speed_of_light")
-    middle = predict_run(run.scenario, profile, "uncalibrated") if profile else best
+    plan = resolve(run.scenario, profile, best_belief(profile))
+    best, light = run_plan(plan), run_plan(plan.under("speed_of_light"))
+    middle = run_plan(plan.under("uncalibrated")) if profile else best
     return RunPrediction(
         asked=asked_of(run.scenario),
         step_s=_short(best.step_s),

@@ -251,7 +251,8 @@ class SpeedOfLight:
 class Calibrated:
     """Physics forms with a profile's constants, corrected by what was measured nearby.
 
-    The uncalibrated belief is the same with published constants and nothing to correct by.
+    The profile holds for the cluster: `about` sees to it. The uncalibrated belief is the same with
+    published constants and nothing to correct by.
     """
 
     cluster: ClusterSpec
@@ -260,9 +261,15 @@ class Calibrated:
     _cache: dict[tuple[LocalOp, Traffic], OpCost] = field(default_factory=dict, compare=False)
     _slowed: dict[Speed, Calibrated] = field(default_factory=dict, compare=False)
 
-    def __post_init__(self) -> None:
-        # Frozen, but still in the making: measured rates follow the datasheet values of a what-if.
-        object.__setattr__(self, "profile", profile_for(self.cluster, self.profile))
+    @classmethod
+    def about(
+        cls, cluster: ClusterSpec, profile: Profile, belief: Belief = "calibrated"
+    ) -> Calibrated:
+        """Make the belief about a cluster: measured rates follow the datasheet values of a what-if.
+
+        Raises ProfileMismatchError for a profile of another GPU.
+        """
+        return cls(cluster, profile_for(cluster, profile), belief)
 
     @property
     def is_disturbed_by_messages(self) -> bool:

@@ -8,7 +8,6 @@ from typing import Literal
 from layerwise.sim.plan.compile import (
     GivenKernels,
     KernelChoice,
-    SegmentBook,
     compile_steps,
     microbatches_of,
 )
@@ -274,7 +273,7 @@ def steps_of(scenario: Scenario) -> list[Step]:
     )
 
 
-def compile_run(scenario: Scenario, book: SegmentBook | None = None) -> list[StepPrograms]:
-    """Compile every step of a scenario for every rank; runs of one `book` share segments."""
+def compile_run(scenario: Scenario) -> list[StepPrograms]:
+    """Place a scenario and compile every step of it for every rank."""
     kernels = scenario.kernels_on()
-    return compile_steps(scenario.model, place(scenario), steps_of(scenario), kernels, book)
+    return compile_steps(scenario.model, place(scenario), steps_of(scenario), kernels)

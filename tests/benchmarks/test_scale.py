@@ -34,8 +34,9 @@ from layerwise.sim.plan.scenario import (
     paper_scenario,
 )
 from layerwise.sim.plan.workload import Workload
-from layerwise.sim.predict import cost_model, predict_with
+from layerwise.sim.predict import predict_plan
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import cost_model, resolve
 from layerwise.sim.simulate import Simulation, simulate
 from tests.benchmarks.test_speed import used_by
 from tests.synthetic import synthetic_profile
@@ -159,7 +160,9 @@ def papers_thousand_steps(run_one: Callable[[Scenario], object]) -> float:
 
 def test_thousand_growing_steps_of_both_placements_exactly(benchmark: BenchmarkFixture) -> None:
     cost = cost_model(dgx_cluster(GPUS["h100-sxm"], 16), synthetic_profile())
-    seconds = papers_thousand_steps(lambda scenario: generate_exactly(scenario, cost, 1000))
+    seconds = papers_thousand_steps(
+        lambda scenario: generate_exactly(resolve(scenario, None, cost=cost), 1000)
+    )
     benchmark.extra_info["reference_s"] = round(seconds, 3)
     benchmark.pedantic(lambda: None, rounds=1)
 
@@ -169,10 +172,12 @@ def test_thousand_growing_steps_of_both_placements_exactly(benchmark: BenchmarkF
 def test_thousand_growing_steps_of_both_placements_sampled(benchmark: BenchmarkFixture) -> None:
     cost = cost_model(dgx_cluster(GPUS["h100-sxm"], 16), synthetic_profile())
     found = [
-        generate(paper_scenario(strategy).with_microbatches(m), cost, 1000)  # type: ignore[arg-type]
+        generate(resolve(paper_scenario(strategy).with_microbatches(m), None, cost=cost), 1000)  # type: ignore[arg-type]
         for strategy, m in (("layer-wise", 16), ("tensor-pipeline", 2))
     ]
-    seconds = papers_thousand_steps(lambda scenario: generate(scenario, cost, 1000))
+    seconds = papers_thousand_steps(
+        lambda scenario: generate(resolve(scenario, None, cost=cost), 1000)
+    )
     benchmark.extra_info["reference_s"] = round(seconds, 3)
     benchmark.pedantic(lambda: None, rounds=1)
 
@@ -269,7 +274,7 @@ def rates_of(points: list[Scenario], profile: Profile) -> tuple[list[float], flo
     cost = cost_model(points[0].cluster, profile)
     bare_s = min(cpu_s(bare_timeouts) for _ in range(3))
     begin = time.process_time()
-    rates = [predict_with(point, cost).tokens_per_s for point in points]
+    rates = [predict_plan(resolve(point, None, cost=cost)).tokens_per_s for point in points]
     return rates, (time.process_time() - begin) / bare_s * BARE_EVENTS
 
 

@@ -14,7 +14,7 @@ import simpy
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from layerwise.sim.plan.scenario import compile_run, paper_scenario
-from layerwise.sim.predict import cost_model
+from layerwise.sim.resolve import cost_model
 from layerwise.sim.simulate import simulate
 from tests.synthetic import synthetic_profile
 

@@ -189,7 +189,7 @@ def stage_trace(scenario: Scenario, truth: Profile, **values: object) -> Trace:
     """A run as the simulator sees it under `truth`, written as if measured for fitting."""
     simulation = simulate(
         compile_run(scenario),
-        Calibrated(scenario.cluster, truth),
+        Calibrated.about(scenario.cluster, truth),
         scenario.cluster,
         launch=scenario.run.launch,
         alone=scenario.run.only_rank,

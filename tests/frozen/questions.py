@@ -36,6 +36,7 @@ from layerwise.sim.plan.model import MODELS, ModelSpec
 from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario
 from layerwise.sim.plan.workload import Workload
 from layerwise.sim.profile import Profile, load_profile
+from layerwise.sim.resolve import resolve as resolve_scenario
 from layerwise.sim.trace import Row, read_trace
 
 Answer = dict[str, Any]
@@ -123,7 +124,7 @@ def shipped(gpu: str) -> Profile | None:
 def answer_of(scenario: Scenario) -> Answer:
     """A scenario under three beliefs, and every op of the run as a measurement makes it."""
     profile = shipped(scenario.cluster.gpu.name)
-    beliefs = predict_all(scenario, profile)
+    beliefs = predict_all(resolve_scenario(scenario, profile))
     found: Answer = {each.belief: prediction_as_data(each) for each in beliefs.shown}
     found["alone_step_s"] = beliefs.alone_step_s
     for each in beliefs.shown:

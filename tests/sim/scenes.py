@@ -104,7 +104,7 @@ def uncontended(cluster: ClusterSpec = CLUSTER) -> Uncontended:
 
 
 def calibrated(cluster: ClusterSpec = CLUSTER) -> Calibrated:
-    return Calibrated(cluster, synthetic_profile())
+    return Calibrated.about(cluster, synthetic_profile())
 
 
 def scenario_of(

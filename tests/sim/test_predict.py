@@ -10,7 +10,8 @@ from layerwise.sim.plan.hardware import GPUS, dgx_cluster
 from layerwise.sim.plan.model import MODELS
 from layerwise.sim.plan.scenario import PlacementSpec, Scenario, Strategy, paper_scenario
 from layerwise.sim.plan.workload import Workload
-from layerwise.sim.predict import cost_model, predict
+from layerwise.sim.predict import predict
+from layerwise.sim.resolve import cost_model
 from tests.sim.scenes import CLUSTER, scenario_of
 from tests.synthetic import synthetic_profile
 

@@ -66,7 +66,7 @@ def test_digest_tells_profiles_apart() -> None:
 
 def test_profile_of_another_gpu_is_refused() -> None:
     with pytest.raises(ProfileMismatchError) as error:
-        Calibrated(dgx_cluster(GPUS["h200"], 8), synthetic_profile())
+        Calibrated.about(dgx_cluster(GPUS["h200"], 8), synthetic_profile())
 
     assert str(error.value) == (
         "profile 'synthetic' was measured on h100-sxm and cluster.gpu is h200; give a profile for "

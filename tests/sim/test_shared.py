@@ -10,8 +10,9 @@ import pytest
 from layerwise.sim.plan.model import MODELS
 from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario, paper_scenario
 from layerwise.sim.plan.workload import Workload
-from layerwise.sim.predict import Prediction, cost_model, predict_with
+from layerwise.sim.predict import Prediction, predict, predict_plan
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import cost_model, resolve
 from layerwise.sim.shared import Shared
 from tests.synthetic import synthetic_profile
 
@@ -36,8 +37,8 @@ def shared_and_own(
     """All that is said of each: with what the ones before worked out, and by itself."""
     scenarios = list(scenarios)
     shared = Shared(cost_model(scenarios[0].cluster, profile))
-    together = [predict_with(one, shared.cost, 10**9, shared) for one in scenarios]
-    alone = [predict_with(one, cost_model(one.cluster, profile), 10**9) for one in scenarios]
+    together = [predict_plan(resolve(one, profile, cost=shared.cost), shared) for one in scenarios]
+    alone = [predict(one, profile) for one in scenarios]
     return list(map(_said, together)), list(map(_said, alone))
 
 
@@ -88,8 +89,8 @@ def test_whatever_differs_shares_no_more_than_it_has_in_common(profile: Profile)
 
 def test_layers_of_other_contexts_are_walked_once(profile: Profile) -> None:
     shared = Shared(cost_model(decoding(1).cluster, profile))
-    predict_with(decoding(10_000), shared.cost, 0, shared)
+    predict_plan(resolve(decoding(10_000), profile, cost=shared.cost), shared)
     before = len(shared.blocks.blocks)
-    predict_with(decoding(20_000), shared.cost, 0, shared)
+    predict_plan(resolve(decoding(20_000), profile, cost=shared.cost), shared)
 
     assert before == len(shared.blocks.blocks)

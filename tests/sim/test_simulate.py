@@ -24,7 +24,8 @@ from layerwise.sim.plan.scenario import (
     paper_scenario,
 )
 from layerwise.sim.plan.workload import Workload
-from layerwise.sim.predict import predict_with
+from layerwise.sim.predict import predict_plan
+from layerwise.sim.resolve import resolve
 from layerwise.sim.simulate import PS, Simulation, simulate
 from layerwise.sim.trace import Row, Trace, write_trace
 from tests.sim.scenes import (
@@ -91,7 +92,8 @@ def test_steady_decode_has_the_bubble_of_the_closed_form(stages: int, microbatch
 
 @pytest.mark.parametrize(("stages", "microbatches"), DEPTHS)
 def test_predicted_bubble_is_that_of_the_closed_form(stages: int, microbatches: int) -> None:
-    prediction = predict_with(pipeline(stages, microbatches, num_steps=4), FlatCost())
+    scenario = pipeline(stages, microbatches, num_steps=4)
+    prediction = predict_plan(resolve(scenario, None, cost=FlatCost()))
 
     assert max(0.0, 1 - microbatches / stages) == pytest.approx(prediction.bubble, abs=1e-6)
 

@@ -21,6 +21,7 @@ from layerwise.sim.plan.scenario import (
 )
 from layerwise.sim.plan.workload import Workload
 from layerwise.sim.predict import predict
+from layerwise.sim.resolve import resolve
 from layerwise.sim.simulate import PS, Simulation, simulate
 from layerwise.sim.trace import Row
 from tests.sim.scenes import (
@@ -224,7 +225,8 @@ def test_generation_is_slower_too() -> None:
     scenario = pipeline(2, 2, 2)
     slow = slowed(scenario, SlowParts(gpus=(1,), clock_share=0.5))
     plain_s, slow_s = (
-        generate_exactly(each, calibrated(each.cluster), 6).total_s for each in (scenario, slow)
+        generate_exactly(resolve(each, None, cost=calibrated(each.cluster)), 6).total_s
+        for each in (scenario, slow)
     )
 
     assert slow_s > plain_s

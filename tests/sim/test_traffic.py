@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from layerwise.sim.cost.model import Calibrated, SpeedOfLight, Traffic
+from layerwise.sim.cost.model import Calibrated, Traffic
 from layerwise.sim.machine.blocks import seconds_to_ps
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.demand import demand_of
@@ -15,6 +15,7 @@ from layerwise.sim.plan.hardware import GPUS, dgx_cluster
 from layerwise.sim.plan.model import ModelSpec
 from layerwise.sim.plan.scenario import PlacementSpec, RunSpec, Scenario, compile_run
 from layerwise.sim.plan.workload import Workload
+from layerwise.sim.resolve import resolve
 from layerwise.sim.simulate import PS, simulate_scenario
 from layerwise.sim.traffic import add_up, read_traffic, traffic_of, walk_rank, walk_steady
 from tests.synthetic import synthetic_profile
@@ -66,7 +67,7 @@ SHARD = replace(
 )
 def test_priced_it_is_the_step_that_is_simulated(scenario: Scenario) -> None:
     cost = Calibrated(scenario.cluster, synthetic_profile())
-    traffic, run = walk_steady(scenario, cost), compile_run(scenario)
+    traffic, run = walk_steady(resolve(scenario, None, cost=cost)), compile_run(scenario)
     rank, steady = scenario.run.only_rank, len(run) - 2
     simulated = simulate_scenario(scenario, run, cost)
     rows = {row.op: row for row in simulated.rows_of(rank, steady) if not row.replaced}
@@ -125,8 +126,7 @@ def test_reads_that_hit_and_miss_are_what_the_ops_read() -> None:
 
 
 def test_one_narrow_layer_hits_and_nine_miss() -> None:
-    light = SpeedOfLight(layers().cluster)
-    warm, cold = (add_up(walk_steady(layers(n), light).values()) for n in (1, 9))
+    warm, cold = (add_up(walk_steady(resolve(layers(n), None)).values()) for n in (1, 9))
     assert 0 == warm.hbm_read_bytes
     assert 9 * layers().model.layer_weight_bytes <= cold.hbm_read_bytes
 

@@ -14,7 +14,7 @@ from layerwise.scenarios.predict.beliefs import (
     prediction_as_data,
     warnings_of,
 )
-from layerwise.sim.plan.scenario import PlacementSpec, paper_scenario
+from layerwise.sim.plan.scenario import PlacementSpec, paper_scenario, place
 from layerwise.sim.plan.workload import Workload
 from layerwise.sim.predict import predict
 from layerwise.sim.profile import write_profile
@@ -40,12 +40,15 @@ from tests.synthetic import synthetic_profile
 def test_stage_against_on_chip_capacity(on_chip_bytes: int, expected: str) -> None:
     scenario = paper_scenario("layer-wise")
     placement = replace(scenario.placement, on_chip_bytes=on_chip_bytes)
-    found = on_chip_line(replace(scenario, placement=placement))
+    aimed = replace(scenario, placement=placement)
+    found = on_chip_line(aimed, place(aimed))
     assert found == f"one stage's weights: {expected}"
 
 
 def test_a_placement_that_aims_at_no_capacity_says_nothing() -> None:
-    assert on_chip_line(paper_scenario("tensor-pipeline")) == ""
+    scenario = paper_scenario("tensor-pipeline")
+
+    assert on_chip_line(scenario, place(scenario)) == ""
 
 
 def test_gpus_that_a_placement_leaves_idle_are_said() -> None:

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from layerwise.scenarios.predict.beliefs import ThreeBeliefs, predict_all
 from layerwise.scenarios.predict.generated import generate_all, generation_as_data, print_generated
+from layerwise.sim.cost.model import Belief
 from layerwise.sim.generate import Generation, generate
 from layerwise.sim.plan.files import load_scenario
-from layerwise.sim.predict import cost_model
 from layerwise.sim.profile import Profile
+from layerwise.sim.resolve import resolve
 from tests.scenarios.conftest import Run
 
 SCENARIO = """
@@ -44,27 +45,19 @@ def scenario_file(tmp_path: Path) -> Path:
 
 def test_each_belief_runs_with_its_own_microbatches(scenario_file: Path, profile: Profile) -> None:
     scenario = load_scenario(scenario_file)
-    beliefs = predict_all(scenario, profile)
-    eight = predict_all(scenario.with_microbatches(8), profile)
+    plan = resolve(scenario, profile)
+    beliefs, eight = predict_all(plan), predict_all(plan.with_microbatches(8))
     mixed = ThreeBeliefs(
         speed_of_light=eight.speed_of_light,
         uncalibrated=beliefs.uncalibrated,
         calibrated=beliefs.calibrated,
         alone_step_s=None,
     )
-    found = generate_all(scenario, mixed, profile, 2)
-    scenario = scenario.with_kernels(profile.kernels)
+    found = generate_all(plan, mixed, 2)
+    microbatches: dict[Belief, int] = {"speed_of_light": 8, "uncalibrated": 16, "calibrated": 16}
     expected = {
-        belief: generate(
-            scenario.with_microbatches(microbatches),
-            cost_model(scenario.cluster, profile, belief),
-            2,
-        )
-        for belief, microbatches in (
-            ("speed_of_light", 8),
-            ("uncalibrated", 16),
-            ("calibrated", 16),
-        )
+        belief: generate(resolve(scenario.with_microbatches(number), profile, belief), 2)
+        for belief, number in microbatches.items()
     }
 
     assert expected == found

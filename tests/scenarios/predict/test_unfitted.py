@@ -33,6 +33,7 @@ from layerwise.sim.plan.workload import Workload
 from layerwise.sim.predict import Prediction, predict
 from layerwise.sim.profile import Profile, write_profile
 from layerwise.sim.residuals import ErrorScale
+from layerwise.sim.resolve import resolve
 from layerwise.sim.trace import Row, Trace, as_data
 from tests.scenarios.conftest import Run
 from tests.synthetic import synthetic_profile
@@ -152,7 +153,7 @@ def test_the_step_factor_narrows_nothing_that_no_fit_has_seen() -> None:
 
 def test_the_other_beliefs_know_no_kernel_and_say_so() -> None:
     scenario, _, after = pair("decode kernel")
-    beliefs = predict_all(scenario, PROFILE)
+    beliefs = predict_all(resolve(scenario, PROFILE))
 
     assert [["flash"], ["flash"], ["flash"]] == [
         [one.used for one in each.unfitted] for each in beliefs.shown

@@ -120,7 +120,7 @@ def test_a_profile_that_was_moved_before_is_slowed_as_well() -> None:
 
     assert (
         kernel_s(found, 1)
-        == Calibrated(faster, PROFILE)
+        == Calibrated.about(faster, PROFILE)
         .at_speed(HALF_HBM)
         .local(matmul_op("m", 64 * MIB), Traffic(64 * MIB, 0, 0))
         .kernel_s

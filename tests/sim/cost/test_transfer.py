@@ -125,7 +125,7 @@ def program_seconds(placement: PlacementSpec, cost: Calibrated) -> float:
 def test_twice_every_rate_takes_half_the_time(placement: PlacementSpec) -> None:
     profile = without_launches(PROFILE)
     before = program_seconds(placement, Calibrated(CLUSTER, profile))
-    after = program_seconds(placement, Calibrated(doubled(CLUSTER), profile))
+    after = program_seconds(placement, Calibrated.about(doubled(CLUSTER), profile))
 
     assert before == pytest.approx(2 * after, rel=1e-12)
 
@@ -133,7 +133,7 @@ def test_twice_every_rate_takes_half_the_time(placement: PlacementSpec) -> None:
 def test_launches_do_not_get_faster() -> None:
     placement = PlacementSpec(num_gpus=8)
     before = program_seconds(placement, Calibrated(CLUSTER, PROFILE))
-    after = program_seconds(placement, Calibrated(doubled(CLUSTER), PROFILE))
+    after = program_seconds(placement, Calibrated.about(doubled(CLUSTER), PROFILE))
 
     assert before / 2 < after < before
 
@@ -276,7 +276,7 @@ def test_a_what_if_by_key_reaches_the_calibrated_belief() -> None:
         scenario_of(PlacementSpec(num_gpus=8)), {"cluster.gpu.hbm_bytes_per_s": "6.7TB/s"}
     )
 
-    moved = Calibrated(scenario.cluster, PROFILE).profile
+    moved = Calibrated.about(scenario.cluster, PROFILE).profile
 
     assert moved.machine["hbm_bytes_per_s"].value == pytest.approx(6.2e12)
 

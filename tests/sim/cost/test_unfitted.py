@@ -255,7 +255,7 @@ def test_a_constant_that_nobody_listed_is_refused_when_a_profile_moves() -> None
     faster = replace(CLUSTER, gpu=replace(H100, hbm_bytes_per_s=2 * H100.hbm_bytes_per_s))
 
     with pytest.raises(UnknownKindError, match=r"'warp_s' is not listed in following.FOLLOWS"):
-        Calibrated(faster, profile)
+        Calibrated.about(faster, profile)
     with pytest.raises(LayerwiseError):
         followed_by("warp_s")
 
