@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import assert_never
 
+from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.cost.model import Calibrated, CostModel, OpCost, TransferCost
-from layerwise.sim.cost.shapes import features_of, kind_of
 from layerwise.sim.cost.unfitted import Change, half_width_of
 from layerwise.sim.machine.account import spells_of
 from layerwise.sim.machine.blocks import Timed
@@ -171,7 +171,7 @@ def uncertainty_of(
         return None
     if any(change.half_width is None for change in unfitted_of(simulation)):
         return None
-    spent = {rank: _spent(simulation, rank, steps) for rank in simulation.ranks}
+    spent = {rank: _spent(simulation, rank, steps, cost.profile.fits) for rank in simulation.ranks}
     compute = {
         rank: sum(f.time_ps for s, f in found.items() if s[0] != "send")
         for rank, found in spent.items()
@@ -270,14 +270,16 @@ def changes_by_name(simulation: Simulation, steps: Iterable[int]) -> dict[str, t
     return found
 
 
-def _spent(simulation: Simulation, rank: int, steps: Sequence[int]) -> dict[Source, _Found]:
+def _spent(
+    simulation: Simulation, rank: int, steps: Sequence[int], fitted: Container[str]
+) -> dict[Source, _Found]:
     """What one rank did in these steps, by source."""
     found: dict[Source, _Found] = defaultdict(_Found)
     log = simulation.machine.logs[rank]
     for timed, times in _pieces(log, steps):
         before = 0
         for one in timed.own:
-            found[_source(one.op)].add(one.op.name, times * (one.end_ps - before), one.cost)
+            found[_source(one.op, fitted)].add(one.op.name, times * (one.end_ps - before), one.cost)
             before = one.end_ps
     machine = simulation.machine
     for step in steps if machine.alone < 0 else ():
@@ -285,7 +287,7 @@ def _spent(simulation: Simulation, rank: int, steps: Sequence[int]) -> dict[Sour
             if spell.timed is None and not isinstance(spell.work.op, ops.Recv):
                 op = spell.work.op
                 cost = _meeting_cost(op, rank, machine.cost, machine.cluster)
-                found[_source(op)].add(op.name, spell.end_ps - spell.start_ps, cost)
+                found[_source(op, fitted)].add(op.name, spell.end_ps - spell.start_ps, cost)
     return found
 
 
@@ -302,7 +304,7 @@ def _pieces(log: RankLog, steps: Sequence[int]) -> Iterator[tuple[Timed, int]]:
     return ((known[key], count) for key, count in times.items())
 
 
-def _source(op: Op) -> Source:
+def _source(op: Op, fitted: Container[str]) -> Source:
     """What an op's error is the error of: its kind and dimensions, or a table and a payload."""
     match op:
         case ops.Send() | ops.Recv():
@@ -321,7 +323,8 @@ def _source(op: Op) -> Source:
             | ops.Embed()
             | ops.Sample()
         ):
-            return kind_of(op), features_of(op)
+            kind = kind_of(op, fitted)
+            return kind.name, kind.features_of(op)
         case _:
             assert_never(op)
 

@@ -72,6 +72,11 @@ class Norm:
     epsilon: float
     select_last: bool = False
 
+    @property
+    def tokens(self) -> int:
+        """Rows that it writes."""
+        return self.sequences * (1 if self.select_last else self.query_tokens)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matmul:
@@ -113,6 +118,16 @@ class RotaryWrite:
     head_dim: int
     rope_theta: float
 
+    @property
+    def tokens(self) -> int:
+        """Rows of `qkv`."""
+        return self.sequences * self.query_tokens
+
+    @property
+    def columns(self) -> int:
+        """Columns of `qkv`."""
+        return (self.num_heads + 2 * self.num_key_value_heads) * self.head_dim
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
@@ -131,6 +146,21 @@ class Attention:
     num_key_value_heads: int
     head_dim: int
     kernel: AttentionKernel
+
+    @property
+    def sequences_times_heads(self) -> int:
+        """Independent walks over queries."""
+        return self.sequences * self.num_heads
+
+    @property
+    def sequences_times_kv_heads(self) -> int:
+        """Independent walks over keys."""
+        return self.sequences * self.num_key_value_heads
+
+    @property
+    def group_size(self) -> float:
+        """Query heads that share a KV head."""
+        return self.num_heads / self.num_key_value_heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +190,11 @@ class ResidualAdd:
     query_tokens: int
     hidden_size: int
     select_last: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Rows that it writes."""
+        return self.sequences * (1 if self.select_last else self.query_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
