@@ -18,7 +18,6 @@ from layerwise.sim.cost.kinds import KINDS, kind_named
 from layerwise.sim.cost.model import SpeedOfLight, Traffic
 from layerwise.sim.machine.l2 import L2State
 from layerwise.sim.plan import ops
-from layerwise.sim.plan.demand import attention_flops
 from layerwise.sim.plan.errors import FileFormatError
 from layerwise.sim.plan.hardware import GPUS, dgx_cluster
 from layerwise.sim.plan.reading import read_text
@@ -228,4 +227,4 @@ def _table(
 
 
 def _attention_flops(point: SweepPoint) -> int:
-    return attention_flops(point.op) if isinstance(point.op, ops.Attention) else 0
+    return point.op.flops if isinstance(point.op, ops.Attention) else 0

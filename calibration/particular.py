@@ -38,7 +38,6 @@ from layerwise.sim.residuals import NEIGHBOURS, ResidualPoint
 BELIEVED = 0.003
 # A measured shape is known to within the spread from run to run.
 RUN_TO_RUN = 0.01
-MEETINGS = (ops.Send, ops.Recv, ops.AllReduce, ops.AllGather)
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def ops_of(scenario: Scenario) -> Iterable[LocalOp]:
             for program in step.programs:
                 for segment in {id(part.segment): part.segment for part in program.parts}.values():
                     for op in segment.ops:
-                        if not isinstance(op, MEETINGS):
+                        if isinstance(op, LocalOp):
                             yield op
 
 

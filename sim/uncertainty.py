@@ -15,7 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import assert_never
 
 from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.cost.model import Calibrated, CostModel, OpCost, TransferCost
@@ -25,8 +24,7 @@ from layerwise.sim.machine.blocks import Timed
 from layerwise.sim.machine.rank import RankLog
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import ClusterSpec
-from layerwise.sim.plan.ops import Op
-from layerwise.sim.plan.program import MEETINGS
+from layerwise.sim.plan.ops import LocalOp, Op, PointToPointOp
 from layerwise.sim.simulate import PS, Simulation
 
 Source = tuple[str, tuple[float, ...]]
@@ -226,7 +224,7 @@ def unfitted_of(simulation: Simulation) -> tuple[Change, ...]:
         change
         for segment in segments
         for op in segment.ops
-        if not isinstance(op, MEETINGS)
+        if isinstance(op, LocalOp)
         for change in changes(op)
     )
     return tuple(dict.fromkeys(found))
@@ -313,26 +311,15 @@ def _source(op: Op, fitted: Container[str]) -> Source:
             return "all_reduce", (len(op.group), op.payload_bytes)
         case ops.AllGather():
             return "all_gather", (len(op.group), op.payload_bytes)
-        case (
-            ops.Norm()
-            | ops.Matmul()
-            | ops.RotaryWrite()
-            | ops.Attention()
-            | ops.GatedActivation()
-            | ops.ResidualAdd()
-            | ops.Embed()
-            | ops.Sample()
-        ):
+        case _:
             kind = kind_of(op, fitted)
             return kind.name, kind.features_of(op)
-        case _:
-            assert_never(op)
 
 
 def _meeting_cost(
     op: Op, rank: int, cost: CostModel, cluster: ClusterSpec
 ) -> OpCost | TransferCost:
-    if isinstance(op, (ops.AllReduce, ops.AllGather)):
+    if isinstance(op, ops.CollectiveOp):
         return cost.collective(op)
-    assert isinstance(op, (ops.Send, ops.Recv))
+    assert isinstance(op, PointToPointOp)
     return cost.transfer(op.payload_bytes, cluster.link_between(rank, op.peer))

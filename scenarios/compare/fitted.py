@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from layerwise.sim.cost.kinds import kind_named, kind_of
-from layerwise.sim.plan.program import MEETINGS, Program
+from layerwise.sim.plan.ops import LocalOp
+from layerwise.sim.plan.program import Program
 from layerwise.sim.profile import OpFit, Profile
 
 # Profiles keep places to so many digits.
@@ -42,7 +43,7 @@ def fitted_shapes(programs: Iterable[Program], profile: Profile) -> FittedShapes
     shapes: dict[Shape, None] = {}
     for segment in segments.values():
         for op in segment.ops:
-            if not isinstance(op, MEETINGS):
+            if isinstance(op, LocalOp):
                 kind = kind_of(op, profile.fits)
                 shapes[kind.name, kind.features_of(op)] = None
     places = {kind: _places(fit) for kind, fit in profile.fits.items()}

@@ -25,7 +25,6 @@ from layerwise.sim.plan.demand import demand_of
 from layerwise.sim.plan.errors import ProfileMismatchError
 from layerwise.sim.plan.hardware import FULL_SPEED, ClusterSpec, LinkSpec, Speed
 from layerwise.sim.plan.ops import CollectiveOp, LocalOp, Op
-from layerwise.sim.plan.program import MEETINGS
 from layerwise.sim.profile import OpFit, Profile, TransferFit
 
 Belief = Literal["speed_of_light", "uncalibrated", "calibrated"]
@@ -310,7 +309,7 @@ class Calibrated:
         """
         if self.belief == "uncalibrated":
             return True
-        return not isinstance(op, MEETINGS) and kind_of(op).obeys_windows
+        return isinstance(op, LocalOp) and kind_of(op).obeys_windows
 
     def local(self, op: LocalOp, traffic: Traffic) -> OpCost:
         cached = self._cache.get((op, traffic))

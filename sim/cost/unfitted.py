@@ -17,7 +17,7 @@ from layerwise.sim.cost.kinds import Kind, kind_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.hardware import GpuSpec
-from layerwise.sim.plan.ops import Buffer, LocalOp
+from layerwise.sim.plan.ops import LocalOp
 from layerwise.sim.profile import OpFit, Profile
 
 Aspect = Literal["kernel", "head_dim", "dtype", "stored_dtype", "peak"]
@@ -150,23 +150,8 @@ def peak_flops_per_s(op: LocalOp, gpu: GpuSpec) -> float:
     torch's default for float32 matmuls is no TF32. A GPU whose float32 peak is not given lends
     bf16's, and the op says so (`peak` in its changes).
     """
-    is_wide = dtype_of(op) == "float32" and gpu.peak_float32_flops_per_s > 0
+    is_wide = op.dtype == "float32" and gpu.peak_float32_flops_per_s > 0
     return gpu.peak_float32_flops_per_s if is_wide else gpu.peak_flops_per_s
-
-
-def dtype_of(op: LocalOp) -> str:
-    """Return the dtype that an op computes in: that of the activation it makes or takes."""
-    match op:
-        case ops.Matmul() | ops.Attention() | ops.Norm() | ops.GatedActivation():
-            return op.output.dtype
-        case ops.ResidualAdd() | ops.Embed():
-            return op.output.dtype
-        case ops.RotaryWrite():
-            return op.qkv.dtype
-        case ops.Sample():
-            return op.logits.dtype
-        case _:
-            assert_never(op)
 
 
 def sentences(changes: Iterable[Change]) -> tuple[str, ...]:
@@ -268,7 +253,7 @@ def _head_size_change(op: LocalOp, kind: Kind, fit: OpFit) -> tuple[Change, ...]
 
 
 def _dtype_change(op: LocalOp, kind: Kind, fit: OpFit, gpu: GpuSpec) -> tuple[Change, ...]:
-    dtype = dtype_of(op)
+    dtype = op.dtype
     if dtype in fit.dtypes:
         return ()
     if _lacks_peak(op, gpu):
@@ -289,7 +274,7 @@ def _told(kind: Kind) -> str:
 
 def _lacks_peak(op: LocalOp, gpu: GpuSpec) -> bool:
     counts_flops = isinstance(op, (ops.Matmul, ops.Attention))
-    return counts_flops and dtype_of(op) == "float32" and not gpu.peak_float32_flops_per_s
+    return counts_flops and op.dtype == "float32" and not gpu.peak_float32_flops_per_s
 
 
 def _stored_change(op: LocalOp, kind: str) -> tuple[Change, ...]:
@@ -300,14 +285,5 @@ def _stored_change(op: LocalOp, kind: str) -> tuple[Change, ...]:
 
 def _stored(op: LocalOp) -> tuple[str, ...]:
     """The dtype in which its weights or KV lie, where that is not the one computed in."""
-    held: Buffer
-    match op:
-        case ops.Matmul():
-            held = op.weight
-        case ops.Attention() | ops.RotaryWrite():
-            held = op.kv
-        case ops.Norm() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed() | ops.Sample():
-            return ()
-        case _:
-            assert_never(op)
-    return () if held.dtype == dtype_of(op) else (held.dtype,)
+    held = op.stored
+    return () if held is None or held.dtype == op.dtype else (held.dtype,)

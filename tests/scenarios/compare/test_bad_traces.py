@@ -229,13 +229,13 @@ def test_all_shapes_fitted_is_no_validation(
     layerwise: Run, trace: Trace, profile: Profile, tmp_path: Path
 ) -> None:
     from layerwise.sim.cost.kinds import kind_of
-    from layerwise.sim.plan.program import MEETINGS
+    from layerwise.sim.plan.ops import LocalOp
     from layerwise.sim.plan.scenario import compile_run
     from layerwise.sim.residuals import ResidualPoint
 
     fits = dict(profile.fits)
     for placed in compile_run(stage_scenario(profile))[2].programs[5]:
-        if not isinstance(placed.op, MEETINGS):
+        if isinstance(placed.op, LocalOp):
             kind = kind_of(placed.op)
             point = ResidualPoint(
                 place=kind.place_of(kind.features_of(placed.op), 1.0), log_ratio=0.0
