@@ -30,7 +30,7 @@ from layerwise.calibration.least_squares import FitError, significant
 from layerwise.calibration.overlap import fit_overlap
 from layerwise.calibration.points import SweepPoint
 from layerwise.calibration.windows import fit_set_aside
-from layerwise.sim.cost.shapes import FEATURES, OPTIONAL_KINDS
+from layerwise.sim.cost.kinds import KINDS, OPTIONAL_KINDS
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.errors import FileFormatError
 from layerwise.sim.plan.hardware import GPUS, GpuSpec
@@ -217,7 +217,7 @@ def _fit_kinds(
     """Every kind's fit. Tries them all before it raises a FitError that names each failure."""
     fits: dict[str, OpFit] = {}
     failures: list[str] = []
-    for kind in sorted(FEATURES.keys() - (OPTIONAL_KINDS - by_kind.keys())):
+    for kind in sorted(KINDS.keys() - (OPTIONAL_KINDS - by_kind.keys())):
         try:
             if kind not in by_kind:
                 raise FitError(f"{kind}: the sweep has no points; measure them")

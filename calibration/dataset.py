@@ -14,11 +14,10 @@ import numpy.typing as npt
 from layerwise.calibration.bootstrap import intercept
 from layerwise.calibration.sweeps import SweepPoint
 from layerwise.sim.cost.forms import ramp
+from layerwise.sim.cost.kinds import KINDS, kind_named
 from layerwise.sim.cost.model import SpeedOfLight, Traffic
-from layerwise.sim.cost.shapes import FEATURES, features_of
 from layerwise.sim.machine.l2 import L2State
 from layerwise.sim.plan import ops
-from layerwise.sim.plan.demand import attention_flops
 from layerwise.sim.plan.errors import FileFormatError
 from layerwise.sim.plan.hardware import GPUS, dgx_cluster
 from layerwise.sim.plan.reading import read_text
@@ -177,7 +176,7 @@ def tables(
 
     `graph_launch_s` is taken off every step before it is divided among its ops.
     """
-    points = [point for point in points if point.name in measured and point.kind in FEATURES]
+    points = [point for point in points if point.name in measured and point.kind in KINDS]
     op_seconds = {
         p.name: (measured[p.name].step_s - graph_launch_s) / p.num_repeats for p in points
     }
@@ -213,6 +212,7 @@ def gpu_with_ramp(gpu: str, full_hit: float, no_hit: float) -> RampedL2:
 def _table(
     kind: str, rows: list[tuple[SweepPoint, Traffic]], seconds: Mapping[str, float]
 ) -> Table:
+    features_of = kind_named(kind).features_of
     return Table(
         kind=kind,
         names=tuple(point.name for point, _ in rows),
@@ -227,4 +227,4 @@ def _table(
 
 
 def _attention_flops(point: SweepPoint) -> int:
-    return attention_flops(point.op) if isinstance(point.op, ops.Attention) else 0
+    return point.op.flops if isinstance(point.op, ops.Attention) else 0

@@ -12,17 +12,15 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import assert_never
 
 from layerwise.calibration.dataset import Measurement
 from layerwise.calibration.denser import denser
 from layerwise.calibration.fit import parameters_of
 from layerwise.calibration.points import SweepPoint
 from layerwise.calibration.sweeps import skinny_matmuls, split_decodes, supplement, sweep
-from layerwise.sim.cost.shapes import FEATURES, features_of, place_of
+from layerwise.sim.cost.kinds import KINDS, kind_named, kind_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice
-from layerwise.sim.plan.errors import require_listed
 from layerwise.sim.plan.hardware import GpuSpec
 from layerwise.sim.plan.ops import LocalOp
 from layerwise.sim.plan.program import buffers_of
@@ -41,9 +39,6 @@ UNCERTAIN_SHARE = 1 / 3
 # Measured once more at the end, of those that came first.
 REPEATED_SHARE, FIRST_SHARE = 0.03, 0.1
 MIN_REPEATED, MAX_REPEATED = 8, 100
-
-# Of each kind, to move a profile to another machine: a median's error falls with the root of them.
-ANCHOR_POINTS = dict.fromkeys(FEATURES, 7) | {"matmul": 32, "decode_attention": 16}
 
 
 # What a fit may see, a list a task.
@@ -81,7 +76,7 @@ def designed(
     uncertain = {p.name for p in widest} if reference else set[str]()
     rng.shuffle(first)
     # Without a graph's launch no other point can be read.
-    first.sort(key=lambda p: p.kind in FEATURES)
+    first.sort(key=lambda p: p.kind in KINDS)
     return [
         *first,
         *second,
@@ -101,7 +96,7 @@ def _needed(points: Sequence[SweepPoint], edges: set[str]) -> list[SweepPoint]:
     found: list[SweepPoint] = []
     for point in sorted(points, key=lambda p: p.name not in edges):
         num = counts[point.kind] = counts.get(point.kind, 0) + 1
-        if point.kind not in FEATURES or num <= needed_points(point.kind):
+        if point.kind not in KINDS or num <= needed_points(point.kind):
             found.append(point)
     return found
 
@@ -118,24 +113,17 @@ def is_edge(point: SweepPoint, gpu: GpuSpec) -> bool:
 
 def _waves(op: LocalOp, gpu: GpuSpec) -> float:
     """Tiles, or walks over keys, for each SM; 0 where an op has neither."""
-    match op:
-        case ops.Matmul():
-            return math.ceil(op.rows / TILE) * math.ceil(op.columns / TILE) / gpu.num_sms
-        case ops.Attention() if op.query_tokens == 1:
-            return op.sequences * op.num_key_value_heads / gpu.num_sms
-        case ops.Attention():
-            return op.sequences * op.num_heads * math.ceil(op.query_tokens / TILE) / gpu.num_sms
-        case (
-            ops.Norm()
-            | ops.RotaryWrite()
-            | ops.GatedActivation()
-            | ops.ResidualAdd()
-            | ops.Embed()
-            | ops.Sample()
-        ):
+    kind = kind_of(op)
+    first, *rest = kind.features_of(op)
+    match kind.family:
+        case "matmul":
+            return math.ceil(first / TILE) * math.ceil(rest[0] / TILE) / gpu.num_sms
+        case "decode attention":
+            return first / gpu.num_sms
+        case "prefill attention":
+            return first * math.ceil(rest[0] / TILE) / gpu.num_sms
+        case "rotary write" | "pointwise ops":
             return 0.0
-        case _:
-            assert_never(op)
 
 
 def _stays(point: SweepPoint) -> bool:
@@ -150,10 +138,11 @@ def _touched_bytes(op: LocalOp) -> int:
 def _half_width(point: SweepPoint, gpu: GpuSpec, reference: Profile | None) -> float:
     """The reference's interval at this shape, with all of it in the L2 or none: near enough."""
     fit = reference.fits.get(point.kind) if reference else None
-    if fit is None or point.kind not in FEATURES:
+    if fit is None or point.kind not in KINDS:
         return math.inf
     misses = 0.0 if _stays(point) and _touched_bytes(point.op) < gpu.l2_bytes else 1.0
-    return fit.half_width(place_of(point.kind, features_of(point.op), misses))
+    kind = kind_named(point.kind)
+    return fit.half_width(kind.place_of(kind.features_of(point.op), misses))
 
 
 def anchor_points(kernels: KernelChoice, kinds: Iterable[str], seed: int = 14) -> list[SweepPoint]:
@@ -161,7 +150,7 @@ def anchor_points(kernels: KernelChoice, kinds: Iterable[str], seed: int = 14) -
 
     What tells a graph's launch comes first: nothing else can be read without it.
     """
-    wanted = {kind: require_listed(ANCHOR_POINTS, kind, "design.ANCHOR_POINTS") for kind in kinds}
+    wanted = {kind: kind_named(kind).anchor_points for kind in kinds}
     points = every_point(kernels)
     rng = random.Random(seed)
     rng.shuffle(points)

@@ -11,9 +11,8 @@ import numpy.typing as npt
 from layerwise.calibration.dataset import Table
 from layerwise.calibration.held_out import HeldOut, error_scale
 from layerwise.calibration.least_squares import Parameter, fit_positive
-from layerwise.sim.cost import forms
-from layerwise.sim.cost.shapes import FEATURES, place_of
-from layerwise.sim.plan.errors import require_listed
+from layerwise.sim.cost import forms, kinds
+from layerwise.sim.cost.kinds import Rows, kind_named
 from layerwise.sim.plan.hardware import GpuSpec
 from layerwise.sim.profile import Constant, OpFit
 from layerwise.sim.residuals import ResidualPoint, ResidualTable
@@ -55,17 +54,12 @@ DECODE = (
         "split_s": Parameter(start=2e-6, low=0.05e-6, high=20e-6, unit="s"),
     }
 )
-POINTWISE = LAUNCH | MEMORY
-PARAMETERS: dict[str, dict[str, Parameter]] = {
-    "norm": POINTWISE,
-    "rotary_write": POINTWISE,
-    "gated_activation": POINTWISE,
-    "residual_add": POINTWISE,
-    "embed": POINTWISE,
-    "matmul": MATMUL,
-    "decode_attention": DECODE,
-    "decode_attention.split_kv": DECODE,
-    "matmul.skinny": LAUNCH
+# What is fitted of each form, whichever kinds have it.
+PARAMETERS: dict[kinds.Form, dict[str, Parameter]] = {
+    kinds.pointwise: LAUNCH | MEMORY,
+    kinds.matmul: MATMUL,
+    kinds.decode_attention: DECODE,
+    kinds.skinny_matmul: LAUNCH
     | MISS
     | MEMORY
     | {
@@ -73,12 +67,12 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
         "split_s": Parameter(start=1e-6, low=0.01e-6, high=10e-6, unit="s"),
         "power": Parameter(start=3.0, low=1.0, high=20.0, unit="1"),
     },
-    "sample": LAUNCH
+    kinds.sample: LAUNCH
     | {
         "seconds_per_logit": Parameter(start=2e-10, low=1e-12, high=1e-8, unit="s"),
     },
-    "prefill_attention": PREFILL,
-    "chunked_prefill_attention": PREFILL
+    kinds.prefill_attention: PREFILL,
+    kinds.chunk_attention: PREFILL
     | {
         "solo": Parameter(start=0.6, low=0.3, high=1.0, unit="1"),
         "split_efficiency": Parameter(start=1.0, low=0.3, high=2.0, unit="1"),
@@ -88,8 +82,8 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
 
 
 def parameters_of(kind: str) -> dict[str, Parameter]:
-    """What is fitted of a kind's physics form; raises UnknownKindError for one without a form."""
-    return require_listed(PARAMETERS, kind, "fit.PARAMETERS")
+    """Return what is fitted of a kind's physics form; raise UnknownKindError for no kind."""
+    return PARAMETERS[kind_named(kind).form]
 
 
 def parameters_at_bound(kind: str, fit: OpFit) -> tuple[str, ...]:
@@ -102,79 +96,21 @@ def parameters_at_bound(kind: str, fit: OpFit) -> tuple[str, ...]:
 
 
 def form_for(kind: str, gpu: GpuSpec) -> Form:
-    """The physics form of a kind, as a function of (constants, table)."""
+    """Return the physics form of a kind, as a function of (constants, table)."""
+    form = kind_named(kind).form
 
-    def matmul(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
-        rows, columns, inner = table.features.T
-        return forms.matmul_seconds(
-            constants,
-            rows,
-            columns,
-            inner,
+    def seconds(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
+        asked = Rows(
+            tuple(table.features.T),
             table.hbm_bytes,
             table.l2_bytes,
-            num_sms=gpu.num_sms,
-            peak_flops_per_s=gpu.peak_flops_per_s,
-        )[0]
-
-    def skinny(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
-        _, columns, inner = table.features.T
-        return forms.skinny_matmul_seconds(
-            constants, columns, inner, table.hbm_bytes, table.l2_bytes, num_sms=gpu.num_sms
-        )
-
-    def decode(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
-        units, context, _ = table.features.T
-        return forms.decode_attention_seconds(
-            constants, units, context, table.hbm_bytes, table.l2_bytes, num_sms=gpu.num_sms
-        )
-
-    def prefill(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
-        heads, query, context = table.features.T
-        return forms.prefill_attention_seconds(
-            constants,
-            heads,
-            query,
-            context,
             table.head_dim,
-            num_sms=gpu.num_sms,
-            peak_flops_per_s=gpu.peak_flops_per_s,
+            gpu.num_sms,
+            gpu.peak_flops_per_s,
         )
+        return form(constants, asked).seconds
 
-    def chunk(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
-        heads, query, context = table.features.T
-        return forms.chunk_attention_seconds(
-            constants,
-            heads,
-            query,
-            context,
-            table.head_dim,
-            num_sms=gpu.num_sms,
-            peak_flops_per_s=gpu.peak_flops_per_s,
-        )
-
-    def pointwise(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
-        memory_s = forms.memory_seconds(constants, table.hbm_bytes, table.l2_bytes)
-        return np.asarray(forms.pointwise_seconds(constants, memory_s))
-
-    def sample(constants: dict[str, float], table: Table) -> npt.NDArray[np.float64]:
-        return np.asarray(forms.sample_seconds(constants, table.features[:, 1]))
-
-    named: dict[str, Form] = {
-        "sample": sample,
-        "matmul": matmul,
-        "decode_attention": decode,
-        "decode_attention.split_kv": decode,
-        "matmul.skinny": skinny,
-        "prefill_attention": prefill,
-        "chunked_prefill_attention": chunk,
-        "norm": pointwise,
-        "rotary_write": pointwise,
-        "gated_activation": pointwise,
-        "residual_add": pointwise,
-        "embed": pointwise,
-    }
-    return require_listed(named, kind, "fit.form_for")
+    return seconds
 
 
 def fit_kind(table: Table, gpu: GpuSpec, source: str, drawn: Collection[str] = ()) -> OpFit:
@@ -193,7 +129,7 @@ def fit_kind(table: Table, gpu: GpuSpec, source: str, drawn: Collection[str] = (
     return OpFit(
         constants=constants,
         residuals=residual_points(table, form(values, table), np.abs(left_out.log_errors)),
-        features=FEATURES[table.kind],
+        features=kind_named(table.kind).features,
         valid=tuple((float(c.min()), float(c.max())) for c in features.T),
         num_points=len(table),
         form_median_error=round(float(np.median(errors)), 5),
@@ -235,9 +171,10 @@ def residual_points(
 
 def places_of(table: Table) -> list[tuple[float, ...]]:
     """Where each point lies among the others."""
+    place_of = kind_named(table.kind).place_of
     shares = np.asarray(forms.miss_share(table.hbm_bytes, table.l2_bytes))
     return [
-        place_of(table.kind, tuple(row), share)
+        place_of(tuple(row), share)
         for row, share in zip(table.features.tolist(), shares.tolist(), strict=True)
     ]
 
@@ -269,7 +206,7 @@ def hold_out(table: Table, gpu: GpuSpec) -> HeldOut:
 
 def groups_of(table: Table) -> npt.NDArray[np.int64]:
     """Points that are left out together: a matmul's weight shape, another kind's shape. [points]"""
-    is_matmul = table.kind.startswith("matmul")
+    is_matmul = kind_named(table.kind).family == "matmul"
     groups = [tuple(row[1:] if is_matmul else row) for row in table.features]
     order = {group: number for number, group in enumerate(sorted(set(groups)))}
     return np.array([order[one] for one in groups])

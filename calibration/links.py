@@ -13,8 +13,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from layerwise.calibration.transfers import BREAKS, KIB, MIB, ONE_SHOT_BREAKS, fit_transfer
-from layerwise.sim.plan.demand import ONE_SHOT_MAX_BYTES
 from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.ops import ONE_SHOT_MAX_BYTES
 from layerwise.sim.plan.reading import read_json
 from layerwise.sim.profile import TransferFit
 

@@ -25,7 +25,7 @@ from layerwise.calibration.points import (
     residual_point,
     rotary_point,
 )
-from layerwise.sim.cost.shapes import features_of, kind_of
+from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.cost.unfitted import changes_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import GpuSpec
@@ -38,7 +38,6 @@ from layerwise.sim.residuals import NEIGHBOURS, ResidualPoint
 BELIEVED = 0.003
 # A measured shape is known to within the spread from run to run.
 RUN_TO_RUN = 0.01
-MEETINGS = (ops.Send, ops.Recv, ops.AllReduce, ops.AllGather)
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ def points_of(scenario: Scenario, profile: Profile) -> Wanted:
     left_out: dict[str, None] = {}
     seen: set[tuple[str, tuple[float, ...]]] = set()
     for op in ops_of(scenario):
-        key = (kind_of(op), features_of(op))
+        kind = kind_of(op, profile.fits)
+        key = (kind.name, kind.features_of(op))
         if key in seen:
             continue
         seen.add(key)
@@ -88,7 +88,7 @@ def ops_of(scenario: Scenario) -> Iterable[LocalOp]:
             for program in step.programs:
                 for segment in {id(part.segment): part.segment for part in program.parts}.values():
                     for op in segment.ops:
-                        if not isinstance(op, MEETINGS):
+                        if isinstance(op, LocalOp):
                             yield op
 
 
@@ -108,15 +108,13 @@ def point_of(op: LocalOp, *, warm: bool) -> SweepPoint:
                 warm=warm,
             )
         case ops.Norm():
-            tokens = int(features_of(op)[0])
-            return norm_point(tokens, op.hidden_size, fused=op.delta is not None)
+            return norm_point(op.tokens, op.hidden_size, fused=op.delta is not None)
         case ops.ResidualAdd():
-            return residual_point(int(features_of(op)[0]), op.hidden_size)
+            return residual_point(op.tokens, op.hidden_size)
         case ops.GatedActivation():
             return activation_point(op.tokens, op.intermediate_size)
         case ops.RotaryWrite():
-            tokens = op.sequences * op.query_tokens
-            return rotary_point(tokens, op.num_heads, op.num_key_value_heads)
+            return rotary_point(op.tokens, op.num_heads, op.num_key_value_heads)
         case ops.Embed():
             return point("embed", f"t{op.tokens}.h{op.hidden_size}", op, 0)
         case ops.Sample():
@@ -127,22 +125,8 @@ def point_of(op: LocalOp, *, warm: bool) -> SweepPoint:
 
 def _own_bytes(op: LocalOp) -> int:
     """Weights or KV that a cold point rotates; 0 of an op that has neither."""
-    match op:
-        case ops.Matmul():
-            return op.weight.num_bytes
-        case ops.Attention():
-            return op.kv.num_bytes
-        case (
-            ops.Norm()
-            | ops.RotaryWrite()
-            | ops.GatedActivation()
-            | ops.ResidualAdd()
-            | ops.Embed()
-            | ops.Sample()
-        ):
-            return 0
-        case _:
-            assert_never(op)
+    own = kind_of(op).own
+    return getattr(op, own).num_bytes if own else 0
 
 
 def with_points(

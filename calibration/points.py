@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from layerwise.sim.cost.shapes import kind_of
+from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.demand import demand_of
 from layerwise.sim.plan.model import DType
@@ -61,7 +61,7 @@ def attention_point(
     op = attention(sequences, heads, kv_heads, query, context, kernel)
     asked = f".q{query}" if query > 1 else ""
     label = f"s{sequences}.h{heads}.kv{kv_heads}{asked}.c{context}"
-    return point(kind_of(op), label, op, op.kv.num_bytes, warm)
+    return point(kind_of(op).name, label, op, op.kv.num_bytes, warm)
 
 
 def attention(
@@ -130,7 +130,7 @@ def matmul_point(
 ) -> SweepPoint:
     """A matmul over rotating weights, or one weight where `warm`."""
     op = replace(matmul(rows, columns, inner), kernel=kernel)
-    return point(kind_of(op), f"m{rows}.n{columns}.k{inner}", op, op.weight.num_bytes, warm)
+    return point(kind_of(op).name, f"m{rows}.n{columns}.k{inner}", op, op.weight.num_bytes, warm)
 
 
 def norm_point(tokens: int, hidden: int, fused: bool) -> SweepPoint:

@@ -34,7 +34,7 @@ from layerwise.calibration.points import (
     residual_point,
     rotary_point,
 )
-from layerwise.sim.cost.shapes import kind_of
+from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.ops import AttentionKernel, Buffer, suits_skinny
@@ -206,9 +206,9 @@ def _decode_points(kernel: AttentionKernel) -> Iterator[SweepPoint]:
         if 512 * sequences * kv * context <= 20e9:
             op = attention(sequences, h, kv, 1, context, kernel)
             label = f"s{sequences}.h{h}.kv{kv}.c{context}"
-            yield point(kind_of(op), label, op, op.kv.num_bytes)
+            yield point(kind_of(op).name, label, op, op.kv.num_bytes)
             if op.kv.num_bytes <= WARM_KV_BYTES:
-                yield point(kind_of(op), label, op, op.kv.num_bytes, warm=True)
+                yield point(kind_of(op).name, label, op, op.kv.num_bytes, warm=True)
 
 
 def _prefill_points(kernel: AttentionKernel) -> Iterator[SweepPoint]:

@@ -21,7 +21,7 @@ from layerwise.calibration.points import (
     residual_point,
 )
 from layerwise.calibration.sweeps import log_uniform, shuffled
-from layerwise.sim.cost.shapes import kind_of
+from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.model import DType
@@ -150,7 +150,7 @@ def _attention(
     )
     change = f"{kernel}-d{head_dim}-{dtype}"
     label = f"{change}.s{sequences}.h{heads}.kv{kv_heads}.q{query}.c{context}"
-    return point(kind_of(op), label, op, op.kv.num_bytes)
+    return point(kind_of(op).name, label, op, op.kv.num_bytes)
 
 
 def _float32(rng: random.Random) -> Iterator[SweepPoint]:

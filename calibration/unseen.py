@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from typing import assert_never
 
 from layerwise.calibration.points import SweepPoint, attention_point, matmul_point
 from layerwise.calibration.sweeps import (
@@ -20,6 +19,7 @@ from layerwise.calibration.sweeps import (
     supplement,
     sweep,
 )
+from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.ops import AttentionKernel
@@ -66,6 +66,7 @@ def shapes_of(points: Iterable[SweepPoint]) -> set[Shape]:
 
 
 def _shape(point: SweepPoint) -> Shape:
+    kind_of(point.op)  # an op of no kind is refused
     match point.op:
         case ops.Matmul() as op:
             return (op.columns, op.inner)
@@ -77,17 +78,8 @@ def _shape(point: SweepPoint) -> Shape:
                 op.query_tokens,
                 op.context_tokens,
             )
-        case (
-            ops.Norm()
-            | ops.RotaryWrite()
-            | ops.GatedActivation()
-            | ops.ResidualAdd()
-            | ops.Embed()
-            | ops.Sample()
-        ):
-            return ()
         case _:
-            assert_never(point.op)
+            return ()
 
 
 def _matmuls(seen: set[Shape], num_shapes: int = 100) -> Iterator[SweepPoint]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from layerwise.hw.errors import UnmeasuredOpError
-from layerwise.sim.plan import ops
 from layerwise.sim.plan.demand import demand_of
-from layerwise.sim.plan.ops import Buffer, Op
+from layerwise.sim.plan.ops import Buffer
 from layerwise.sim.plan.program import PlacedOp, Program, buffers_of
 from layerwise.sim.trace import Row
 
@@ -24,21 +23,21 @@ def rows_of(program: Program, spans: Spans, *, repeat: int, step: int, replaced:
     it reads, readers of what it overwrites. With `replaced`, messages to and from other ranks are
     rows of no length at the time they were due. Raises UnmeasuredOpError for an op with no span.
     """
-    names = (p.name for p in program if not (replaced and is_message(p.op)))
+    names = (p.name for p in program if not (replaced and p.op.meets))
     origin = min((spans[name][0] for name in names if name in spans), default=0.0)
     stream_free: dict[str, float] = {}
     last_use: dict[_Key, float] = {}
     last_write: dict[_Key, float] = {}
     rows: list[Row] = []
     for placed in program:
-        stream, (read, written) = stream_of(placed.op), _uses(placed)
+        stream, (read, written) = placed.op.stream, _uses(placed)
         due = max(
             stream_free.get(stream, 0.0),
             0.0,
             *(last_write.get(key, 0.0) for key in read),
             *(last_use.get(key, 0.0) for key in written),
         )
-        is_replaced = replaced and is_message(placed.op)
+        is_replaced = replaced and placed.op.meets is not None
         start, end = (due, due) if is_replaced else _span(placed, spans, origin, program.rank)
         rows.append(
             Row(
@@ -58,22 +57,6 @@ def rows_of(program: Program, spans: Spans, *, repeat: int, step: int, replaced:
         last_write |= dict.fromkeys(written, end)
         last_use |= dict.fromkeys((*read, *written), end)
     return rows
-
-
-def stream_of(op: Op) -> str:
-    """Sends and receives have a stream each; collectives stay in line with the compute."""
-    match op:
-        case ops.Send():
-            return "send"
-        case ops.Recv():
-            return "recv"
-        case _:
-            return "compute"
-
-
-def is_message(op: Op) -> bool:
-    """Does the op need another rank?"""
-    return isinstance(op, ops.Send | ops.Recv | ops.AllReduce | ops.AllGather)
 
 
 def _span(placed: PlacedOp, spans: Spans, origin: float, rank: int) -> tuple[float, float]:

@@ -34,7 +34,6 @@ from layerwise.hw.engine.weights import WEIGHT_STD
 from layerwise.hw.errors import DoesNotFitError, ExecutionError
 from layerwise.hw.instrument.timing import MAX_REPLAYS, MIN_REPLAYS, time_by_events
 from layerwise.hw.ranks.session import usable_device
-from layerwise.hw.rows import is_message
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.errors import FileFormatError, ProgramError
 from layerwise.sim.plan.program import Program
@@ -151,7 +150,7 @@ def names_in(out: Path) -> set[str]:
 
 def _measure_point(name: str, program: Program, pool: RandomPool) -> dict[str, object]:
     for placed in program:
-        if is_message(placed.op):
+        if placed.op.meets:
             raise ProgramError(f"{name}: {placed.name} needs another rank; sweep local ops only")
     try:
         memory = pool.memory(slots_of([program]), _vocab_size(program))

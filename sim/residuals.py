@@ -31,7 +31,7 @@ UNBOUNDED = 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualPoint:
-    """ln(measured / physics form) of one calibrated point, at its place (`cost.shapes.place_of`).
+    """ln(measured / physics form) of one calibrated point, at its place (`cost.kinds`).
 
     `held_out_error`: |ln(measured / predicted)| by a fit that had not seen its shape.
     """

@@ -11,14 +11,12 @@ from layerwise.sim.machine.account import Spell, StepAccount, spells_of
 from layerwise.sim.machine.blocks import BlockCache, seconds_to_ps
 from layerwise.sim.machine.cluster import SimulatedCluster
 from layerwise.sim.machine.rank import RankLog
-from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import ClusterSpec
 from layerwise.sim.plan.program import StepPrograms
 from layerwise.sim.plan.scenario import Launch, Scenario
 from layerwise.sim.trace import Row
 
 PS = 1e-12
-STREAMS: dict[type, str] = {ops.Send: "send", ops.Recv: "recv"}
 
 
 @dataclass(frozen=True)
@@ -208,7 +206,7 @@ def _meeting_row(rank: int, step: int, spell: Spell, alone: bool) -> Row:
         rank=rank,
         op=spell.work.parts[0].name_of(op),
         kind=op.kind,
-        stream=STREAMS.get(type(op), "compute"),
+        stream=op.stream,
         ready_s=spell.ready_ps * PS,
         start_s=spell.start_ps * PS,
         end_s=spell.end_ps * PS,

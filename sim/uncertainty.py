@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import assert_never
 
+from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.cost.model import Calibrated, CostModel, OpCost, TransferCost
-from layerwise.sim.cost.shapes import features_of, kind_of
 from layerwise.sim.cost.unfitted import Change, half_width_of
 from layerwise.sim.machine.account import spells_of
 from layerwise.sim.machine.blocks import Timed
 from layerwise.sim.machine.rank import RankLog
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import ClusterSpec
-from layerwise.sim.plan.ops import Op
-from layerwise.sim.plan.program import MEETINGS
+from layerwise.sim.plan.ops import LocalOp, Op, PointToPointOp
 from layerwise.sim.simulate import PS, Simulation
 
 Source = tuple[str, tuple[float, ...]]
@@ -171,7 +169,7 @@ def uncertainty_of(
         return None
     if any(change.half_width is None for change in unfitted_of(simulation)):
         return None
-    spent = {rank: _spent(simulation, rank, steps) for rank in simulation.ranks}
+    spent = {rank: _spent(simulation, rank, steps, cost.profile.fits) for rank in simulation.ranks}
     compute = {
         rank: sum(f.time_ps for s, f in found.items() if s[0] != "send")
         for rank, found in spent.items()
@@ -226,7 +224,7 @@ def unfitted_of(simulation: Simulation) -> tuple[Change, ...]:
         change
         for segment in segments
         for op in segment.ops
-        if not isinstance(op, MEETINGS)
+        if isinstance(op, LocalOp)
         for change in changes(op)
     )
     return tuple(dict.fromkeys(found))
@@ -270,14 +268,16 @@ def changes_by_name(simulation: Simulation, steps: Iterable[int]) -> dict[str, t
     return found
 
 
-def _spent(simulation: Simulation, rank: int, steps: Sequence[int]) -> dict[Source, _Found]:
+def _spent(
+    simulation: Simulation, rank: int, steps: Sequence[int], fitted: Container[str]
+) -> dict[Source, _Found]:
     """What one rank did in these steps, by source."""
     found: dict[Source, _Found] = defaultdict(_Found)
     log = simulation.machine.logs[rank]
     for timed, times in _pieces(log, steps):
         before = 0
         for one in timed.own:
-            found[_source(one.op)].add(one.op.name, times * (one.end_ps - before), one.cost)
+            found[_source(one.op, fitted)].add(one.op.name, times * (one.end_ps - before), one.cost)
             before = one.end_ps
     machine = simulation.machine
     for step in steps if machine.alone < 0 else ():
@@ -285,7 +285,7 @@ def _spent(simulation: Simulation, rank: int, steps: Sequence[int]) -> dict[Sour
             if spell.timed is None and not isinstance(spell.work.op, ops.Recv):
                 op = spell.work.op
                 cost = _meeting_cost(op, rank, machine.cost, machine.cluster)
-                found[_source(op)].add(op.name, spell.end_ps - spell.start_ps, cost)
+                found[_source(op, fitted)].add(op.name, spell.end_ps - spell.start_ps, cost)
     return found
 
 
@@ -302,7 +302,7 @@ def _pieces(log: RankLog, steps: Sequence[int]) -> Iterator[tuple[Timed, int]]:
     return ((known[key], count) for key, count in times.items())
 
 
-def _source(op: Op) -> Source:
+def _source(op: Op, fitted: Container[str]) -> Source:
     """What an op's error is the error of: its kind and dimensions, or a table and a payload."""
     match op:
         case ops.Send() | ops.Recv():
@@ -311,25 +311,15 @@ def _source(op: Op) -> Source:
             return "all_reduce", (len(op.group), op.payload_bytes)
         case ops.AllGather():
             return "all_gather", (len(op.group), op.payload_bytes)
-        case (
-            ops.Norm()
-            | ops.Matmul()
-            | ops.RotaryWrite()
-            | ops.Attention()
-            | ops.GatedActivation()
-            | ops.ResidualAdd()
-            | ops.Embed()
-            | ops.Sample()
-        ):
-            return kind_of(op), features_of(op)
         case _:
-            assert_never(op)
+            kind = kind_of(op, fitted)
+            return kind.name, kind.features_of(op)
 
 
 def _meeting_cost(
     op: Op, rank: int, cost: CostModel, cluster: ClusterSpec
 ) -> OpCost | TransferCost:
-    if isinstance(op, (ops.AllReduce, ops.AllGather)):
+    if isinstance(op, ops.CollectiveOp):
         return cost.collective(op)
-    assert isinstance(op, (ops.Send, ops.Recv))
+    assert isinstance(op, PointToPointOp)
     return cost.transfer(op.payload_bytes, cluster.link_between(rank, op.peer))

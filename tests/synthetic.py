@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from layerwise.sim.cost.shapes import FEATURES
+from layerwise.sim.cost.kinds import KINDS
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.profile import Constant, OpFit, Profile, Regime, TransferFit
 
@@ -65,12 +65,12 @@ def constant(value: float, unit: str = "") -> Constant:
 def synthetic_profile(gpu: str = "h100-sxm") -> Profile:
     """A complete profile without residuals."""
     fits = {
-        kind: OpFit(
-            constants={n: constant(v) for n, v in FORMS.get(kind, POINTWISE).items()},
-            features=features,
-            valid=(ANY,) * len(features),
+        name: OpFit(
+            constants={n: constant(v) for n, v in FORMS.get(name, POINTWISE).items()},
+            features=kind.features,
+            valid=(ANY,) * len(kind.features),
         )
-        for kind, features in FEATURES.items()
+        for name, kind in KINDS.items()
     }
     machine = {
         "hbm_bytes_per_s": 3.1e12,

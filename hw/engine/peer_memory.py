@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from layerwise.hw.errors import NotAvailableError
-from layerwise.sim.plan.demand import ONE_SHOT_MAX_BYTES
+from layerwise.sim.plan.ops import ONE_SHOT_MAX_BYTES
 
 # Vector loads of 16 bytes need it; a cache line and a TMA descriptor are content with it too.
 ALIGNMENT_BYTES = 256

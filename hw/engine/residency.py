@@ -29,7 +29,6 @@ from layerwise.sim.plan.hardware import GpuSpec
 from layerwise.sim.plan.program import PlacedOp, Program
 from layerwise.sim.plan.residency import (
     rank_weight_bytes,
-    weight_of,
     window_bytes,
     window_hit_ratio,
 )
@@ -74,7 +73,7 @@ class WeightWindows(Observer):
 
     def window_of(self, placed: PlacedOp) -> AccessPolicyWindow | None:
         """The window over an op's weight, or none."""
-        weight = weight_of(placed.op)
+        weight = placed.op.whole_weight
         if weight is None:
             return None
         tensor = self._memory.tensor(weight, placed.layer, placed.microbatch)

@@ -18,7 +18,6 @@ from layerwise.hw.instrument.spans import (
     join_graph,
     name_nodes,
 )
-from layerwise.hw.rows import is_message
 from layerwise.hw.streams import StreamPlan
 from layerwise.sim.plan.program import Program
 from layerwise.sim.plan.scenario import Scenario
@@ -186,7 +185,7 @@ def keep_last(member: Member, repeats: int, is_alone: bool) -> Member:
             placed.name
             for program, step in last_steps(kept, rounds)
             for placed in program
-            if placed.name not in step.spans and not (is_alone and is_message(placed.op))
+            if placed.name not in step.spans and not (is_alone and placed.op.meets)
         ]
         if lacking:
             raise UnmeasuredOpError(

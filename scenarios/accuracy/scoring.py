@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import assert_never
 
 from layerwise.calibration.data import (
     FOLDER,
@@ -52,8 +51,8 @@ from layerwise.scenarios.compare.joined import require_unseen
 from layerwise.scenarios.compare.scores import spread_of
 from layerwise.scenarios.predict.alone import predict_run
 from layerwise.scenarios.predict.beliefs import read_prediction
+from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.cost.transfer import profile_for
-from layerwise.sim.plan import ops
 from layerwise.sim.plan.errors import FileFormatError, TraceMismatchError, UnknownKindError
 from layerwise.sim.plan.files import scenario_from_data
 from layerwise.sim.plan.program import kernel_set_hash
@@ -166,24 +165,17 @@ def _score_points(profile: Profile, path: Path, blind: Committed) -> Iterator[Sc
 
 
 def _group_of(point: SweepPoint) -> str:
-    match point.op:
-        case ops.Matmul():
-            return SMALL_MATMULS if point.op.rows <= MAX_SMALL_ROWS else LARGE_MATMULS
-        case ops.Attention() if point.op.query_tokens == 1:
+    kind = kind_of(point.op)
+    match kind.family:
+        case "matmul":
+            rows, *_ = kind.features_of(point.op)
+            return SMALL_MATMULS if rows <= MAX_SMALL_ROWS else LARGE_MATMULS
+        case "decode attention":
             return DECODES
-        case ops.Attention():
+        case "prefill attention":
             return PREFILLS
-        case (
-            ops.Norm()
-            | ops.RotaryWrite()
-            | ops.GatedActivation()
-            | ops.ResidualAdd()
-            | ops.Embed()
-            | ops.Sample()
-        ):
+        case "rotary write" | "pointwise ops":
             raise UnknownKindError(point.kind, "scoring._group_of", ("matmul", "attention"))
-        case _:
-            assert_never(point.op)
 
 
 def _score_links(profile: Profile, path: Path | None) -> Iterator[Scored]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.calibration.review import HELD_OUT_BAR, Reviewed
-from layerwise.sim.cost.shapes import FEATURES
+from layerwise.sim.cost.kinds import kind_named
 
 WITHOUT = (
     "no pictures: matplotlib is not installed (pip install '.[plots]'); points.csv has the "
@@ -34,16 +34,15 @@ def draw_residuals(reviewed: Sequence[Reviewed], folder: Path) -> list[Path]:
 def _draw_kind(kind: str, points: Sequence[Reviewed], folder: Path) -> Path:
     from matplotlib import pyplot as plt
 
-    features = (*FEATURES[kind], "measured seconds")
+    named = kind_named(kind).features
+    features = (*named, "measured seconds")
     figure, axes = plt.subplots(
         1, len(features), figsize=(4 * len(features), 3.6), sharey=True, squeeze=False
     )
     for number, (axis, name) in enumerate(zip(axes[0], features, strict=True)):
         for is_cold in (True, False):
             chosen = [p for p in points if p.is_cold is is_cold]
-            values = [
-                p.features[number] if number < len(FEATURES[kind]) else p.measured_s for p in chosen
-            ]
+            values = [p.features[number] if number < len(named) else p.measured_s for p in chosen]
             axis.scatter(
                 values,
                 [p.ratio for p in chosen],

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from layerwise.sim.cost.shapes import FEATURES, features_of, kind_of, place_of
-from layerwise.sim.plan.program import MEETINGS, Program
+from layerwise.sim.cost.kinds import kind_named, kind_of
+from layerwise.sim.plan.ops import LocalOp
+from layerwise.sim.plan.program import Program
 from layerwise.sim.profile import OpFit, Profile
 
 # Profiles keep places to so many digits.
@@ -42,8 +43,9 @@ def fitted_shapes(programs: Iterable[Program], profile: Profile) -> FittedShapes
     shapes: dict[Shape, None] = {}
     for segment in segments.values():
         for op in segment.ops:
-            if not isinstance(op, MEETINGS):
-                shapes[kind_of(op), tuple(features_of(op))] = None
+            if isinstance(op, LocalOp):
+                kind = kind_of(op, profile.fits)
+                shapes[kind.name, kind.features_of(op)] = None
     places = {kind: _places(fit) for kind, fit in profile.fits.items()}
     seen = [shape for shape in shapes if _place(*shape) in places.get(shape[0], ())]
     return FittedShapes(len(shapes), tuple(_name(*shape) for shape in seen))
@@ -55,9 +57,11 @@ def _places(fit: OpFit) -> set[tuple[float, ...]]:
 
 
 def _place(kind: str, features: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(round(value, PLACE_DIGITS) for value in place_of(kind, features, 0.0)[:-1])
+    place = kind_named(kind).place_of(features, 0.0)
+    return tuple(round(value, PLACE_DIGITS) for value in place[:-1])
 
 
 def _name(kind: str, features: tuple[float, ...]) -> str:
-    parts = (f"{n}={v:g}" for n, v in zip(FEATURES[kind], features, strict=True))
+    names = kind_named(kind).features
+    parts = (f"{n}={v:g}" for n, v in zip(names, features, strict=True))
     return f"{kind} {' '.join(parts)}"

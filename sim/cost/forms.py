@@ -287,11 +287,6 @@ def _flash_splits(blocks: int, key_tiles: int, places: int) -> int:
     return min(splits for splits, share in filled.items() if share >= GOOD_ENOUGH * most)
 
 
-def pointwise_seconds(constants: Constants, memory_s: Numbers | float) -> Numbers | float:
-    """Launch + bytes."""
-    return constants["launch_s"] + memory_s
-
-
 def sample_seconds(constants: Constants, vocab_size: Numbers | float) -> Numbers | float:
     """Launch + one block's walk over its row of logits; rows go side by side.
 

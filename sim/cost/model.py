@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, Protocol, assert_never
+from typing import Literal, Protocol
 
 import numpy as np
 
 from layerwise.sim.cost import forms
-from layerwise.sim.cost.shapes import features_of, kind_of, place_of
+from layerwise.sim.cost.kinds import Bound, Kind, Rows, kind_of
 from layerwise.sim.cost.slowed import slowed_gpu, slowed_profile
 from layerwise.sim.cost.transfer import profile_for
 from layerwise.sim.cost.unfitted import (
@@ -27,7 +27,6 @@ from layerwise.sim.plan.hardware import FULL_SPEED, ClusterSpec, LinkSpec, Speed
 from layerwise.sim.plan.ops import CollectiveOp, LocalOp, Op
 from layerwise.sim.profile import OpFit, Profile, TransferFit
 
-Bound = Literal["hbm", "l2", "compute", "link", "launch"]
 Belief = Literal["speed_of_light", "uncalibrated", "calibrated"]
 
 # Shares of the L2 at which hits begin to fail inside a layer, and at which none is left.
@@ -97,11 +96,6 @@ class TransferCost:
     latency_s: float
     bytes_per_s: float
     half_width: float = 0.0
-
-
-def _number(value: float) -> forms.Numbers:
-    """A single number as the forms take it: [1]."""
-    return np.full(1, value, dtype=np.float64)
 
 
 def _slowed(cluster: ClusterSpec, speed: Speed) -> ClusterSpec:
@@ -322,26 +316,7 @@ class Calibrated:
         """
         if self.belief == "uncalibrated":
             return True
-        match op:
-            case ops.Matmul():
-                return op.kernel == "skinny"
-            case ops.Norm():
-                return True
-            case (
-                ops.Attention()
-                | ops.RotaryWrite()
-                | ops.GatedActivation()
-                | ops.ResidualAdd()
-                | ops.Embed()
-                | ops.Sample()
-                | ops.AllReduce()
-                | ops.AllGather()
-                | ops.Send()
-                | ops.Recv()
-            ):
-                return False
-            case _:
-                assert_never(op)
+        return isinstance(op, LocalOp) and kind_of(op).obeys_windows
 
     def local(self, op: LocalOp, traffic: Traffic) -> OpCost:
         cached = self._cache.get((op, traffic))
@@ -419,15 +394,15 @@ class Calibrated:
         return self.profile.machine[name].value
 
     def _local(self, op: LocalOp, traffic: Traffic) -> OpCost:
-        kind = kind_of(op)
-        if kind not in self.profile.fits:
+        kind = kind_of(op, self.profile.fits)
+        if kind.name not in self.profile.fits:
             raise ProfileMismatchError(
-                f"profile {self.profile.name!r} has no fit of {kind!r}; calibrate again"
+                f"profile {self.profile.name!r} has no fit of {kind.name!r}; calibrate again"
             )
-        fit = self.profile.fits[kind]
-        total_s, parts = self._form(op, fit, traffic)
-        features = features_of(op)
-        place = place_of(kind, features, traffic.miss_share)
+        fit = self.profile.fits[kind.name]
+        total_s, parts = self._form(kind, op, fit, traffic)
+        features = kind.features_of(op)
+        place = kind.place_of(features, traffic.miss_share)
         total_s *= fit.correction(place)
         bound = max(parts, key=lambda key: parts[key])
         total_s = self._among_others(total_s, bound, traffic.code_miss_share)
@@ -458,82 +433,23 @@ class Calibrated:
             alone_s += self._machine("interleaved_hbm_s")
         return alone_s + self._machine("interleaved_code_s") * code_miss_share
 
-    def _form(self, op: LocalOp, fit: OpFit, traffic: Traffic) -> tuple[float, dict[Bound, float]]:
+    def _form(
+        self, kind: Kind, op: LocalOp, fit: OpFit, traffic: Traffic
+    ) -> tuple[float, dict[Bound, float]]:
         """Seconds of the form, and what each resource alone would take."""
-        constants, gpu = fit.values, self.cluster.gpu
-        peak = peak_flops_per_s(op, gpu)
-        parts: dict[Bound, float] = {"launch": constants["launch_s"]}
-        if isinstance(op, ops.Attention) and op.query_tokens > 1:
-            form = (
-                forms.prefill_attention_seconds
-                if op.query_tokens == op.context_tokens
-                else forms.chunk_attention_seconds
-            )
-            total = form(
-                constants,
-                _number(op.sequences * op.num_heads),
-                _number(op.query_tokens),
-                _number(op.context_tokens),
-                _number(op.head_dim),
-                num_sms=gpu.num_sms,
-                peak_flops_per_s=peak,
-            )
-            total_s = float(total[0])
-            parts["compute"] = total_s - parts["launch"]
-            # The form counts tiles only; no prompt is read faster than HBM delivers it.
+        times = kind.form(fit.values, self._asked(kind.features_of(op), op, traffic))
+        total_s = float(times.seconds[0])
+        parts: dict[Bound, float] = {"launch": fit.values["launch_s"]}
+        parts |= {bound: float(seconds[0]) for bound, seconds in times.parts.items()}
+        if kind.counts_tiles_only:
+            # No prompt is read faster than HBM delivers it.
             parts["hbm"] = traffic.hbm_read_bytes / self._machine("hbm_bytes_per_s")
-            return max(total_s, parts["launch"] + parts["hbm"]), parts
-        if isinstance(op, ops.Sample):
-            parts["compute"] = op.vocab_size * constants["seconds_per_logit"]
-            return float(forms.sample_seconds(constants, op.vocab_size)), parts
-        parts["hbm"] = traffic.hbm_bytes / constants["hbm_bytes_per_s"]
-        parts["l2"] = traffic.l2_bytes / constants["l2_bytes_per_s"]
-        hbm_bytes, l2_bytes = _number(traffic.hbm_bytes), _number(traffic.l2_bytes)
-        match op:
-            case ops.Matmul() if op.kernel == "skinny":
-                total = forms.skinny_matmul_seconds(
-                    constants,
-                    _number(op.columns),
-                    _number(op.inner),
-                    hbm_bytes,
-                    l2_bytes,
-                    num_sms=gpu.num_sms,
-                )
-                return float(total[0]), parts
-            case ops.Matmul():
-                total, flops_s, loads_s = forms.matmul_seconds(
-                    constants,
-                    _number(op.rows),
-                    _number(op.columns),
-                    _number(op.inner),
-                    hbm_bytes,
-                    l2_bytes,
-                    num_sms=gpu.num_sms,
-                    peak_flops_per_s=peak,
-                )
-                # Tiles are loaded through the L2.
-                parts["compute"], parts["l2"] = (
-                    float(flops_s[0]),
-                    max(parts["l2"], float(loads_s[0])),
-                )
-                return float(total[0]), parts
-            case ops.Attention():
-                total = forms.decode_attention_seconds(
-                    constants,
-                    _number(op.sequences * op.num_key_value_heads),
-                    _number(op.context_tokens),
-                    hbm_bytes,
-                    l2_bytes,
-                    num_sms=gpu.num_sms,
-                )
-                return float(total[0]), parts
-            case (
-                ops.Norm()
-                | ops.RotaryWrite()
-                | ops.GatedActivation()
-                | ops.ResidualAdd()
-                | ops.Embed()
-            ):
-                return parts["launch"] + parts["hbm"] + parts["l2"], parts
-            case _:
-                assert_never(op)
+            total_s = max(total_s, parts["launch"] + parts["hbm"])
+        return total_s, parts
+
+    def _asked(self, features: tuple[float, ...], op: LocalOp, traffic: Traffic) -> Rows:
+        """One op as the forms take it: arrays [1]."""
+        gpu = self.cluster.gpu
+        numbers = (traffic.hbm_bytes, traffic.l2_bytes, getattr(op, "head_dim", 0), *features)
+        hbm, l2, head_dim, *rest = np.array(numbers, dtype=np.float64)[:, None]
+        return Rows(tuple(rest), hbm, l2, head_dim, gpu.num_sms, peak_flops_per_s(op, gpu))

@@ -9,131 +9,19 @@ are. Published fits come without standard errors, and nothing is corrected by ne
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 
-from layerwise.sim.cost.shapes import FEATURES
+from layerwise.sim.cost.kinds import KINDS, Kind
+from layerwise.sim.cost.published import AIC, GPU_BENCHES, READ_RATE, SMALL, Published
 from layerwise.sim.cost.transfer import HOLDS_FOR, values_text
 from layerwise.sim.plan.compile import KernelChoice
-from layerwise.sim.plan.errors import require_listed
 from layerwise.sim.plan.hardware import NDR400, NVLINK4, ClusterSpec, GpuSpec
-from layerwise.sim.profile import Constant, OpFit, Profile, Regime, TransferFit
+from layerwise.sim.profile import OpFit, Profile, Regime, TransferFit
 
-AIC = "ai-dynamo/aiconfigurator 095f58a, H100 SXM"
-GPU_BENCHES = "RRZE-HPC/gpu-benches 1038c5d"
-GEMM = f"{AIC}: tile model of 35,742 cuBLAS shapes (6 % off up to 128 rows, 9 % above)"
-DECODE = f"{AIC}: waves and bytes of SGLang's FlashAttention-3 decode rows (8.5 % off)"
-PREFILL = (
-    f"{AIC}: FlashAttention-3, 32 heads of 128: 98 to 664 TFLOP/s for prompts of 512 to "
-    "16,384 tokens, which these four constants give within 5 %"
-)
-SMALL = f"{GPU_BENCHES} gpu-small-kernels: 10,000 elementwise kernels in a CUDA graph (2.9 % off)"
-COPY = f"{AIC} and {GPU_BENCHES}: kernels that read and write reach 0.75 to 0.86 of peak"
-L2_KERNELS = f"{AIC}: FlashAttention-3 decode of 32 MiB of KV in L2 reads at 5.9 TB/s"
-# Published: 1.13 of peak / (1 + 0.39 * 64 * (1 / rows + 1 / columns of the tile)).
-GEMM_128X256 = f"{GEMM}, at a tile of 128 x 256"
-GEMM_64X64 = f"{GEMM}: the loads of a tile of 64 x 64 then take as long as that tile"
-NO_SUCH_TERM = "the published model has no such term"
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A published number; `unit` says of what it is a share, or that it is absolute."""
-
-    value: float
-    unit: str
-    source: str
-
-    def on(self, gpu: GpuSpec) -> Constant:
-        """The constant that it is on a GPU."""
-        shares = {"of HBM rate": gpu.hbm_bytes_per_s, "of L2 rate": gpu.l2_bytes_per_s}
-        absolute = self.unit not in shares
-        return Constant(
-            value=self.value if absolute else self.value * shares[self.unit],
-            standard_error=0.0,
-            unit=self.unit if absolute else "bytes/s",
-            source=self.source if absolute else f"{self.value:g} {self.unit}: {self.source}",
-        )
-
-
-# 5.9 TB/s of the 10.1 that 80 slices deliver; an H200 reaches 6.8 of 12.2, the same share.
-L2_RATE = Published(0.58, "of L2 rate", L2_KERNELS)
-ELEMENTWISE = {
-    "launch_s": Published(1.23e-6, "s", SMALL),
-    "hbm_bytes_per_s": Published(0.80, "of HBM rate", COPY),
-    "l2_bytes_per_s": L2_RATE,
-}
-PROMPT = {
-    "launch_s": Published(11.7e-6, "s", PREFILL),
-    "efficiency": Published(0.704, "of peak", PREFILL),
-    "block_s": Published(5.9e-6, "s", PREFILL),
-    "tail": Published(0.0, "tiles", PREFILL),
-}
-ONE_OF_TWO = "none published: two blocks on an SM are taken to share it"
-CHUNK = PROMPT | {
-    "solo": Published(0.5, "1", ONE_OF_TWO),
-    "split_efficiency": Published(1.0, "1", "none published"),
-    "split_s": Published(0.0, "s", "none published"),
-}
-MATMUL = {
-    "launch_s": Published(2.28e-6, "s", GEMM),
-    "hbm_bytes_per_s": Published(0.846, "of HBM rate", GEMM),
-    "l2_bytes_per_s": L2_RATE,
-    "efficiency": Published(0.874, "of peak", GEMM_128X256),
-    "sm_bytes_per_s": Published(149e9, "bytes/s per SM", GEMM_64X64),
-    "prologue_s": Published(0.51e-6, "s", GEMM),
-    "epilogue_bytes_per_s": Published(math.inf, "bytes/s per SM", NO_SUCH_TERM),
-    "miss_s": Published(0.0, "s", NO_SUCH_TERM),
-    "split_s": Published(2.26e-6, "s", GEMM),
-    "reduction_bytes_per_s": Published(math.inf, "bytes/s", NO_SUCH_TERM),
-    "power": Published(3.46, "1", GEMM),
-}
-SKINNY = {
-    name: MATMUL[name]
-    for name in (
-        "launch_s",
-        "hbm_bytes_per_s",
-        "l2_bytes_per_s",
-        "miss_s",
-        "split_s",
-        "power",
-    )
-} | {"step_s": Published(0.0, "s", NO_SUCH_TERM)}
-DECODE_ATTENTION = {
-    "launch_s": Published(8.8e-6, "s", f"{DECODE}: 6.9 us and one wave of 1.9 us"),
-    "hbm_bytes_per_s": Published(0.88, "of HBM rate", DECODE),
-    "l2_bytes_per_s": Published(0.424, "of L2 rate", f"{DECODE}: 4.3 TB/s"),
-    "tile_s": Published(0.0, "s", NO_SUCH_TERM),
-    "miss_s": Published(0.0, "s", NO_SUCH_TERM),
-    "split_s": Published(0.0, "s", NO_SUCH_TERM),
-}
-OPS: dict[str, dict[str, Published]] = {
-    "norm": ELEMENTWISE,
-    "rotary_write": ELEMENTWISE,
-    "gated_activation": ELEMENTWISE,
-    "residual_add": ELEMENTWISE,
-    "embed": ELEMENTWISE,
-    "sample": {"launch_s": ELEMENTWISE["launch_s"]},
-    "matmul": MATMUL,
-    "decode_attention": DECODE_ATTENTION,
-    "decode_attention.split_kv": DECODE_ATTENTION,
-    "matmul.skinny": SKINNY,
-    "prefill_attention": PROMPT,
-    "chunked_prefill_attention": CHUNK,
-}
-# Of whose kernels these are, whichever a scenario names.
-KERNELS = {
-    "matmul": ("cublas",),
-    "decode_attention": ("FlashAttention-3",),
-    "prefill_attention": ("FlashAttention-3",),
-    "chunked_prefill_attention": ("FlashAttention-3",),
-}
 NONE_PUBLISHED = "none published: a kernel is taken to be as fast among others as alone"
 OVERLAP = "arXiv 2507.03114: compute slowed by 18.9 % on average beside communication"
 MACHINE: dict[str, Published] = {
-    "hbm_bytes_per_s": Published(
-        0.92, "of HBM rate", f"{AIC}: weights of over 512 MB stream at 0.89 to 0.92 of peak"
-    ),
+    "hbm_bytes_per_s": READ_RATE,
     "graph_gap_s": Published(1.23e-6, "s", f"{SMALL}: an empty kernel is all launch"),
     "graph_launch_s": Published(
         2.44e-6,
@@ -219,33 +107,20 @@ def published_profile(cluster: ClusterSpec) -> Profile:
             # Made of this very cluster's datasheet values: there is nothing to move.
             HOLDS_FOR: values_text(gpu, (cluster.nvlink, cluster.nic)),
         },
-        fits={kind: _fit(kind, gpu) for kind in FEATURES},
+        fits={kind.name: _fit(kind, gpu) for kind in KINDS.values() if kind.published},
         transfers=_transfers(cluster),
         machine={name: published.on(gpu) for name, published in MACHINE.items()},
         reserved_bytes=RESERVED_BYTES,
     )
 
 
-def _fit(kind: str, gpu: GpuSpec) -> OpFit:
-    published = require_listed(OPS, kind, "uncalibrated.OPS")
-    constants = {name: value.on(gpu) for name, value in published.items()}
-    if kind == "sample":
-        constants["seconds_per_logit"] = _logit(gpu)
-    features = FEATURES[kind]
-    # Nothing was calibrated, so no shape lies outside of it.
-    anywhere = ((0.0, math.inf),) * len(features)
-    kernels = KERNELS.get(kind.partition(".")[0], ())
-    return OpFit(constants=constants, features=features, valid=anywhere, kernels=kernels)
-
-
-def _logit(gpu: GpuSpec) -> Constant:
-    """One block walks a row of two-byte logits, at its SM's share of the HBM rate."""
-    rate = MACHINE["hbm_bytes_per_s"].on(gpu)
-    return Constant(
-        value=2 * gpu.num_sms / rate.value,
-        standard_error=0.0,
-        unit="s",
-        source=f"derived: two bytes at one SM's share of {rate.source}",
+def _fit(kind: Kind, gpu: GpuSpec) -> OpFit:
+    return OpFit(
+        constants={name: given.on(gpu) for name, given in kind.published.items()},
+        features=kind.features,
+        # Nothing was calibrated, so no shape lies outside of it.
+        valid=((0.0, math.inf),) * len(kind.features),
+        kernels=kind.published_of,
     )
 
 

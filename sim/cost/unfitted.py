@@ -13,12 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-from layerwise.sim.cost.shapes import kind_of
+from layerwise.sim.cost.kinds import Kind, kind_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice
-from layerwise.sim.plan.errors import require_listed
 from layerwise.sim.plan.hardware import GpuSpec
-from layerwise.sim.plan.ops import Buffer, LocalOp
+from layerwise.sim.plan.ops import LocalOp
 from layerwise.sim.profile import OpFit, Profile
 
 Aspect = Literal["kernel", "head_dim", "dtype", "stored_dtype", "peak"]
@@ -118,19 +117,19 @@ class Change:
 
 def changes_of(op: LocalOp, profile: Profile, gpu: GpuSpec) -> tuple[Change, ...]:
     """Return what separates an op from what the fit of its kind has seen; () for most ops."""
-    kind = kind_of(op)
-    fit = profile.fits[kind]
+    kind = kind_of(op, profile.fits)
+    fit = profile.fits[kind.name]
     return (
         *_kernel_change(op, kind, fit, profile.kernels),
         *_head_size_change(op, kind, fit),
         *_dtype_change(op, kind, fit, gpu),
-        *_stored_change(op, kind),
+        *_stored_change(op, kind.name),
     )
 
 
 def changes_at_the_speed_of_light(op: LocalOp, gpu: GpuSpec) -> tuple[Change, ...]:
     """Return what a bound from the datasheet leaves out of this op."""
-    kind, found = kind_of(op), list[Change]()
+    kind, found = kind_of(op).name, list[Change]()
     if isinstance(op, ops.Attention):
         found.append(Change("kernel", kind, op.kernel, (), 0.0, "datasheet"))
     if isinstance(op, ops.Matmul) and _stored(op) == ("float8_e4m3fn",):
@@ -151,23 +150,8 @@ def peak_flops_per_s(op: LocalOp, gpu: GpuSpec) -> float:
     torch's default for float32 matmuls is no TF32. A GPU whose float32 peak is not given lends
     bf16's, and the op says so (`peak` in its changes).
     """
-    is_wide = dtype_of(op) == "float32" and gpu.peak_float32_flops_per_s > 0
+    is_wide = op.dtype == "float32" and gpu.peak_float32_flops_per_s > 0
     return gpu.peak_float32_flops_per_s if is_wide else gpu.peak_flops_per_s
-
-
-def dtype_of(op: LocalOp) -> str:
-    """Return the dtype that an op computes in: that of the activation it makes or takes."""
-    match op:
-        case ops.Matmul() | ops.Attention() | ops.Norm() | ops.GatedActivation():
-            return op.output.dtype
-        case ops.ResidualAdd() | ops.Embed():
-            return op.output.dtype
-        case ops.RotaryWrite():
-            return op.qkv.dtype
-        case ops.Sample():
-            return op.logits.dtype
-        case _:
-            assert_never(op)
 
 
 def sentences(changes: Iterable[Change]) -> tuple[str, ...]:
@@ -248,89 +232,49 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _kernel_change(op: LocalOp, kind: str, fit: OpFit, kernels: KernelChoice) -> tuple[Change, ...]:
+def _kernel_change(op: LocalOp, kind: Kind, fit: OpFit, chosen: KernelChoice) -> tuple[Change, ...]:
     if not isinstance(op, (ops.Attention, ops.Matmul)):
         return ()
-    fitted = fit.kernels or (_chosen_kernel(kind, kernels),)
+    fitted = fit.kernels or (kind.kernel_of(chosen),)
     if op.kernel in fitted:
         return ()
-    subject = kind.partition(".")[0].replace("_", " ")
+    subject = kind.name.partition(".")[0].replace("_", " ")
     width = "math attention" if op.kernel == "math" else f"kernel of {subject}"
-    return (Change("kernel", kind, op.kernel, fitted, WIDTHS[width].log),)
+    return (Change("kernel", kind.name, op.kernel, fitted, WIDTHS[width].log),)
 
 
-def _chosen_kernel(kind: str, kernels: KernelChoice) -> str:
-    """The kernel that a sweep of this kind runs, where its fit does not say."""
-    return require_listed(
-        {
-            "matmul": "cublas",
-            "matmul.skinny": "skinny",
-            "decode_attention": kernels.decode_attention,
-            "decode_attention.split_kv": "split_kv",
-            "prefill_attention": kernels.prefill_attention,
-            "chunked_prefill_attention": kernels.chunked_prefill_attention,
-        },
-        kind,
-        "unfitted._chosen_kernel",
-    )
-
-
-def _head_size_change(op: LocalOp, kind: str, fit: OpFit) -> tuple[Change, ...]:
-    match op:
-        case ops.Attention():
-            width = f"head size of {'decode' if op.query_tokens == 1 else 'prefill'} attention"
-        case ops.RotaryWrite():
-            width = "head size of rotary write"
-        case (
-            ops.Matmul()
-            | ops.Norm()
-            | ops.GatedActivation()
-            | ops.ResidualAdd()
-            | ops.Embed()
-            | ops.Sample()
-        ):
-            return ()
-        case _:
-            assert_never(op)
-    if op.head_dim in fit.head_dims:
+def _head_size_change(op: LocalOp, kind: Kind, fit: OpFit) -> tuple[Change, ...]:
+    if not isinstance(op, (ops.Attention, ops.RotaryWrite)) or op.head_dim in fit.head_dims:
         return ()
     seen = tuple(map(str, fit.head_dims))
-    own = width.replace("head size", f"head size {op.head_dim}")
-    log = (WIDTHS.get(own) or WIDTHS[width]).log
-    return (Change("head_dim", kind, str(op.head_dim), seen, log),)
+    own = WIDTHS.get(f"head size {op.head_dim} of {kind.family}")
+    log = (own or WIDTHS[f"head size of {kind.family}"]).log
+    return (Change("head_dim", kind.name, str(op.head_dim), seen, log),)
 
 
-def _dtype_change(op: LocalOp, kind: str, fit: OpFit, gpu: GpuSpec) -> tuple[Change, ...]:
-    dtype = dtype_of(op)
+def _dtype_change(op: LocalOp, kind: Kind, fit: OpFit, gpu: GpuSpec) -> tuple[Change, ...]:
+    dtype = op.dtype
     if dtype in fit.dtypes:
         return ()
     if _lacks_peak(op, gpu):
-        return (Change("peak", kind, dtype, fit.dtypes, WIDTHS["unknown float32 peak"].log),)
-    return (Change("dtype", kind, dtype, fit.dtypes, WIDTHS[f"dtype of {_family(op)}"].log),)
+        return (Change("peak", kind.name, dtype, fit.dtypes, WIDTHS["unknown float32 peak"].log),)
+    return (Change("dtype", kind.name, dtype, fit.dtypes, WIDTHS[f"dtype of {_told(kind)}"].log),)
 
 
-def _family(op: LocalOp) -> str:
-    match op:
-        case ops.Matmul():
+def _told(kind: Kind) -> str:
+    """Of what a width of dtypes is told: attention alike, and all pointwise ops."""
+    match kind.family:
+        case "matmul":
             return "matmul"
-        case ops.Attention():
+        case "decode attention" | "prefill attention":
             return "attention"
-        case (
-            ops.Norm()
-            | ops.RotaryWrite()
-            | ops.GatedActivation()
-            | ops.ResidualAdd()
-            | ops.Embed()
-            | ops.Sample()
-        ):
+        case "rotary write" | "pointwise ops":
             return "pointwise ops"
-        case _:
-            assert_never(op)
 
 
 def _lacks_peak(op: LocalOp, gpu: GpuSpec) -> bool:
     counts_flops = isinstance(op, (ops.Matmul, ops.Attention))
-    return counts_flops and dtype_of(op) == "float32" and not gpu.peak_float32_flops_per_s
+    return counts_flops and op.dtype == "float32" and not gpu.peak_float32_flops_per_s
 
 
 def _stored_change(op: LocalOp, kind: str) -> tuple[Change, ...]:
@@ -341,14 +285,5 @@ def _stored_change(op: LocalOp, kind: str) -> tuple[Change, ...]:
 
 def _stored(op: LocalOp) -> tuple[str, ...]:
     """The dtype in which its weights or KV lie, where that is not the one computed in."""
-    held: Buffer
-    match op:
-        case ops.Matmul():
-            held = op.weight
-        case ops.Attention() | ops.RotaryWrite():
-            held = op.kv
-        case ops.Norm() | ops.GatedActivation() | ops.ResidualAdd() | ops.Embed() | ops.Sample():
-            return ()
-        case _:
-            assert_never(op)
-    return () if held.dtype == dtype_of(op) else (held.dtype,)
+    held = op.stored
+    return () if held is None or held.dtype == op.dtype else (held.dtype,)

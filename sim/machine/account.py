@@ -118,7 +118,7 @@ class StepAccount:
             for op in segment.ops:
                 if isinstance(op, ops.Send):
                     found[self.cluster.link_between(rank, op.peer).name] += times * op.payload_bytes
-                elif isinstance(op, (ops.AllReduce, ops.AllGather)):
+                elif isinstance(op, ops.CollectiveOp):
                     for wire, sent in wire_bytes_by_link(op, self.cluster).items():
                         found[wire] += times * sent
         return dict(found)

@@ -20,7 +20,7 @@ from layerwise.sim.plan import ops
 from layerwise.sim.plan.demand import demand_of
 from layerwise.sim.plan.hardware import FULL_SPEED, Speed
 from layerwise.sim.plan.ops import BufferKey, Op
-from layerwise.sim.plan.program import Part, Segment, op_at
+from layerwise.sim.plan.program import Part, Segment
 
 if TYPE_CHECKING:
     from layerwise.sim.machine.setup import Setup
@@ -146,7 +146,7 @@ def _moved(walked: Walked, context_tokens: int) -> Walked:
     """The op at another context: all that its KV cache grows by is a miss."""
     if not isinstance(walked.op, ops.Attention):
         return walked
-    op = op_at(walked.op, context_tokens)
+    op = walked.op.at(context_tokens)
     grown = demand_of(op).read_bytes - demand_of(walked.op).read_bytes
     missed = walked.traffic.hbm_read_bytes + grown
     return Walked(walked.part_index, op, replace(walked.traffic, hbm_read_bytes=missed))
@@ -179,9 +179,9 @@ def time_ops(
 def cost_of(cost: CostModel, walked: Walked) -> OpCost:
     """Cost of a local op, or of a collective whose members arrive together."""
     op = walked.op
-    if isinstance(op, (ops.AllReduce, ops.AllGather)):
+    if isinstance(op, ops.CollectiveOp):
         return cost.collective(op)
-    assert not isinstance(op, (ops.Send, ops.Recv)), "ranks meet between blocks, not in them"
+    assert not isinstance(op, ops.PointToPointOp), "ranks meet between blocks, not in them"
     return cost.local(op, walked.traffic)
 
 

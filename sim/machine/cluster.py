@@ -145,7 +145,7 @@ class SimulatedCluster:
     def meet(self, key: tuple[int, tuple[object, ...]], one: Work) -> Meeting:
         """Arrive at the collective of this step and name; its event fires when it is over."""
         op = one.op
-        assert isinstance(op, (ops.AllReduce, ops.AllGather))
+        assert isinstance(op, ops.CollectiveOp)
         meeting = self._meetings.get(key)
         if meeting is None:
             meeting = self._meetings[key] = Meeting(self.env.event())

@@ -99,7 +99,7 @@ def find_contention(
                 for port in ((flow.wire, "out", rank), (flow.wire, "in", op.peer)):
                     rates = ports.setdefault(port, {})
                     rates[edge] = max(rates.get(edge, 0.0), flow.wire_bytes_per_s)
-            elif isinstance(op, (ops.AllReduce, ops.AllGather)):
+            elif isinstance(op, ops.CollectiveOp):
                 for wire, rate in collective_rates(op, cost, cluster).items():
                     for way in ("out", "in"):
                         port = (wire, way, rank)

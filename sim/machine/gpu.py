@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import simpy
 
-from layerwise.sim.cost.model import Bound, CostModel
+from layerwise.sim.cost.kinds import Bound
+from layerwise.sim.cost.model import CostModel
 from layerwise.sim.machine.fluid import Activity, Demand, FluidShare
 
 if TYPE_CHECKING:

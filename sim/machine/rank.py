@@ -171,9 +171,9 @@ class RankProcess:
             received = received if machine.alone < 0 else ()
             return Task(one, self.blocks.name(one.parts), received)
         op = one.op
-        if machine.alone >= 0 or isinstance(op, (ops.Send, ops.Recv)):
+        if machine.alone >= 0 or isinstance(op, ops.PointToPointOp):
             return Task(one)
-        assert isinstance(op, (ops.AllReduce, ops.AllGather))
+        assert isinstance(op, ops.CollectiveOp)
         part = one.parts[0]
         return Task(one, meets=(op.group, op.name, part.layer, part.microbatch))
 
@@ -271,7 +271,7 @@ class RankProcess:
             plan.gaps_ps.append(one.start_ps - before)
             plan.durations_ps.append(one.end_ps - before)
             plan.bounds.append(one.cost.bound)
-            if isinstance(one.op, (ops.AllReduce, ops.AllGather)):
+            if isinstance(one.op, ops.CollectiveOp):
                 plan.ports[index] = port_demands(self.machine, self.rank, one.op)
             before = one.end_ps
         return plan

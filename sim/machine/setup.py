@@ -50,7 +50,7 @@ class Setup:
             meet = self.alone >= 0 or any(
                 self.num_members(op) > 1
                 for op in meetings_of(program)
-                if isinstance(op, (ops.AllReduce, ops.AllGather))
+                if isinstance(op, ops.CollectiveOp)
             )
             found = self._work[id(program)] = cut_into_work(program, collectives_meet=meet)
         return found

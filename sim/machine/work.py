@@ -6,19 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import ClusterSpec
-from layerwise.sim.plan.ops import Op
+from layerwise.sim.plan.ops import Meeting, Op
 from layerwise.sim.plan.placement import Placement
 from layerwise.sim.plan.program import Part, Program, Segment
 
-WorkKind = Literal["block", "send", "recv", "collective"]
-KINDS: dict[type, WorkKind] = {
-    ops.Send: "send",
-    ops.Recv: "recv",
-    ops.AllReduce: "collective",
-    ops.AllGather: "collective",
-}
+WorkKind = Meeting | Literal["block"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +93,7 @@ def cut_into_work(program: Program, *, collectives_meet: bool) -> list[Work]:
     for part in _cut_parts(program) if collectives_meet else program.parts:
         segment = part.segment
         if segment not in kinds:
-            kind = KINDS.get(type(segment.ops[0])) if len(segment.ops) == 1 else None
+            kind = segment.ops[0].meets if len(segment.ops) == 1 else None
             is_local = kind == "collective" and not collectives_meet
             kinds[segment] = None if is_local else kind
         kind = kinds[segment]

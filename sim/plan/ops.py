@@ -3,14 +3,14 @@
 An op is the smallest thing launched with no wait on another rank inside it. Its `name` is local
 to a segment (`attn.qkv`); the program completes it (`L07.attn.qkv@m3`). Dependencies are never
 written down: they follow from the buffers an op reads and writes. `kind` is the name that traces and hashes
-know an op by, whatever its class is called.
+know an op by, whatever its class is called. What else follows from an op alone is on it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self
 
 from layerwise.sim.plan.model import DTYPE_BYTES, TOKEN_ID_BYTES, StoredDType
 
@@ -19,6 +19,11 @@ AttentionKernel = Literal["math", "cudnn", "flash", "split_kv"]
 MatmulKernel = Literal["cublas", "skinny"]
 AllReduceAlgorithm = Literal["nccl", "one_shot"]
 Channel = Literal["act", "token"]
+Stream = Literal["compute", "send", "recv"]
+Meeting = Literal["send", "recv", "collective"]
+
+# Where the serving engines' custom all-reduce switches on 8 GPUs, seen in its published timings.
+ONE_SHOT_MAX_BYTES = 256 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,75 @@ class Buffer:
 BufferKey = tuple[str, int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """`flops` counts one multiply-add as two. Reads and writes are (buffer, bytes) pairs.
+
+    `wire_bytes` is what this rank puts onto a link.
+    """
+
+    flops: int
+    reads: tuple[tuple[Buffer, int], ...]
+    writes: tuple[tuple[Buffer, int], ...]
+    wire_bytes: int = 0
+
+    @property
+    def read_bytes(self) -> int:
+        """All bytes read."""
+        return sum(size for _, size in self.reads)
+
+    @property
+    def written_bytes(self) -> int:
+        """All bytes written."""
+        return sum(size for _, size in self.writes)
+
+
+def _whole(*buffers: Buffer) -> tuple[tuple[Buffer, int], ...]:
+    return tuple((buffer, buffer.num_bytes) for buffer in buffers)
+
+
+def _width(buffer: Buffer) -> int:
+    """Bytes of one element."""
+    assert buffer.dtype != "int64"
+    return DTYPE_BYTES[buffer.dtype]
+
+
+class _Op:
+    """What holds for an op that does not say otherwise.
+
+    `meets`: how it meets other ranks, if it does. `stream`: where it is issued; sends and receives
+    have one each, collectives stay in line with the compute.
+    """
+
+    __slots__ = ()
+    kind: ClassVar[str]
+    meets: ClassVar[Meeting | None] = None
+    stream: ClassVar[Stream] = "compute"
+    grows: ClassVar[bool] = False
+
+    def at(self, context_tokens: int) -> Self:
+        """Return the op as it is when sequences attend to so many tokens, the new ones included."""
+        del context_tokens
+        return self
+
+    @property
+    def whole_weight(self) -> Buffer | None:
+        """The weight that it reads whole. An embedding reads a few rows of its table: none."""
+        return None
+
+    @property
+    def stored(self) -> Buffer | None:
+        """Weights or KV that may lie in another dtype than is computed in."""
+        return None
+
+    @property
+    def kernels(self) -> str:
+        """Which kernel it asks for: equal names may be compared, others may not."""
+        return self.kind
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Norm:
+class Norm(_Op):
     """RMS norm of `source` [tokens, hidden] into `output`; `delta` is first added into `source`.
 
     `select_last` keeps the last token of each sequence only: output [sequences, hidden].
@@ -72,9 +144,34 @@ class Norm:
     epsilon: float
     select_last: bool = False
 
+    @property
+    def tokens(self) -> int:
+        """Rows that it writes."""
+        return self.sequences * (1 if self.select_last else self.query_tokens)
+
+    def demand(self) -> Demand:
+        """Count FLOPs and bytes."""
+        if self.delta is None:
+            return Demand(0, _whole(self.source, self.weight), _whole(self.output))
+        reads = _whole(self.source, self.delta, self.weight)
+        return Demand(0, reads, _whole(self.source, self.output))
+
+    @property
+    def whole_weight(self) -> Buffer:
+        return self.weight
+
+    @property
+    def kernels(self) -> str:
+        return f"norm:{'fused residual' if self.delta else 'plain'}"
+
+    @property
+    def dtype(self) -> str:
+        """The dtype computed in."""
+        return self.output.dtype
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Matmul:
+class Matmul(_Op):
     """`output` [rows, columns] = `source` [rows, inner] x `weight` [columns, inner] transposed.
 
     `skinny`, for few rows, streams the weight through small tiles; see `suits_skinny`.
@@ -91,9 +188,31 @@ class Matmul:
     inner: int
     kernel: MatmulKernel = "cublas"
 
+    def demand(self) -> Demand:
+        """Count FLOPs and bytes."""
+        flops = 2 * self.rows * self.columns * self.inner
+        return Demand(flops, _whole(self.source, self.weight), _whole(self.output))
+
+    @property
+    def whole_weight(self) -> Buffer:
+        return self.weight
+
+    @property
+    def stored(self) -> Buffer:
+        return self.weight
+
+    @property
+    def kernels(self) -> str:
+        return self.kind if self.kernel == "cublas" else f"{self.kind}:{self.kernel}"
+
+    @property
+    def dtype(self) -> str:
+        """The dtype computed in."""
+        return self.output.dtype
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RotaryWrite:
+class RotaryWrite(_Op):
     """Rotate queries in `qkv` in place; write rotated keys, and values, into the KV cache.
 
     `qkv` [sequences * query_tokens, (heads + 2 kv_heads) * head_dim], `kv` [2, sequences,
@@ -101,6 +220,7 @@ class RotaryWrite:
     """
 
     kind: ClassVar[str] = "RotaryWrite"
+    grows: ClassVar[bool] = True
 
     name: str
     qkv: Buffer
@@ -113,12 +233,43 @@ class RotaryWrite:
     head_dim: int
     rope_theta: float
 
+    @property
+    def tokens(self) -> int:
+        """Rows of `qkv`."""
+        return self.sequences * self.query_tokens
+
+    @property
+    def columns(self) -> int:
+        """Columns of `qkv`."""
+        return (self.num_heads + 2 * self.num_key_value_heads) * self.head_dim
+
+    def demand(self) -> Demand:
+        """Count FLOPs and bytes."""
+        token_bytes = self.qkv.num_bytes // (self.num_heads + 2 * self.num_key_value_heads)
+        query_bytes = token_bytes * self.num_heads
+        written = token_bytes * 2 * self.num_key_value_heads
+        kv_bytes = written * _width(self.kv) // _width(self.qkv)
+        return Demand(0, _whole(self.qkv), ((self.qkv, query_bytes), (self.kv, kv_bytes)))
+
+    def at(self, context_tokens: int) -> RotaryWrite:
+        return replace(self, start_tokens=context_tokens - self.query_tokens)
+
+    @property
+    def stored(self) -> Buffer:
+        return self.kv
+
+    @property
+    def dtype(self) -> str:
+        """The dtype computed in."""
+        return self.qkv.dtype
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attention:
+class Attention(_Op):
     """Causal attention of the last `query_tokens` positions over `context_tokens` positions."""
 
     kind: ClassVar[str] = "Attention"
+    grows: ClassVar[bool] = True
 
     name: str
     qkv: Buffer
@@ -132,9 +283,57 @@ class Attention:
     head_dim: int
     kernel: AttentionKernel
 
+    @property
+    def sequences_times_heads(self) -> int:
+        """Independent walks over queries."""
+        return self.sequences * self.num_heads
+
+    @property
+    def sequences_times_kv_heads(self) -> int:
+        """Independent walks over keys."""
+        return self.sequences * self.num_key_value_heads
+
+    @property
+    def group_size(self) -> float:
+        """Query heads that share a KV head."""
+        return self.num_heads / self.num_key_value_heads
+
+    def demand(self) -> Demand:
+        """Count FLOPs and bytes."""
+        queries = self.sequences_times_heads * self.query_tokens * self.head_dim
+        keys_and_values = 2 * self.sequences_times_kv_heads * self.context_tokens * self.head_dim
+        reads = (
+            (self.qkv, queries * _width(self.qkv)),
+            (self.kv, keys_and_values * _width(self.kv)),
+        )
+        return Demand(self.flops, reads, _whole(self.output))
+
+    @property
+    def flops(self) -> int:
+        """4 FLOPs per (query, key, head, dim) that the causal mask lets through."""
+        start = self.context_tokens - self.query_tokens
+        visible = self.query_tokens * start + self.query_tokens * (self.query_tokens + 1) // 2
+        return 4 * self.sequences * self.num_heads * self.head_dim * visible
+
+    def at(self, context_tokens: int) -> Attention:
+        return replace(self, context_tokens=context_tokens)
+
+    @property
+    def kernels(self) -> str:
+        return f"attention:{self.kernel}:{'decode' if self.query_tokens == 1 else 'prefill'}"
+
+    @property
+    def stored(self) -> Buffer:
+        return self.kv
+
+    @property
+    def dtype(self) -> str:
+        """The dtype computed in."""
+        return self.output.dtype
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatedActivation:
+class GatedActivation(_Op):
     """`output` [tokens, intermediate] = silu(gate) * up of `source` [tokens, 2 intermediate]."""
 
     kind: ClassVar[str] = "GatedActivation"
@@ -145,9 +344,18 @@ class GatedActivation:
     tokens: int
     intermediate_size: int
 
+    def demand(self) -> Demand:
+        """Count FLOPs and bytes."""
+        return Demand(0, _whole(self.source), _whole(self.output))
+
+    @property
+    def dtype(self) -> str:
+        """The dtype computed in."""
+        return self.output.dtype
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResidualAdd:
+class ResidualAdd(_Op):
     """`output` = `source` + `delta`; `select_last` keeps the last token of each sequence only."""
 
     kind: ClassVar[str] = "ResidualAdd"
@@ -161,9 +369,24 @@ class ResidualAdd:
     hidden_size: int
     select_last: bool = False
 
+    @property
+    def tokens(self) -> int:
+        """Rows that it writes."""
+        return self.sequences * (1 if self.select_last else self.query_tokens)
+
+    def demand(self) -> Demand:
+        """Count FLOPs and bytes."""
+        size = self.output.num_bytes
+        return Demand(0, ((self.source, size), (self.delta, size)), _whole(self.output))
+
+    @property
+    def dtype(self) -> str:
+        """The dtype computed in."""
+        return self.output.dtype
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Embed:
+class Embed(_Op):
     """`output` [tokens, hidden] = rows of `weight` [vocab, hidden] named by `token_ids`."""
 
     kind: ClassVar[str] = "Embed"
@@ -175,9 +398,19 @@ class Embed:
     tokens: int
     hidden_size: int
 
+    def demand(self) -> Demand:
+        """Count FLOPs and bytes."""
+        rows = (self.token_ids, self.token_ids.num_bytes), (self.weight, self.output.num_bytes)
+        return Demand(0, rows, _whole(self.output))
+
+    @property
+    def dtype(self) -> str:
+        """The dtype computed in."""
+        return self.output.dtype
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Sample(_Op):
     """`token_ids` [sequences] = argmax over `logits` [sequences, vocab] (greedy)."""
 
     kind: ClassVar[str] = "Sample"
@@ -188,12 +421,22 @@ class Sample:
     sequences: int
     vocab_size: int
 
+    def demand(self) -> Demand:
+        """Count FLOPs and bytes."""
+        return Demand(0, _whole(self.logits), _whole(self.token_ids))
+
+    @property
+    def dtype(self) -> str:
+        """The dtype computed in."""
+        return self.logits.dtype
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AllReduce:
+class AllReduce(_Op):
     """Sum `buffer` over the ranks of `group`, in place. `payload_bytes` is one rank's tensor."""
 
     kind: ClassVar[str] = "AllReduce"
+    meets: ClassVar[Meeting | None] = "collective"
 
     name: str
     buffer: Buffer
@@ -201,15 +444,25 @@ class AllReduce:
     group: tuple[int, ...]
     algorithm: AllReduceAlgorithm
 
+    def demand(self) -> Demand:
+        """Count FLOPs and bytes."""
+        wire = all_reduce_wire_bytes(self.payload_bytes, len(self.group), self.algorithm)
+        return Demand(0, _whole(self.buffer), _whole(self.buffer), wire)
+
+    @property
+    def kernels(self) -> str:
+        return f"all_reduce:{self.algorithm}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AllGather:
+class AllGather(_Op):
     """Columns of every rank's `source` [sequences, vocab / n] side by side in `output`.
 
     `payload_bytes` is the whole output.
     """
 
     kind: ClassVar[str] = "AllGather"
+    meets: ClassVar[Meeting | None] = "collective"
 
     name: str
     source: Buffer
@@ -217,31 +470,59 @@ class AllGather:
     payload_bytes: int
     group: tuple[int, ...]
 
+    def demand(self) -> Demand:
+        """Count FLOPs and bytes."""
+        wire = self.payload_bytes * (len(self.group) - 1) // len(self.group)
+        return Demand(0, _whole(self.source), _whole(self.output), wire)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Send:
+class Send(_Op):
     """Hand `buffer` to rank `peer`. `channel` tells flows between the same two ranks apart."""
 
     kind: ClassVar[str] = "Send"
+    meets: ClassVar[Meeting | None] = "send"
+    stream: ClassVar[Stream] = "send"
 
     name: str
     buffer: Buffer
     payload_bytes: int
     peer: int
     channel: Channel
+
+    def demand(self) -> Demand:
+        """Count FLOPs and bytes."""
+        return Demand(0, ((self.buffer, self.payload_bytes),), (), self.payload_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recv:
+class Recv(_Op):
     """Take `buffer` from rank `peer`."""
 
     kind: ClassVar[str] = "Recv"
+    meets: ClassVar[Meeting | None] = "recv"
+    stream: ClassVar[Stream] = "recv"
 
     name: str
     buffer: Buffer
     payload_bytes: int
     peer: int
     channel: Channel
+
+    def demand(self) -> Demand:
+        """Count FLOPs and bytes."""
+        return Demand(0, (), ((self.buffer, self.payload_bytes),))
+
+
+def all_reduce_wire_bytes(payload_bytes: int, num_ranks: int, algorithm: str) -> int:
+    """Bytes one rank sends: a ring moves 2 (n-1)/n of the tensor, one-shot n-1 whole copies.
+
+    One-shot kernels switch to two shots, a ring's bytes, above ONE_SHOT_MAX_BYTES.
+    Source: nccl-tests PERFORMANCE.md (ring); one-shot writes its tensor to every peer.
+    """
+    if algorithm == "one_shot" and payload_bytes <= ONE_SHOT_MAX_BYTES:
+        return payload_bytes * (num_ranks - 1)
+    return 2 * payload_bytes * (num_ranks - 1) // num_ranks
 
 
 SKINNY_ROWS, SKINNY_COLUMNS, SKINNY_INNER = 16, 64, 128

@@ -7,40 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
-from typing import NamedTuple, assert_never, overload
+from typing import NamedTuple, overload
 
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.demand import demand_of
 from layerwise.sim.plan.ops import Buffer, Op
 from layerwise.sim.plan.placement import Placement
 from layerwise.sim.plan.workload import Step
-
-MEETINGS = (ops.AllReduce, ops.AllGather, ops.Send, ops.Recv)
-GROWING = (ops.Attention, ops.RotaryWrite)
-
-
-def op_at(op: Op, context_tokens: int) -> Op:
-    """The op as it is when sequences attend to this many tokens, the new ones included."""
-    match op:
-        case ops.Attention():
-            return replace(op, context_tokens=context_tokens)
-        case ops.RotaryWrite():
-            return replace(op, start_tokens=context_tokens - op.query_tokens)
-        case (
-            ops.Norm()
-            | ops.Matmul()
-            | ops.GatedActivation()
-            | ops.ResidualAdd()
-            | ops.Embed()
-            | ops.Sample()
-            | ops.AllReduce()
-            | ops.AllGather()
-            | ops.Send()
-            | ops.Recv()
-        ):
-            return op
-        case _:
-            assert_never(op)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,18 +32,16 @@ class Segment:
 
         Made once, so that identity still tells.
         """
-        runs = [list(run) for _, run in groupby(self.ops, lambda op: isinstance(op, MEETINGS))]
+        runs = [list(run) for _, run in groupby(self.ops, lambda op: op.meets is not None)]
         pieces = [
-            piece
-            for run in runs
-            for piece in ([[op] for op in run] if isinstance(run[0], MEETINGS) else [run])
+            piece for run in runs for piece in ([[op] for op in run] if run[0].meets else [run])
         ]
         return (self,) if len(pieces) == 1 else tuple(Segment(tuple(piece)) for piece in pieces)
 
     @cached_property
     def grows(self) -> bool:
         """Is there an op in it that a longer context changes?"""
-        return any(isinstance(op, GROWING) for op in self.ops)
+        return any(op.grows for op in self.ops)
 
     def at(self, context_tokens: int) -> Segment:
         """The same segment where sequences attend to this many tokens. Made once per context."""
@@ -78,7 +49,7 @@ class Segment:
             return self
         found = self._at.get(context_tokens)
         if found is None:
-            moved = tuple(op_at(op, context_tokens) for op in self.ops)
+            moved = tuple(op.at(context_tokens) for op in self.ops)
             found = self if moved == self.ops else Segment(moved)
             self._at[context_tokens] = found
         return found
@@ -92,8 +63,8 @@ class Segment:
         """Of the smallest KV cache that its attention reads; without attention, endless."""
         return min(
             (
-                demand_of(op_at(op, op.query_tokens + 1)).read_bytes
-                - demand_of(op_at(op, op.query_tokens)).read_bytes
+                demand_of(op.at(op.query_tokens + 1)).read_bytes
+                - demand_of(op.at(op.query_tokens)).read_bytes
                 for op in self.ops
                 if isinstance(op, ops.Attention)
             ),
@@ -252,30 +223,5 @@ def kernel_set_hash(program: Program) -> str:
     choices: set[str] = set()
     for part in program.parts:
         for op in part.segment.ops:
-            choices.add(_kernel_of(op))
+            choices.add(op.kernels)
     return hashlib.sha256("\n".join(sorted(choices)).encode()).hexdigest()[:16]
-
-
-def _kernel_of(op: Op) -> str:
-    match op:
-        case ops.Attention():
-            return f"attention:{op.kernel}:{'decode' if op.query_tokens == 1 else 'prefill'}"
-        case ops.AllReduce():
-            return f"all_reduce:{op.algorithm}"
-        case ops.Matmul():
-            return op.kind if op.kernel == "cublas" else f"{op.kind}:{op.kernel}"
-        case ops.Norm():
-            return f"norm:{'fused residual' if op.delta else 'plain'}"
-        case (
-            ops.RotaryWrite()
-            | ops.GatedActivation()
-            | ops.ResidualAdd()
-            | ops.Embed()
-            | ops.Sample()
-            | ops.AllGather()
-            | ops.Send()
-            | ops.Recv()
-        ):
-            return op.kind
-        case _:
-            assert_never(op)

@@ -6,34 +6,10 @@ One rule for the engine, which sets the windows, and the simulator, which counts
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import assert_never
 
-from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import GpuSpec
 from layerwise.sim.plan.ops import Buffer, BufferKey, Op
 from layerwise.sim.plan.program import Program
-
-
-def weight_of(op: Op) -> Buffer | None:
-    """The weight that an op reads whole. An embedding reads a few rows of its table: none."""
-    match op:
-        case ops.Matmul() | ops.Norm():
-            return op.weight
-        case (
-            ops.Attention()
-            | ops.RotaryWrite()
-            | ops.GatedActivation()
-            | ops.ResidualAdd()
-            | ops.Embed()
-            | ops.Sample()
-            | ops.AllReduce()
-            | ops.AllGather()
-            | ops.Send()
-            | ops.Recv()
-        ):
-            return None
-        case _:
-            assert_never(op)
 
 
 def rank_weight_bytes(
@@ -47,7 +23,7 @@ def rank_weight_bytes(
     for program in programs:
         for part in program.parts:
             for op in part.segment.ops:
-                weight = weight_of(op)
+                weight = op.whole_weight
                 if weight is not None and counts(op):
                     found[weight.key(part.layer, part.microbatch)] = weight.num_bytes
     return sum(found.values())

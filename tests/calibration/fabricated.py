@@ -15,8 +15,8 @@ from layerwise.calibration.dataset import Measurement, Table, gpu_with_ramp, ste
 from layerwise.calibration.l2_curve import pass_seconds
 from layerwise.calibration.points import SweepPoint
 from layerwise.calibration.sweeps import skinny_matmuls, split_decodes, supplement, sweep
+from layerwise.sim.cost import kinds
 from layerwise.sim.cost.model import Calibrated
-from layerwise.sim.cost.shapes import FEATURES
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.hardware import GPUS, dgx_cluster
 from layerwise.sim.plan.model import ModelSpec
@@ -59,7 +59,7 @@ ENVIRONMENT = {
 }
 
 
-TRUTH = {kind: FORMS.get(kind, POINTWISE) for kind in FEATURES}
+TRUTH = {kind: FORMS.get(kind, POINTWISE) for kind in kinds.KINDS}
 # Attention over prompts so short that the simulator's memory floor, which the form lacks, holds.
 FLOORED = ("q128.c128", "q256.c256")
 
@@ -222,4 +222,4 @@ def astray(fit: OpFit, truth: dict[str, float]) -> dict[str, tuple[float, float]
     }
 
 
-KINDS = sorted(FEATURES)
+KINDS = sorted(kinds.KINDS)

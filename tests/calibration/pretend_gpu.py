@@ -15,7 +15,7 @@ from layerwise.calibration.points import SweepPoint
 from layerwise.calibration.selection import FIT_SIZES_BYTES
 from layerwise.scenarios.calibrate.collect import Instruments
 from layerwise.scenarios.predict.alone import predict_run
-from layerwise.sim.cost.shapes import kind_of
+from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.plan.program import Program
 from layerwise.sim.plan.scenario import Scenario
 from layerwise.sim.profile import Constant, OpFit, Profile
@@ -162,5 +162,5 @@ class PretendGpu:
     def _step_s(self, name: str, program: Program) -> float:
         op = program.parts[0].segment.ops[0]
         num = len(program.parts)
-        made = SweepPoint(name=name, kind=kind_of(op), op=op, num_repeats=num, program=program)  # type: ignore[arg-type]
+        made = SweepPoint(name=name, kind=kind_of(op).name, op=op, num_repeats=num, program=program)  # type: ignore[arg-type]
         return GRAPH_LAUNCH_S + num * op_seconds_under(made, self.truth)

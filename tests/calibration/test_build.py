@@ -11,7 +11,7 @@ import pytest
 from layerwise.calibration.build import build_profile, file_hash
 from layerwise.calibration.least_squares import FitError
 from layerwise.calibration.sweeps import supplement
-from layerwise.sim.cost.shapes import FEATURES, OPTIONAL_KINDS
+from layerwise.sim.cost.kinds import KINDS, OPTIONAL_KINDS
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.errors import FileFormatError
 from layerwise.sim.profile import OpFit, Profile, load_profile, write_profile
@@ -81,7 +81,7 @@ def built(original: Path) -> Profile:
     return build(original)
 
 
-@pytest.mark.parametrize("kind", sorted(FEATURES.keys() - OPTIONAL_KINDS))
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - OPTIONAL_KINDS))
 def test_fits_equal_the_truth(built: Profile, kind: str) -> None:
     assert {} == astray(built.fits[kind], CONSTANTS[kind])
 
@@ -208,5 +208,5 @@ def test_every_kind_is_tried_before_the_failures_are_named(folder: Path) -> None
         "embed: 3 points for 3 parameters; measure more; "
         "norm: the sweep has no points; measure them"
     )
-    assert sorted(FEATURES.keys() - OPTIONAL_KINDS) == list(outcomes)
+    assert sorted(KINDS.keys() - OPTIONAL_KINDS) == list(outcomes)
     assert {"embed", "norm"} == {k for k, o in outcomes.items() if isinstance(o, FitError)}

@@ -16,7 +16,7 @@ from layerwise.calibration.design import (
     to_repeat,
 )
 from layerwise.calibration.points import attention_point, matmul_point
-from layerwise.sim.cost.shapes import FEATURES
+from layerwise.sim.cost.kinds import KINDS
 from tests.calibration.fabricated import GPU, KERNELS, every_point, own_points
 from tests.calibration.pretend_gpu import shipped_truth
 
@@ -30,7 +30,7 @@ def test_every_point_comes_once() -> None:
 
 def test_what_every_fit_needs_comes_first() -> None:
     have = Counter(p.kind for p in POINTS)
-    needed = {kind: min(needed_points(kind), have[kind]) for kind in FEATURES}
+    needed = {kind: min(needed_points(kind), have[kind]) for kind in KINDS}
     first = designed(POINTS, GPU)[: sum(needed.values()) + have["graph_launch"]]
 
     assert needed | {"graph_launch": have["graph_launch"]} == Counter(p.kind for p in first)
@@ -39,7 +39,7 @@ def test_what_every_fit_needs_comes_first() -> None:
 
 def test_edges_come_before_the_rest() -> None:
     made = designed(POINTS, GPU)
-    first = sum(min(needed_points(k), Counter(p.kind for p in POINTS)[k]) for k in FEATURES) + 7
+    first = sum(min(needed_points(k), Counter(p.kind for p in POINTS)[k]) for k in KINDS) + 7
     after = [is_edge(p, GPU) for p in made[first:]]
 
     assert 100 < sum(after)
@@ -85,11 +85,11 @@ def test_edges_are_where_regimes_change(point: object, edge: bool) -> None:
 
 
 def test_anchor_has_some_of_every_kind_and_graph_launches_first() -> None:
-    points = anchor_points(KERNELS, FEATURES)
+    points = anchor_points(KERNELS, KINDS)
     counts = Counter(p.kind for p in points)
 
     assert 60 <= len(points) <= 150
-    assert FEATURES.keys() | {"graph_launch"} == counts.keys()
+    assert KINDS.keys() | {"graph_launch"} == counts.keys()
     assert min(counts.values()) >= 7
     assert ["graph_launch"] * 7 == [p.kind for p in points[:7]]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from layerwise.calibration import design, particular, unseen
-from layerwise.calibration.design import ANCHOR_POINTS, anchor_points
+from layerwise.calibration.design import anchor_points
 from layerwise.calibration.fit import PARAMETERS, form_for, parameters_of
-from layerwise.sim.cost.shapes import FEATURES
+from layerwise.sim.cost.kinds import KINDS, Kind
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.errors import UnknownKindError
 from layerwise.sim.plan.hardware import GPUS, dgx_cluster
@@ -22,13 +22,13 @@ H100 = GPUS["h100-sxm"]
 STRANGE: Any = SimpleNamespace(kind="strange", op=SimpleNamespace(kind="Strange"))
 
 
-@pytest.mark.parametrize("table", [PARAMETERS, ANCHOR_POINTS], ids=["PARAMETERS", "ANCHOR_POINTS"])
-def test_every_kind_is_listed(table: dict[str, object]) -> None:
-    assert FEATURES.keys() == table.keys()
+def test_every_form_of_a_kind_has_parameters_and_no_other() -> None:
+    assert {kind.form for kind in KINDS.values()} == PARAMETERS.keys()
 
 
-def test_every_kind_has_a_form() -> None:
-    assert [] == [kind for kind in FEATURES if not callable(form_for(kind, H100))]
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_what_is_fitted_is_what_is_published(kind: Kind) -> None:
+    assert not kind.published or parameters_of(kind.name).keys() == kind.published.keys()
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_kind_that_is_not_listed_is_refused_by_name(ask: Any) -> None:
     ids=["design", "particular", "unseen"],
 )
 def test_an_op_of_no_known_class_is_refused(ask: Any) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(UnknownKindError):
         ask(STRANGE)
 
 

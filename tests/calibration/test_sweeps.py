@@ -18,7 +18,7 @@ from layerwise.calibration.sweeps import (
     supplement,
     sweep,
 )
-from layerwise.sim.cost.shapes import FEATURES, OPTIONAL_KINDS, kind_of
+from layerwise.sim.cost.kinds import KINDS, OPTIONAL_KINDS, kind_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.scenario import compile_run
@@ -60,11 +60,11 @@ def test_same_seed_same_order() -> None:
 def test_every_kind_of_op_is_measured() -> None:
     own = {point.kind for part in (skinny_matmuls, split_decodes) for point in part(KernelChoice())}
     assert OPTIONAL_KINDS == own
-    assert FEATURES.keys() | {"graph_launch"} == {point.kind for point in every_point()} | own
+    assert KINDS.keys() | {"graph_launch"} == {point.kind for point in every_point()} | own
 
 
 def test_kind_of_a_point_is_that_of_its_op() -> None:
-    assert all(p.kind == kind_of(p.op) for p in every_point() if p.kind != "graph_launch")
+    assert all(p.kind == kind_of(p.op).name for p in every_point() if p.kind != "graph_launch")
 
 
 def test_paper_matmuls_are_held_out() -> None:
@@ -116,7 +116,7 @@ def test_chunks_ask_for_the_chosen_kernel() -> None:
     assert {"flash"} == kernels
 
 
-@pytest.mark.parametrize("kind", sorted([*FEATURES, "graph_launch"]))
+@pytest.mark.parametrize("kind", sorted([*KINDS, "graph_launch"]))
 def test_programs_are_valid(kind: str) -> None:
     points = [point for point in every_point() if point.kind == kind]
 

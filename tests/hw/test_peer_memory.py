@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layerwise.hw.engine.peer_memory import PeerMemory, ReducePairs, padded_bytes
 from layerwise.hw.errors import NotAvailableError
-from layerwise.sim.plan.demand import ONE_SHOT_MAX_BYTES
+from layerwise.sim.plan.ops import ONE_SHOT_MAX_BYTES
 
 
 class OneEqualPeer:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from layerwise.sim.cost.model import Belief, Bound, Calibrated, OpCost, Traffic, TransferCost
+from layerwise.sim.cost.kinds import Bound
+from layerwise.sim.cost.model import Belief, Calibrated, OpCost, Traffic, TransferCost
 from layerwise.sim.cost.unfitted import Change
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice, compile_step

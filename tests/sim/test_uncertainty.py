@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
+from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.cost.model import Calibrated, OpCost, Traffic, TransferCost
-from layerwise.sim.cost.shapes import kind_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import GPUS, LinkSpec, SlowParts, dgx_cluster
 from layerwise.sim.plan.model import MODELS
@@ -57,7 +57,7 @@ class Drawn(Calibrated):
     factors: Mapping[str, float] = field(default_factory=lambda: defaultdict(lambda: 1.0))
 
     def local(self, op: LocalOp, traffic: Traffic) -> OpCost:
-        return self._off(super().local(op, traffic), kind_of(op))
+        return self._off(super().local(op, traffic), kind_of(op).name)
 
     def collective(self, op: CollectiveOp) -> OpCost:
         kind = "all_reduce" if isinstance(op, ops.AllReduce) else "all_gather"

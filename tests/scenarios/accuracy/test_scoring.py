@@ -594,5 +594,5 @@ def test_prompts_are_scored_as_prompts() -> None:
 def test_an_op_of_no_known_class_has_no_group() -> None:
     strange: Any = SimpleNamespace(kind="strange", op=SimpleNamespace(kind="Strange"))
 
-    with pytest.raises(AssertionError):
+    with pytest.raises(UnknownKindError):
         accuracy._group_of(strange)

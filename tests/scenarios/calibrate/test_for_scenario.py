@@ -11,7 +11,7 @@ from layerwise.calibration.particular import points_of
 from layerwise.scenarios.accuracy.predictions import price_point
 from layerwise.scenarios.calibrate.for_scenario import measure_for
 from layerwise.scenarios.tables import console
-from layerwise.sim.cost.shapes import features_of, kind_of
+from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.plan.errors import FileFormatError, ProfileMismatchError
 from layerwise.sim.plan.files import load_scenario
 from layerwise.sim.profile import load_profile, write_profile
@@ -63,19 +63,19 @@ def ask(scenario: Path, base: Path, gpu: PretendGpu, out: str = "new.json") -> s
 
 def test_points_are_the_shards_of_every_number_of_microbatches(scenario: Path) -> None:
     found = points_of(load_scenario(scenario).with_kernels(KERNELS), OLD).points
-    matmuls = {features_of(p.op) for p in found if p.kind == "matmul"}
+    matmuls = {kind_of(p.op).features_of(p.op) for p in found if p.kind == "matmul"}
 
     # Tensor-parallel halves of qkv, o, gate-up and down, for 1, 2 and 4 sequences at once.
     shapes = {(1536, 1024), (1024, 512), (4096, 1024), (1024, 2048)}
     assert {(rows, *shape) for rows in (1, 2, 4) for shape in shapes} == matmuls
     assert {"/cold", "/warm"} == {p.name[-5:] for p in found if p.kind == "matmul"}
-    assert all(p.kind == kind_of(p.op) for p in found)
+    assert all(p.kind == kind_of(p.op).name for p in found)
 
 
 def test_points_of_a_fixed_number_are_fewer(scenario: Path) -> None:
     asked = load_scenario(scenario).with_kernels(KERNELS)
     rows = {
-        features_of(p.op)[0]
+        kind_of(p.op).features_of(p.op)[0]
         for p in points_of(asked.with_microbatches(2), OLD).points
         if p.kind == "matmul"
     }

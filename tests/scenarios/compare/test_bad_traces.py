@@ -228,17 +228,20 @@ def test_what_a_dying_run_left_behind(
 def test_all_shapes_fitted_is_no_validation(
     layerwise: Run, trace: Trace, profile: Profile, tmp_path: Path
 ) -> None:
-    from layerwise.sim.cost.shapes import features_of, kind_of, place_of
-    from layerwise.sim.plan.program import MEETINGS
+    from layerwise.sim.cost.kinds import kind_of
+    from layerwise.sim.plan.ops import LocalOp
     from layerwise.sim.plan.scenario import compile_run
     from layerwise.sim.residuals import ResidualPoint
 
     fits = dict(profile.fits)
     for placed in compile_run(stage_scenario(profile))[2].programs[5]:
-        if not isinstance(placed.op, MEETINGS):
+        if isinstance(placed.op, LocalOp):
             kind = kind_of(placed.op)
-            point = ResidualPoint(place=place_of(kind, features_of(placed.op), 1.0), log_ratio=0.0)
-            fits[kind] = replace(fits[kind], residuals=(*fits[kind].residuals, point))
+            point = ResidualPoint(
+                place=kind.place_of(kind.features_of(placed.op), 1.0), log_ratio=0.0
+            )
+            fit = fits[kind.name]
+            fits[kind.name] = replace(fit, residuals=(*fit.residuals, point))
     seen = replace(profile, fits=fits)
     found = compare(trace, seen)
     assert ("9 of 9 op shapes were fitted", False) == (found.fitted.told, found.stage.is_scored)

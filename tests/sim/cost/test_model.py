@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layerwise.sim.cost.kinds import KINDS, kind_of
 from layerwise.sim.cost.model import Calibrated, OpCost, SpeedOfLight, Traffic
-from layerwise.sim.cost.shapes import FEATURES, features_of, kind_of, place_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice, compile_step
 from layerwise.sim.plan.demand import demand_of
@@ -98,7 +98,8 @@ def test_prefill_of_many_short_prompts_is_not_faster_than_the_speed_of_light() -
 @given(cases())
 def test_every_op_has_a_feature_per_name(case: Case) -> None:
     for op in local_ops(case):
-        assert len(FEATURES[kind_of(op)]) == len(features_of(op))
+        kind = kind_of(op)
+        assert len(kind.features) == len(kind.features_of(op))
 
 
 def test_speed_of_light_reads_weights_at_the_datasheets_rate() -> None:
@@ -144,7 +145,7 @@ def test_hit_ramp_ends_where_the_profile_says() -> None:
 
 def test_residual_stretches_the_form() -> None:
     op, profile = matmul_op("m", 16 * MIB), synthetic_profile()
-    place = place_of("matmul", features_of(op), cold(op).miss_share)
+    place = KINDS["matmul"].place_of(kind_of(op).features_of(op), cold(op).miss_share)
     point = ResidualPoint(place=place, log_ratio=0.25)
     fit = replace(profile.fits["matmul"], residuals=(point,))
     stretched = Calibrated(CLUSTER, replace(profile, fits=profile.fits | {"matmul": fit}))

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from layerwise.sim.cost.kinds import KINDS
 from layerwise.sim.cost.model import Calibrated, Traffic
-from layerwise.sim.cost.shapes import FEATURES
 from layerwise.sim.cost.uncalibrated import published_profile
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice, compile_step
@@ -132,7 +132,7 @@ def test_decode_attention_reads_kv_at_the_published_rate() -> None:
 def test_every_kind_of_op_has_constants_and_each_constant_a_source() -> None:
     constants = [constant for fit in PROFILE.fits.values() for constant in fit.constants.values()]
 
-    assert set(FEATURES) == set(PROFILE.fits)
+    assert set(KINDS) == set(PROFILE.fits)
     assert all(constant.source for constant in (*constants, *PROFILE.machine.values()))
     assert all(transfer.source for transfer in PROFILE.transfers.values())
 

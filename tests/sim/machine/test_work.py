@@ -9,7 +9,7 @@ import pytest
 from layerwise.sim.machine.work import Work, cut_into_work, ranks_that_stand, stages_are_alike
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import ClusterSpec, SlowParts
-from layerwise.sim.plan.program import MEETINGS, Program
+from layerwise.sim.plan.program import Program
 from layerwise.sim.plan.scenario import PlacementSpec, compile_run, place
 from tests.sim.scenes import CLUSTER, H100, pipeline, scenario_of
 
@@ -81,7 +81,7 @@ def test_meeting_is_one_op() -> None:
     meetings = [one for one in work if one.kind != "block"]
 
     assert [1] * len(meetings) == [one.num_ops for one in meetings]
-    assert all(isinstance(one.op, MEETINGS) for one in meetings)
+    assert all(one.op.meets for one in meetings)
 
 
 def test_repeated_microbatches_are_cut_into_the_same_segments() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice, compile_step
-from layerwise.sim.plan.demand import Demand, all_reduce_wire_bytes, closed_form_flops, demand_of
+from layerwise.sim.plan.demand import closed_form_flops, demand_of
 from layerwise.sim.plan.model import MODELS
-from layerwise.sim.plan.ops import Buffer, Op
+from layerwise.sim.plan.ops import Buffer, Demand, Op, all_reduce_wire_bytes
 from layerwise.sim.plan.placement import tensor_pipeline
 from layerwise.sim.plan.workload import decode_steps, prefill_steps
 

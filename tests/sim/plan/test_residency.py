@@ -8,7 +8,6 @@ from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import GPUS
 from layerwise.sim.plan.residency import (
     rank_weight_bytes,
-    weight_of,
     window_bytes,
     window_hit_ratio,
 )
@@ -56,7 +55,7 @@ def test_shards_count_their_own_part() -> None:
 def test_embedding_is_read_in_part_and_has_no_window() -> None:
     model = replace(scenario(), model=TINY.with_vocabulary(16))
     placed = list(compile_run(model)[0].programs[0])
-    weights = {each.op.name: weight_of(each.op) for each in placed}
+    weights = {each.op.name: each.op.whole_weight for each in placed}
 
     assert weights["embed"] is None
     assert weights["head.matmul"] is not None
@@ -64,7 +63,7 @@ def test_embedding_is_read_in_part_and_has_no_window() -> None:
 
 def test_window_of_a_large_weight_covers_its_first_part() -> None:
     placed = next(iter(compile_run(scenario())[0].programs[0]))
-    weight = weight_of(placed.op)
+    weight = placed.op.whole_weight
     assert weight is not None
 
     assert weight.num_bytes == window_bytes(weight, GPU)
