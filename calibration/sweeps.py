@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from layerwise.calibration.points import (
@@ -136,6 +136,13 @@ def skinny_matmuls(kernels: KernelChoice, seed: int = 8) -> list[SweepPoint]:
         if not warm or 2 * math.prod(shape) <= WARM_BYTES
     ]
     return shuffled(points, seed)
+
+
+# Points of kernels beside the chosen ones, a list a task; a new kernel's are one more.
+OTHER_KERNELS: dict[str, Callable[[KernelChoice], list[SweepPoint]]] = {
+    "split-kv": split_decodes,
+    "skinny": skinny_matmuls,
+}
 
 
 def shuffled(points: Iterable[SweepPoint], seed: int) -> list[SweepPoint]:
