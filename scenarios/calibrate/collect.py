@@ -29,7 +29,6 @@ from layerwise.calibration.selection import (
     two_gpu_runs,
     validation_layers,
 )
-from layerwise.calibration.sweeps import flash_attention
 from layerwise.calibration.unfitted import unfitted
 from layerwise.calibration.unseen import unseen
 from layerwise.sim.plan.compile import KernelChoice
@@ -67,10 +66,9 @@ TASKS: tuple[Task, ...] = (
     "designed",
     "repeats",
     "unfitted",
-    "flash",
 )
 DEFAULT_TASKS: tuple[Task, ...] = ("read-curve", "stages", "sweep", "split-kv", "skinny")
-POINTS = FIT_POINTS | {"unseen": unseen, "unfitted": unfitted, "flash": flash_attention}
+POINTS = FIT_POINTS | {"unseen": unseen, "unfitted": unfitted}
 LAYERS: dict[str, tuple[Literal["fit", "validation"], Callable[[], list[Scenario]]]] = {
     "fit-layers": ("fit", fit_layers),
     "validation-layers": ("validation", validation_layers),
