@@ -128,6 +128,31 @@ def build_profile(
     )
 
 
+def with_kinds(folder: Path, profile: Profile, kernels: KernelChoice) -> Profile:
+    """Return the profile with a fit of each kind that it lacks and the folder's points tell.
+
+    Everything else in it stays as it is. Raises FitError where there is no such kind.
+    """
+    spec, machine = GPUS[profile.gpu], profile.machine
+    environment = read_environment(folder / "environment.json", spec)
+    source = f"{environment['gpu']}, {environment.get('date_utc', 'undated')[:10]}: {folder.name}"
+    points, measured = read_points(folder, kernels)
+    l2 = gpu_with_ramp(profile.gpu, machine["l2_full_hit"].value, machine["l2_no_hit"].value)
+    by_kind = tables(points, measured, l2, machine["graph_launch_s"].value)
+    drawn = {point.name for point in denser(kernels)}
+    lacking = {kind: table for kind, table in by_kind.items() if kind not in profile.fits}
+    if not lacking:
+        raise FitError(
+            f"{folder} has points of {sorted(by_kind)} and profile {profile.name!r} has their fits; "
+            "give points of another kind, or fit it anew (--fit without --profile)"
+        )
+    fits = {kind: fit_kind(table, spec, source, drawn) for kind, table in lacking.items()}
+    hashes = {
+        f"{folder.name}/{path.name}": file_hash(path) for path in sorted(folder.glob("*.json*"))
+    }
+    return replace(profile, fits=profile.fits | fits, data_hashes=profile.data_hashes | hashes)
+
+
 def read_points(
     folder: Path, kernels: KernelChoice, quarantine: Quarantine = lambda _where, _why: None
 ) -> tuple[list[SweepPoint], dict[str, Measurement]]:

@@ -17,7 +17,7 @@ from layerwise.calibration.dataset import Measurement
 from layerwise.calibration.denser import denser
 from layerwise.calibration.fit import parameters_of
 from layerwise.calibration.points import SweepPoint
-from layerwise.calibration.sweeps import skinny_matmuls, split_decodes, supplement, sweep
+from layerwise.calibration.sweeps import OTHER_KERNELS, supplement, sweep
 from layerwise.sim.cost.kinds import KINDS, kind_named, kind_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice
@@ -46,8 +46,7 @@ FIT_POINTS: dict[str, Callable[[KernelChoice], list[SweepPoint]]] = {
     "sweep": sweep,
     "supplement": supplement,
     "denser": denser,
-    "split-kv": split_decodes,
-    "skinny": skinny_matmuls,
+    **OTHER_KERNELS,
 }
 
 

@@ -205,9 +205,11 @@ def hold_out(table: Table, gpu: GpuSpec) -> HeldOut:
 
 
 def groups_of(table: Table) -> npt.NDArray[np.int64]:
-    """Points that are left out together: a matmul's weight shape, another kind's shape. [points]"""
-    is_matmul = kind_named(table.kind).family == "matmul"
-    groups = [tuple(row[1:] if is_matmul else row) for row in table.features]
+    """Return which points are left out together, such as those of a matmul's weight. [points]"""
+    kind = kind_named(table.kind)
+    by = kind.left_out_by or kind.features
+    columns = [kind.features.index(name) for name in by]
+    groups = [tuple(row) for row in table.features[:, columns].tolist()]
     order = {group: number for number, group in enumerate(sorted(set(groups)))}
     return np.array([order[one] for one in groups])
 

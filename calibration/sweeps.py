@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from layerwise.calibration.points import (
@@ -103,20 +103,8 @@ def flash_attention(kernels: KernelChoice, seed: int = 10) -> list[SweepPoint]:
     Decode, and whole prompts; later chunks of a prompt are in the sweep.
     """
     del kernels
-    points = [
-        *_decode_points("flash"),
-        *_short_decodes("flash"),
-        *_prefill_points("flash"),
-    ]
-    return shuffled((_of_kernel(each, "flash") for each in points), seed)
-
-
-def _of_kernel(each: SweepPoint, kernel: AttentionKernel) -> SweepPoint:
-    """The same point, of a kind that is named after its kernel."""
-    stage = each.kind.partition(".")[0]
-    _, _, rest = each.name.partition("/")
-    kind = f"{stage}.{kernel}"
-    return replace(each, kind=kind, name=f"{kind}/{rest}")
+    points = [*_decode_points("flash"), *_short_decodes("flash"), *_prefill_points("flash")]
+    return shuffled(points, seed)
 
 
 def skinny_matmuls(kernels: KernelChoice, seed: int = 8) -> list[SweepPoint]:
@@ -136,6 +124,14 @@ def skinny_matmuls(kernels: KernelChoice, seed: int = 8) -> list[SweepPoint]:
         if not warm or 2 * math.prod(shape) <= WARM_BYTES
     ]
     return shuffled(points, seed)
+
+
+# Points of kernels beside the chosen ones, a list a task; a new kernel's are one more.
+OTHER_KERNELS: dict[str, Callable[[KernelChoice], list[SweepPoint]]] = {
+    "split-kv": split_decodes,
+    "skinny": skinny_matmuls,
+    "flash": flash_attention,
+}
 
 
 def shuffled(points: Iterable[SweepPoint], seed: int) -> list[SweepPoint]:
@@ -236,7 +232,7 @@ def _prefill_points(kernel: AttentionKernel) -> Iterator[SweepPoint]:
         if is_small and (sequences == 1 or (h <= 32 and length in lengths[:8])):
             op = attention(sequences, h, kv, length, length, kernel)
             label = f"s{sequences}.h{h}.kv{kv}.q{length}.c{length}"
-            yield point("prefill_attention", label, op, op.kv.num_bytes)
+            yield point(kind_of(op).name, label, op, op.kv.num_bytes)
 
 
 def _chunk_points(kernel: AttentionKernel) -> Iterator[SweepPoint]:

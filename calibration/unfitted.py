@@ -150,7 +150,8 @@ def _attention(
     )
     change = f"{kernel}-d{head_dim}-{dtype}"
     label = f"{change}.s{sequences}.h{heads}.kv{kv_heads}.q{query}.c{context}"
-    return point(kind_of(op).name, label, op, op.kv.num_bytes)
+    kind = kind_of(op)
+    return point(kind.else_priced_as or kind.name, label, op, op.kv.num_bytes)
 
 
 def _float32(rng: random.Random) -> Iterator[SweepPoint]:

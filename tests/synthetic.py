@@ -54,6 +54,8 @@ FORMS["matmul.skinny"] = {
     **MEMORY,
 }
 FORMS["decode_attention.split_kv"] = FORMS["decode_attention"]
+FORMS["decode_attention.flash"] = FORMS["decode_attention"]
+FORMS["prefill_attention.flash"] = FORMS["chunked_prefill_attention"]
 POINTWISE = {"launch_s": 1.5e-6, "hbm_bytes_per_s": 2.4e12, "l2_bytes_per_s": 5.0e12}
 
 
@@ -63,7 +65,7 @@ def constant(value: float, unit: str = "") -> Constant:
 
 
 def synthetic_profile(gpu: str = "h100-sxm") -> Profile:
-    """A complete profile without residuals."""
+    """A complete profile without residuals, and without the kinds that others can price."""
     fits = {
         name: OpFit(
             constants={n: constant(v) for n, v in FORMS.get(name, POINTWISE).items()},
@@ -71,6 +73,7 @@ def synthetic_profile(gpu: str = "h100-sxm") -> Profile:
             valid=(ANY,) * len(kind.features),
         )
         for name, kind in KINDS.items()
+        if not kind.else_priced_as
     }
     machine = {
         "hbm_bytes_per_s": 3.1e12,

@@ -71,6 +71,8 @@ def calibrate(asked: Asked, console: Console, progress: Callable[[str], None]) -
     budget_s = asked.budget_s or BUDGETS_S[asked.tasks[0] if asked.tasks else ""]
     if asked.collect is not None:
         return collect_to(asked.collect, budget_s, asked.what, asked.gpu or "h100-sxm")
+    if asked.fit is not None and asked.profile is not None:
+        return add_to(asked.fit, asked.profile, _named(asked.out))
     if asked.fit is not None:
         gpu = asked.gpu or "h100-sxm"
         return fit_to(asked.fit, _named(asked.out), asked.name or gpu, gpu, console)
@@ -104,7 +106,7 @@ def _check(asked: Asked) -> None:
         raise SpecError("--budget-s", asked.budget_s, "is no time", "give seconds above 0")
     for option, value, only in (
         ("--what", asked.what, ("--collect",)),
-        ("--profile", asked.profile, ("--for", "--links")),
+        ("--profile", asked.profile, ("--fit", "--for", "--links")),
     ):
         if value and not set(only) & set(asked.tasks):
             needed = " or ".join(only)
@@ -215,6 +217,20 @@ def fit_to(folder: Path, out: Path, name: str, gpu: str, console: Console) -> st
     partial = profile.provenance.get("partial")
     note = f"\npartial: {partial}; run it again to measure the rest" if partial else ""
     return f"{out}: profile {name} of {gpu}, digest {profile.digest}\n{stored}{note}"
+
+
+def add_to(folder: Path, base: Path, out: Path) -> str:
+    """Write a profile that has the kinds of op which the base lacks and the folder tells."""
+    require_scipy()
+    from layerwise.calibration.build import with_kinds
+    from layerwise.scenarios.calibrate.collect import GPU_KERNELS
+    from layerwise.sim.profile import load_profile, write_profile
+
+    old = load_profile(base)
+    new = with_kinds(folder, old, GPU_KERNELS)
+    write_profile(new, out)
+    added = ", ".join(sorted(new.fits.keys() - old.fits.keys()))
+    return f"{out}: {added} added to {old.name}, digest {new.digest}"
 
 
 def report_of(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from layerwise.calibration.build import FITTED
 from layerwise.calibration.data import profile_path
@@ -29,7 +29,6 @@ from layerwise.calibration.selection import (
     two_gpu_runs,
     validation_layers,
 )
-from layerwise.calibration.sweeps import flash_attention
 from layerwise.calibration.unfitted import unfitted
 from layerwise.calibration.unseen import unseen
 from layerwise.sim.plan.compile import KernelChoice
@@ -53,14 +52,11 @@ GPU_KERNELS = KernelChoice(
     small_matmul="skinny",
 )
 FIT_SCENARIOS = Path(__file__).parents[1] / "fit"
-Task = Literal[
+Task = str
+TASKS: tuple[Task, ...] = (
     "read-curve",
     "stages",
-    "sweep",
-    "supplement",
-    "denser",
-    "split-kv",
-    "skinny",
+    *FIT_POINTS,
     "fit-layers",
     "unseen",
     "validation-layers",
@@ -70,11 +66,9 @@ Task = Literal[
     "designed",
     "repeats",
     "unfitted",
-    "flash",
-]
-TASKS: tuple[Task, ...] = get_args(Task)
+)
 DEFAULT_TASKS: tuple[Task, ...] = ("read-curve", "stages", "sweep", "split-kv", "skinny")
-POINTS = FIT_POINTS | {"unseen": unseen, "unfitted": unfitted, "flash": flash_attention}
+POINTS = FIT_POINTS | {"unseen": unseen, "unfitted": unfitted}
 LAYERS: dict[str, tuple[Literal["fit", "validation"], Callable[[], list[Scenario]]]] = {
     "fit-layers": ("fit", fit_layers),
     "validation-layers": ("validation", validation_layers),
@@ -199,18 +193,6 @@ def _collect_one(
             return Collected()
         case "stages":
             return _collect_stages(out, left_s, progress, lambda s: chosen.stage(on_gpu(s, gpu)))
-        case (
-            "sweep"
-            | "supplement"
-            | "denser"
-            | "split-kv"
-            | "skinny"
-            | "unseen"
-            | "unfitted"
-            | "flash"
-        ):
-            points = [(point.name, point.program) for point in POINTS[task](GPU_KERNELS)]
-            return Collected(chosen.programs(points, out / f"{task}.jsonl", left_s))
         case "designed":
             done = _measured_in(out) - set(_names_in(out / "designed.jsonl"))
             points = [(p.name, p.program) for p in designed_points(gpu) if p.name not in done]
@@ -233,6 +215,9 @@ def _collect_one(
                 progress=progress,
             )
             return Collected(outcome.num_missing, outcome.num_failed)
+        case _:
+            points = [(point.name, point.program) for point in POINTS[task](GPU_KERNELS)]
+            return Collected(chosen.programs(points, out / f"{task}.jsonl", left_s))
 
 
 def _seasoned(measure: Callable[[Scenario], Trace], gpu: str) -> Callable[[Scenario], Trace]:

@@ -61,7 +61,8 @@ def calibrate(
 ) -> None:
     """Measure this machine's GPU, fit, score on points kept apart, write a profile and its faults.
 
-    With --collect or --fit one half of that; --anchor moves a shipped profile here in minutes;
+    With --collect or --fit one half of that, and with --fit and --profile the kinds of op that the
+    profile lacks; --anchor moves a shipped profile here in minutes;
     --for measures what one scenario needs; --links puts what `layerwise links` timed into a
     profile. What was measured is kept: run it again to go on.
 

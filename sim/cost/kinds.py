@@ -136,6 +136,7 @@ class Kind:
     kind in `else_priced_as` prices its ops, flagged, or where there is none they are refused.
     `counts_tiles_only`: the form leaves out bytes, below which no op comes. `obeys_windows`: its
     kernel is one of plain loads. `own`: the buffer that each cold repeat of a sweep has of its own.
+    `left_out_by`: features that make a group left out whole when a fit is scored; all if not given.
     """
 
     name: str
@@ -153,6 +154,7 @@ class Kind:
     counts_tiles_only: bool = False
     obeys_windows: bool = False
     own: str = ""
+    left_out_by: tuple[str, ...] = ()
     anchor_points: int = 7
 
     @cached_property
@@ -188,6 +190,7 @@ _MATMUL = Kind(
     published=published.MATMUL,
     published_of=("cublas",),
     own="weight",
+    left_out_by=("columns", "inner"),
     anchor_points=32,
 )
 _DECODE = Kind(
@@ -248,7 +251,26 @@ KINDS: dict[str, Kind] = {
             is_optional=True,
             anchor_points=7,
         ),
+        replace(
+            _DECODE,
+            name="decode_attention.flash",
+            kernel="flash",
+            published={},
+            is_optional=True,
+            else_priced_as="decode_attention",
+            left_out_by=("sequences_times_kv_heads",),
+            anchor_points=7,
+        ),
         _PREFILL,
+        replace(
+            _PREFILL,
+            name="prefill_attention.flash",
+            kernel="flash",
+            published={},
+            is_optional=True,
+            form=chunk_attention,
+            else_priced_as="prefill_attention",
+        ),
         replace(
             _PREFILL,
             name="chunked_prefill_attention",

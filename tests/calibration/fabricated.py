@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,13 @@ import numpy as np
 from layerwise.calibration.dataset import Measurement, Table, gpu_with_ramp, steady_traffic, tables
 from layerwise.calibration.l2_curve import pass_seconds
 from layerwise.calibration.points import SweepPoint
-from layerwise.calibration.sweeps import skinny_matmuls, split_decodes, supplement, sweep
+from layerwise.calibration.sweeps import (
+    flash_attention,
+    skinny_matmuls,
+    split_decodes,
+    supplement,
+    sweep,
+)
 from layerwise.sim.cost import kinds
 from layerwise.sim.cost.model import Calibrated
 from layerwise.sim.plan.compile import KernelChoice
@@ -71,8 +78,8 @@ def every_point() -> tuple[SweepPoint, ...]:
 
 @cache
 def own_points() -> tuple[SweepPoint, ...]:
-    """Points of the kinds that a profile may go without: this project's own kernels."""
-    return (*split_decodes(KERNELS), *skinny_matmuls(KERNELS))
+    """Points of the kinds that a profile may go without: kernels beside the chosen ones."""
+    return (*split_decodes(KERNELS), *flash_attention(KERNELS), *skinny_matmuls(KERNELS))
 
 
 @cache
@@ -94,8 +101,11 @@ def true_profile() -> Profile:
     """The synthetic profile with the constants in TRUTH."""
     profile = synthetic_profile()
     fits = {
-        kind: replace(fit, constants={n: constant(v) for n, v in TRUTH[kind].items()})
-        for kind, fit in profile.fits.items()
+        name: replace(
+            profile.fits[kind.else_priced_as or name],
+            constants={n: constant(v) for n, v in TRUTH[name].items()},
+        )
+        for name, kind in kinds.KINDS.items()
     }
     return replace(profile, fits=fits)
 
@@ -135,7 +145,9 @@ def measured(
 
 @cache
 def true_tables(noise: float = 0.01) -> dict[str, Table]:
-    points = (*some_points(), *own_points()[:240], *own_points()[-240:])
+    own = [one for one in own_points() if not any(part in one.name for part in FLOORED)]
+    by_kind = ([p for p in own if p.kind == kind][:240] for kind in sorted(kinds.OPTIONAL_KINDS))
+    points = (*some_points(), *chain.from_iterable(by_kind))
     return tables(points, measured(points, noise), L2, GRAPH_LAUNCH_S)
 
 

@@ -170,7 +170,7 @@ def test_failed_fit_prints_its_table_and_writes_nothing(
             ("--what", "sweep", "--fit", "a"),
             "--what=\"('sweep',)\" has no meaning without --collect",
         ),
-        (("--profile", "h200"), "has no meaning without --for or --links; remove it"),
+        (("--profile", "h200"), "has no meaning without --fit or --for or --links; remove it"),
         (("--fit", "nowhere"), "--out=None is missing; add --out PROFILE.json"),
         (("--fit", "nowhere", "--out", "p"), "nowhere/environment.json: cannot be read"),
         (("--fit", COLLECTED, "--out", "p", "--gpu", "h200"), "and a h200 has 62914560"),

@@ -9,16 +9,22 @@ from typing import Any
 import pytest
 
 from layerwise.calibration import design, particular, unseen
+from layerwise.calibration.build import with_kinds
+from layerwise.calibration.data import FOLDER, profile_path
 from layerwise.calibration.design import anchor_points
 from layerwise.calibration.fit import PARAMETERS, form_for, parameters_of
+from layerwise.calibration.least_squares import FitError
+from layerwise.scenarios.calibrate.collect import GPU_KERNELS
 from layerwise.sim.cost.kinds import KINDS, Kind
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.errors import UnknownKindError
 from layerwise.sim.plan.hardware import GPUS, dgx_cluster
 from layerwise.sim.plan.scenario import Scenario, paper_scenario
+from layerwise.sim.profile import load_profile
 from tests.synthetic import synthetic_profile
 
 H100 = GPUS["h100-sxm"]
+FLASH = FOLDER / "traces" / "flash-h200"
 STRANGE: Any = SimpleNamespace(kind="strange", op=SimpleNamespace(kind="Strange"))
 
 
@@ -88,3 +94,17 @@ def test_another_kernels_points_are_not_mixed_into_the_fitted_kernels() -> None:
     found = particular.points_of(asked, synthetic_profile())
 
     assert ("decode_attention attn.sdpa: flash",) == found.left_out
+
+
+def test_kinds_that_a_profile_lacks_are_added_and_nothing_else_changes() -> None:
+    shipped = load_profile(profile_path("h200"))
+    fits = {kind: fit for kind, fit in shipped.fits.items() if not kind.endswith(".flash")}
+    hashes = {name: one for name, one in shipped.data_hashes.items() if "flash-h200" not in name}
+    without = replace(shipped, fits=fits, data_hashes=hashes)
+
+    assert shipped == with_kinds(FLASH, without, GPU_KERNELS)
+
+
+def test_a_folder_without_a_new_kind_adds_nothing() -> None:
+    with pytest.raises(FitError, match="has their fits; give points of another kind"):
+        with_kinds(FLASH, load_profile(profile_path("h200")), GPU_KERNELS)

@@ -13,6 +13,7 @@ from layerwise.calibration.sweeps import (
     HELD_OUT_MATMULS,
     WARM_BYTES,
     WARM_KV_BYTES,
+    flash_attention,
     skinny_matmuls,
     split_decodes,
     supplement,
@@ -58,7 +59,8 @@ def test_same_seed_same_order() -> None:
 
 
 def test_every_kind_of_op_is_measured() -> None:
-    own = {point.kind for part in (skinny_matmuls, split_decodes) for point in part(KernelChoice())}
+    parts = (skinny_matmuls, split_decodes, flash_attention)
+    own = {point.kind for part in parts for point in part(KernelChoice())}
     assert OPTIONAL_KINDS == own
     assert KINDS.keys() | {"graph_launch"} == {point.kind for point in every_point()} | own
 

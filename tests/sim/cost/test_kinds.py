@@ -8,10 +8,15 @@ from typing import Any, get_args
 
 import pytest
 
+from layerwise.calibration.data import profile_path
+from layerwise.calibration.points import attention
 from layerwise.sim.cost.kinds import KINDS, Kind, kind_named, kind_of
+from layerwise.sim.cost.unfitted import changes_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.errors import UnknownKindError
+from layerwise.sim.plan.hardware import GPUS
+from layerwise.sim.profile import load_profile
 from tests.sim.scenes import matmul_op
 
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
@@ -55,3 +60,22 @@ def test_a_kernel_or_a_class_of_no_kind_is_refused_by_name() -> None:
         kind_of(strange)
     with pytest.raises(UnknownKindError, match="'Matmul magic' is not listed"):
         kind_of(other)
+
+
+def test_a_kernel_with_a_fit_of_its_own_is_priced_by_it_and_else_by_another() -> None:
+    op = attention(4, 8, 8, 1, 1000, "flash")
+
+    assert "decode_attention.flash" == kind_of(op).name
+    assert "decode_attention.flash" == kind_of(op, ["decode_attention.flash"]).name
+    assert "decode_attention" == kind_of(op, ["decode_attention"]).name
+
+
+def test_flash_is_flagged_on_an_h100_and_not_on_an_h200() -> None:
+    ops_asked = [attention(4, 8, 8, query, 1024, "flash") for query in (1, 1024)]
+    told = [
+        len(changes_of(op, load_profile(profile_path(gpu)), GPUS[gpu]))
+        for gpu in ("h100-sxm", "h200")
+        for op in ops_asked
+    ]
+
+    assert [1, 1, 0, 0] == told
