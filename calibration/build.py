@@ -29,6 +29,7 @@ from layerwise.calibration.l2_curve import fit_l2_curve
 from layerwise.calibration.least_squares import FitError, significant
 from layerwise.calibration.overlap import fit_overlap
 from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.sweeps import flash_random
 from layerwise.calibration.windows import fit_set_aside
 from layerwise.sim.cost.kinds import KINDS, OPTIONAL_KINDS
 from layerwise.sim.plan.compile import KernelChoice
@@ -93,7 +94,7 @@ def build_profile(
     l2 = gpu_with_ramp(gpu, machine["l2_full_hit"].value, machine["l2_no_hit"].value)
     by_kind = tables(points, measured, l2, launch_s)
     joined(by_kind)
-    drawn = {point.name for point in denser(kernels)}
+    drawn = {point.name for made in (denser, flash_random) for point in made(kernels)}
     fits = _fit_kinds(by_kind, spec, f"{source}: sweep", drawn, progress)
     if "matmul.skinny" not in fits:
         kernels = replace(kernels, small_matmul="cublas")
@@ -139,7 +140,7 @@ def with_kinds(folder: Path, profile: Profile, kernels: KernelChoice) -> Profile
     points, measured = read_points(folder, kernels)
     l2 = gpu_with_ramp(profile.gpu, machine["l2_full_hit"].value, machine["l2_no_hit"].value)
     by_kind = tables(points, measured, l2, machine["graph_launch_s"].value)
-    drawn = {point.name for point in denser(kernels)}
+    drawn = {point.name for made in (denser, flash_random) for point in made(kernels)}
     lacking = {kind: table for kind, table in by_kind.items() if kind not in profile.fits}
     if not lacking:
         raise FitError(

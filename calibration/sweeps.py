@@ -107,6 +107,29 @@ def flash_attention(kernels: KernelChoice, seed: int = 10) -> list[SweepPoint]:
     return shuffled(points, seed)
 
 
+def flash_random(kernels: KernelChoice, seed: int = 12) -> list[SweepPoint]:
+    """Random shapes of FLASH attention, which say how far a fit to the grid is off between its lines.
+
+    Heads and lengths are drawn by a rule of their own: no multiples of a step, and groups that the
+    points kept for scoring do not have.
+    """
+    del kernels
+    rng = random.Random(seed)
+    heads = ((32, 8), (24, 8), (48, 8), (16, 4), (12, 12), (36, 36), (8, 1))
+    points: list[SweepPoint] = []
+    while len(points) < 240:
+        h, kv = rng.choice(heads)
+        if len(points) < 150:
+            sequences, context = log_uniform(rng, 1, 160), log_uniform(rng, 150, 20_000)
+            if 512 * sequences * kv * context <= 4e9:
+                points.append(attention_point(sequences, h, kv, 1, context, "flash"))
+            continue
+        sequences, length = rng.choice((1, 2, 3, 5)), log_uniform(rng, 200, 12_000)
+        if sequences * h * length**2 <= 32 * 9000**2:
+            points.append(attention_point(sequences, h, kv, length, length, "flash"))
+    return shuffled(points, seed)
+
+
 def skinny_matmuls(kernels: KernelChoice, seed: int = 8) -> list[SweepPoint]:
     """Matmuls of at most 16 rows in this project's own kernel: layers' shapes, and random ones."""
     del kernels
@@ -131,6 +154,7 @@ OTHER_KERNELS: dict[str, Callable[[KernelChoice], list[SweepPoint]]] = {
     "split-kv": split_decodes,
     "skinny": skinny_matmuls,
     "flash": flash_attention,
+    "flash-random": flash_random,
 }
 
 
