@@ -10,25 +10,13 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
 from layerwise.scenarios.commands import asking, calibrating, machines, measuring, pages
 from layerwise.scenarios.commands.shared import note
-
-app = typer.Typer(
-    name="layerwise",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    help="Where to place a model: predicted by simulation, measured on GPUs, side by side.",
-    epilog="Exit codes: 0 an answer (also: it does not fit), 1 a gate failed, 2 bad input, "
-    "130 interrupted. Quantities are in SI units, or as people write them: 20ms, 450GB/s, 11GiB. "
-    "Begin with: layerwise paper",
-)
 
 
 def _print_version(wanted: bool) -> None:
@@ -42,7 +30,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def layerwise(
     _version: Annotated[
         bool,
@@ -54,28 +41,57 @@ def layerwise(
     """Options of the command itself."""
 
 
-app.command(short_help="The paper's claims beside predictions and measurements.")(asking.paper)
-app.command(short_help="Predict a scenario: rates, times, memory, bottlenecks.")(asking.predict)
-app.command(short_help="Every placement of a model, best first, and what flips it.")(asking.rank)
-app.command("what-if", short_help="Questions people ask, each a short script.")(asking.what_if)
-app.command(short_help="Predict every combination of a file's axes.")(asking.sweep)
-app.command(short_help="What this machine has for measuring.")(measuring.doctor)
-app.command(short_help="Run a scenario for real and write its trace.")(measuring.measure)
-app.command(short_help="A trace of a run that nobody could save.")(measuring.recover)
-app.command(short_help="Predicted beside measured, op by op; a gate.")(measuring.compare)
-app.command(short_help="Measure this machine's GPU, fit, score, write a profile.")(
-    calibrating.calibrate
-)
-app.command(short_help="What no fit has seen, predicted again; a gate.")(calibrating.accuracy)
-app.command(short_help="Time messages between GPUs, by payload.")(machines.links)
-app.command(short_help="What messages and kernels cost each other.")(machines.overlap)
-app.command(short_help="Bytes of each op, counted by Nsight Compute.")(machines.counters)
-app.command(short_help="What the engine reaches beside its bars; a gate.")(machines.figures)
-app.command(short_help="A whole host: predicted, measured, compared.")(machines.host)
-app.command(short_help="Results as one page that works from disk.")(pages.report)
-app.command(short_help="A page on this machine whose controls simulate again.")(pages.explore)
-app.command("shipped", short_help="The names of the files that come with it.")(pages.list_shipped)
-app.command(short_help="The JSON schema of a scenario file, for an editor.")(pages.schema)
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "paper": (asking.paper, "The paper's claims beside predictions and measurements."),
+    "predict": (asking.predict, "Predict a scenario: rates, times, memory, bottlenecks."),
+    "rank": (asking.rank, "Every placement of a model, best first, and what flips it."),
+    "what-if": (asking.what_if, "Questions people ask, each a short script."),
+    "sweep": (asking.sweep, "Predict every combination of a file's axes."),
+    "doctor": (measuring.doctor, "What this machine has for measuring."),
+    "measure": (measuring.measure, "Run a scenario for real and write its trace."),
+    "recover": (measuring.recover, "A trace of a run that nobody could save."),
+    "compare": (measuring.compare, "Predicted beside measured, op by op; a gate."),
+    "calibrate": (
+        calibrating.calibrate,
+        "Measure this machine's GPU, fit, score, write a profile.",
+    ),
+    "accuracy": (calibrating.accuracy, "What no fit has seen, predicted again; a gate."),
+    "links": (machines.links, "Time messages between GPUs, by payload."),
+    "overlap": (machines.overlap, "What messages and kernels cost each other."),
+    "counters": (machines.counters, "Bytes of each op, counted by Nsight Compute."),
+    "figures": (machines.figures, "What the engine reaches beside its bars; a gate."),
+    "host": (machines.host, "A whole host: predicted, measured, compared."),
+    "report": (pages.report, "Results as one page that works from disk."),
+    "explore": (pages.explore, "A page on this machine whose controls simulate again."),
+    "shipped": (pages.list_shipped, "The names of the files that come with it."),
+    "schema": (pages.schema, "The JSON schema of a scenario file, for an editor."),
+}
+"""Every command by its name, with its line in the list of all."""
+
+
+def _unasked() -> None:
+    """Stand in for a command that is only listed: reading all options takes 50 ms."""
+
+
+def app_for(arguments: Sequence[str]) -> typer.Typer:
+    """Make the command line with the options of the command that is asked for, and names of others."""
+    app = typer.Typer(
+        name="layerwise",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        help="Where to place a model: predicted by simulation, measured on GPUs, side by side.",
+        epilog="Exit codes: 0 an answer (also: it does not fit), 1 a gate failed, 2 bad input, "
+        "130 interrupted. Quantities are in SI units, or as people write them: 20ms, 450GB/s, 11GiB. "
+        "Begin with: layerwise paper",
+    )
+    app.callback()(layerwise)
+    asked = next((each for each in arguments if not each.startswith("-")), "")
+    completing = "_LAYERWISE_COMPLETE" in os.environ  # a shell asks, for any command's options
+    for name, (function, line) in COMMANDS.items():
+        app.command(name, short_help=line)(function if name == asked or completing else _unasked)
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -88,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=given, prog_name="layerwise", obj=given)
+        app_for(given)(args=given, prog_name="layerwise", obj=given)
     except LayerwiseError as error:
         notes = "".join(f"; {added}" for added in getattr(error, "__notes__", ()))
         note(f"layerwise: {' '.join(f'{error}{notes}'.split())}")

@@ -17,14 +17,13 @@ import typer.main
 
 from layerwise.hw.options import Options
 from layerwise.scenarios import tables
-from layerwise.scenarios.command_line import app
+from layerwise.scenarios.command_line import COMMANDS, app_for
 from layerwise.sim.plan.files import load_gpu, load_scenario, scenario_json_schema
 from layerwise.sim.plan.hardware import GPUS
 from layerwise.sim.profile import Profile, write_profile
 from layerwise.sim.trace import as_data, write_trace
 from tests.scenarios.conftest import Run, fake_trace
 
-COMMANDS: dict[str, Any] = getattr(typer.main.get_command(app), "commands", {})
 MOST_LINES, WIDTH = 40, 100
 # On an idle machine 0.2 s; the bar of 0.5 s with room for the neighbours of a CI machine.
 COLD_START_S = 0.8
@@ -91,7 +90,18 @@ def test_every_command_of_the_project_is_there() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_takes_json(name: str) -> None:
-    assert "--json" in [option for each in COMMANDS[name].params for option in each.opts]
+    commands: dict[str, Any] = getattr(typer.main.get_command(app_for([name])), "commands", {})
+
+    assert "--json" in [option for each in commands[name].params for option in each.opts]
+
+
+def test_a_shell_that_completes_knows_the_options_of_every_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("_LAYERWISE_COMPLETE", "complete_bash")
+    commands: dict[str, Any] = getattr(typer.main.get_command(app_for([])), "commands", {})
+
+    assert [] == [name for name in COMMANDS if not commands[name].params]
 
 
 def test_help_says_what_exit_codes_mean(layerwise: Run) -> None:

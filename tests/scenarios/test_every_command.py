@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 
 from layerwise.hw.options import Options
-from layerwise.scenarios.command_line import app
+from layerwise.scenarios.command_line import COMMANDS
 from layerwise.sim.profile import Profile, write_profile
 from layerwise.sim.trace import write_trace
 from tests.scenarios.conftest import Ran, Run, fake_trace
 
-COMMANDS: dict[str, Any] = getattr(typer.main.get_command(app), "commands", {})
 ROOT = Path(__file__).parents[2]
 WIDE, NARROW = 100, 80
 SCENARIO = '[model]\npreset = "paper-16"\n[workload]\nnum_microbatches = 16\n'
