@@ -29,6 +29,7 @@ from layerwise.calibration.least_squares import FitError
 from layerwise.calibration.selection import fit_layers
 from layerwise.scenarios.calibrate.collect import FIT_SCENARIOS, on_gpu
 from layerwise.scenarios.calibrate.fit_report import diagnostics_folder
+from layerwise.scenarios.calibrate.fitting import require_scipy
 from layerwise.scenarios.calibrate.here import (
     Progress,
     check_same_machine,
@@ -77,8 +78,6 @@ def anchor_to(
     Raises what `calibrate_here` raises, and FitError when the budget bought too little to tell
     anything: then nothing is written.
     """
-    from layerwise.scenarios.calibrate.calibrating import require_scipy
-
     require_scipy()
     profile = load_profile(base)
     chosen = instruments or instruments_here(progress)

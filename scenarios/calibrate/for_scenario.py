@@ -24,6 +24,7 @@ from layerwise.calibration.dataset import (
 from layerwise.calibration.particular import points_of, with_points
 from layerwise.calibration.points import SweepPoint
 from layerwise.scenarios.accuracy.predictions import price_point
+from layerwise.scenarios.calibrate.fitting import require_scipy
 from layerwise.scenarios.calibrate.here import (
     Progress,
     check_same_machine,
@@ -73,8 +74,6 @@ def measure_for(
     Collectives and messages are left to the profile. Raises ProfileMismatchError for a scenario of
     another GPU, FileFormatError when nothing was measured, and what `calibrate_here` raises.
     """
-    from layerwise.scenarios.calibrate.calibrating import require_scipy
-
     require_scipy()
     profile, scenario = load_profile(base), load_scenario(scenario_path)
     profile.check_gpu(scenario.cluster)

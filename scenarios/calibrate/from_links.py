@@ -11,6 +11,7 @@ from rich.console import Console
 
 from layerwise.calibration.data import file_hash, profile_path
 from layerwise.calibration.links import LinkTimings, fit_links, mean_error, read_links
+from layerwise.scenarios.calibrate.fitting import require_scipy
 from layerwise.scenarios.measure.diagnosis import SPEC_OF_NAME
 from layerwise.scenarios.tables import escape, percent, table
 from layerwise.sim.plan.errors import FileFormatError, ProfileMismatchError, SpecError
@@ -45,8 +46,6 @@ def profile_from_links(
     Raises FileFormatError for a file that is none, was cut short, or has no graphs of a GPU;
     ProfileMismatchError for another GPU's, SpecError, MissingPackageError without scipy.
     """
-    from layerwise.scenarios.calibrate.calibrating import require_scipy
-
     require_scipy()
     head = _head(links)
     profile = _base(base, gpu, head["environment"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from layerwise.calibration.least_squares import FitError
+from layerwise.scenarios.calibrate.fitting import fit_to, require_scipy
 from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.plan.hardware import GPUS
 from layerwise.sim.plan.reading import read_json
@@ -45,7 +46,6 @@ def calibrate_here(
     Raises NotAvailableError without a GPU, SpecError for a folder of another machine, and what
     `fit_to` raises: then there is no profile.
     """
-    from layerwise.scenarios.calibrate.calibrating import fit_to, require_scipy
     from layerwise.scenarios.calibrate.collect import collect
 
     require_scipy()

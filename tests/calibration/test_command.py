@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from layerwise.calibration.data import FOLDER, profile_path
-from layerwise.scenarios.calibrate.calibrating import print_fits
 from layerwise.scenarios.calibrate.collect import Collected
+from layerwise.scenarios.calibrate.fitting import print_fits
 from layerwise.scenarios.command_line import main
 from layerwise.scenarios.tables import console
 from layerwise.sim.profile import OpFit, Profile, load_profile
@@ -199,7 +199,7 @@ def test_missing_package_names_its_extra(
 ) -> None:
     found = importlib.util.find_spec
     for module in (
-        "layerwise.scenarios.calibrate.calibrating",
+        "layerwise.scenarios.calibrate.fitting",
         "layerwise.scenarios.measure.measuring",
     ):
         monkeypatch.setattr(

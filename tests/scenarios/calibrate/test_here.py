@@ -116,7 +116,7 @@ def test_spread_from_run_to_run_is_that_of_the_noise(
 def test_next_run_goes_on_where_this_one_stopped(
     done: tuple[Path, str, list[str], PretendGpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerwise.scenarios.calibrate.calibrating.fit_to", lambda *_: "fitted")
+    monkeypatch.setattr("layerwise.scenarios.calibrate.here.fit_to", lambda *_: "fitted")
     monkeypatch.setitem(collect.LAYERS, "fit-layers", ("fit", lambda: fit_layers()[:3]))
     shutil.copytree(work_folder(done[0]), tmp_path / "mine.work")
     again = PretendGpu(TRUTH, most_in={"designed": 3, "unseen": 0, "repeats": 0})
