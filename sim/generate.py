@@ -87,7 +87,7 @@ def generate(plan: Plan, num_tokens: int, *, tolerance: float = 5e-4) -> Generat
     The bound takes each stretch between two samples to be as far from its straight line, all
     along, as it was where the line was last tested: at the middle of the stretch before it was cut
     in two, which is at least what a smooth curve leaves of it; and the drain, a share of one step's
-    growth, to be half as long again.
+    growth, to be off by all of itself: with fewer microbatches than stages there may be none.
     """
     _check(plan.scenario, num_tokens)
     sampler = _Sampler(plan, num_tokens)
@@ -95,7 +95,7 @@ def generate(plan: Plan, num_tokens: int, *, tolerance: float = 5e-4) -> Generat
     sampler.sample(_spread(first, first + num_tokens - 1))
     while True:
         stretches = sampler.stretches()
-        bound_s = sum(stretch.bound_s for stretch in stretches) + abs(sampler.drain_s()) / 2
+        bound_s = sum(stretch.bound_s for stretch in stretches) + abs(sampler.drain_s())
         total_s = sampler.total_s()
         done = bound_s <= tolerance * total_s or len(sampler.steps) >= MAX_SAMPLES
         wanted = [s.middle for s in stretches if s.high - s.low > 1 and s.bound_s > 0]

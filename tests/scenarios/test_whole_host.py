@@ -558,7 +558,8 @@ def test_it_needs_a_folder_or_a_file_to_write(layerwise: Run) -> None:
 def test_predictions_alone_are_written_to_be_committed(tmp_path: Path, layerwise: Run) -> None:
     path = tmp_path / "p.json"
     ran = layerwise("host", *QUICK, "--predict-only", path, "--json")
-    assert {"predictions": str(path), "num_runs": NUM_QUICK_RUNS, "profile": None} == (
-        json.loads(ran.out)
-    )
+    said = json.loads(ran.out)
+
+    assert ("layerwise-host", 1) == (said.pop("format"), said.pop("version"))
+    assert {"predictions": str(path), "num_runs": NUM_QUICK_RUNS, "profile": None} == said
     assert [path] == list(tmp_path.iterdir())
