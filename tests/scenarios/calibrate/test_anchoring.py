@@ -101,7 +101,10 @@ def test_provenance_names_both_machines(moved: Outcome) -> None:
     assert "made up for tests" == said["source"]
     assert MEASURED_HERE["gpu"] == said["anchored_gpu"]
     assert f"synthetic, digest {OLD.digest}" == said["anchored_from"]
-    assert said["anchored_shifts"].startswith("matmul +")
+    # Beside the one that moved, one in twenty others is told by chance.
+    told = dict(each.rsplit(" ", 1) for each in said["anchored_shifts"].split(", "))
+    assert told["matmul"].startswith("+")
+    assert max(told, key=lambda kind: abs(float(told[kind].rstrip("%")))) == "matmul"
     assert "anchor/anchor.jsonl" in moved[0].profile.data_hashes
 
 
