@@ -215,9 +215,9 @@ def rank(
         note(left_out(scenario, asked))
     limit_s = tpot_s_of(tpot_below)
     if plot is not None:
-        from layerwise.scenarios.rank.plot import check_plot_path
+        from layerwise.scenarios.pictures import check_picture
 
-        check_plot_path(plot)
+        check_picture(plot, "the table")
     constants = profile_or_none(profile, asked.cluster.gpu.name)
     with showing_progress(console(stderr=True)) as progress:
         ranking = rank_placements(

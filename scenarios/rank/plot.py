@@ -25,14 +25,9 @@ TOP_SHARE = 1.2
 NAMES_SHARE = 0.25
 
 
-def check_plot_path(path: Path) -> None:
-    """Check before the work is done that the picture can be drawn; raises what it raises."""
-    check_picture(path, "the table")
-
-
 def write_plot(ranking: Ranking, path: Path) -> str:
     """Draw throughput against TPOT over batches, and every layout; returns a sentence."""
-    check_plot_path(path)
+    check_picture(path, "the table")
     with sheet(path, (9, 5.5)) as figure:
         _draw(ranking, figure)
     fitting = sum(each.fits for each in ranking.best)
