@@ -18,7 +18,7 @@ from layerwise.hw.engine.memory import Slot, allocate, budget_of, model_fill, sl
 from layerwise.hw.engine.residency import WeightWindows, weight_windows
 from layerwise.hw.engine.schedule import Action, actions_of
 from layerwise.hw.engine.steps import make_peers
-from layerwise.hw.engine.weights import RandomWeights, WeightSource
+from layerwise.hw.engine.weights import RESIDUAL_SCALE, RandomWeights, WeightSource
 from layerwise.hw.host.environment import environment_of
 from layerwise.hw.instrument.observe import Observer, nvtx_ranges
 from layerwise.hw.instrument.power import PowerMeter
@@ -69,7 +69,9 @@ class RankRun:
         self._windows: WeightWindows | None = None
         self.programs = plan.body_programs(session.rank)
         every = [c.programs[session.rank] for c in (*plan.prologue, *plan.epilogue)]
-        source = weights or RandomWeights(scenario.model, session.device)
+        source = weights or RandomWeights(
+            scenario.model, session.device, residual_scale=RESIDUAL_SCALE
+        )
         fill = model_fill(scenario.model, source, self.programs[0], session.device, session.rank)
         self.progress.enter("allocating", "setup")
         slots = slots_of([*self.programs, *every])

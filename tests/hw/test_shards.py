@@ -70,3 +70,12 @@ def test_random_norm_weights_lie_near_one() -> None:
 def test_an_unknown_weight_is_named() -> None:
     with pytest.raises(ProgramError, match="'mlp.router.weight' belongs to no layer"):
         whole_shape("mlp.router.weight", MODEL)
+
+
+def test_weights_that_write_to_the_residual_stream_are_scaled_and_no_others() -> None:
+    whole, small = (
+        RandomWeights(MODEL, torch.device("cpu"), residual_scale=scale) for scale in (1.0, 0.25)
+    )
+
+    assert torch.equal(whole("mlp.down.weight", 0) * 0.25, small("mlp.down.weight", 0))
+    assert torch.equal(whole("mlp.gate_up.weight", 0), small("mlp.gate_up.weight", 0))
