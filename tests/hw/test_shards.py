@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from layerwise.hw.engine.weights import RandomWeights, shard, whole_shape
+from layerwise.hw.engine.collectives import ReplacedPeers
+from layerwise.hw.engine.execute import Engine
+from layerwise.hw.engine.memory import allocate, model_fill, slots_of
+from layerwise.hw.engine.schedule import actions_of
+from layerwise.hw.engine.weights import RESIDUAL_SCALE, RandomWeights, shard, whole_shape
+from layerwise.sim.plan.compile import KernelChoice, compile_step
 from layerwise.sim.plan.errors import ProgramError
 from layerwise.sim.plan.model import ModelSpec
+from layerwise.sim.plan.placement import tensor_pipeline
+from layerwise.sim.plan.workload import prefill_steps
 
 MODEL = ModelSpec(
     name="tiny",
@@ -79,3 +88,26 @@ def test_weights_that_write_to_the_residual_stream_are_scaled_and_no_others() ->
 
     assert torch.equal(whole("mlp.down.weight", 0) * 0.25, small("mlp.down.weight", 0))
     assert torch.equal(whole("mlp.gate_up.weight", 0), small("mlp.gate_up.weight", 0))
+
+
+@pytest.mark.parametrize(("residual_scale", "stay_apart"), [(RESIDUAL_SCALE, True), (1.0, False)])
+def test_tokens_of_a_stage_repeated_on_its_own_output(
+    residual_scale: float, stay_apart: bool
+) -> None:
+    model = replace(MODEL, hidden_size=256, intermediate_size=512, head_dim=64)
+    steps = prefill_steps((1,), 32, 32)
+    program = compile_step(
+        model, tensor_pipeline(model, pipeline_parallel=2), steps[0], KernelChoice()
+    ).programs[1]
+    device = torch.device("cpu")
+    weights = RandomWeights(model, device, residual_scale=residual_scale)
+    slots = slots_of([program])
+    memory = allocate(slots, device, model_fill(model, weights, program, device))
+    engine, actions = Engine(1, memory, ReplacedPeers()), actions_of(program)
+
+    for _ in range(100):
+        engine.run(actions)
+
+    received = next(slot for slot in slots.values() if slot.buffer.name == "act.in")
+    alike = torch.corrcoef(memory.tensor(received.buffer, received.layer, 0).float()).mean()
+    assert stay_apart == (float(alike) < 0.2)
