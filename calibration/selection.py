@@ -302,7 +302,9 @@ def _pair(
         workload=Workload(
             phase=phase, batch_size=batch, context_tokens=context, num_microbatches=microbatches
         ),
-        run=RunSpec(launch=launch, repeats=DECODE_REPEATS if phase == "decode" else 10),
+        run=RunSpec(
+            launch=launch, repeats=DECODE_REPEATS if phase == "decode" else 10, regime="burst"
+        ),
     )
 
 
@@ -367,7 +369,7 @@ def _scenario(
             cluster=dgx_cluster(GPUS["h100-sxm"], 1),
             placement=PlacementSpec(strategy="layer-wise", num_gpus=1),
             workload=workload,
-            run=RunSpec(launch="graph", num_steps=4, repeats=repeats),
+            run=RunSpec(launch="graph", num_steps=4, repeats=repeats, regime="burst"),
         )
     )
 

@@ -20,8 +20,9 @@ from layerwise.hw.engine.schedule import Action, actions_of
 from layerwise.hw.engine.steps import make_peers
 from layerwise.hw.engine.weights import RESIDUAL_SCALE, RandomWeights, WeightSource
 from layerwise.hw.host.environment import environment_of
+from layerwise.hw.instrument import regimes
 from layerwise.hw.instrument.observe import Observer, nvtx_ranges
-from layerwise.hw.instrument.power import PowerMeter
+from layerwise.hw.instrument.power import PowerMeter, repeats_for
 from layerwise.hw.instrument.stopwatch import Stopwatch
 from layerwise.hw.instrument.tracing import (
     Timing,
@@ -143,6 +144,8 @@ class RankRun:
         # A replay runs no host code: ranges at capture name its nodes for nsys, and cost nothing.
         ranges = nvtx_ranges() if self.in_graph and _under_nsys() else ()
         replay = self._replay_of(lambda step: ranges)
+        if self.session.device.type == "cuda":
+            repeats = self._enter_regime(replay, repeats)
         return self._stream(replay, repeats, None)
 
     def traced(self, timing: Timing | None, repeats: int) -> tuple[list[Row], tuple[float, ...]]:
@@ -223,6 +226,20 @@ class RankRun:
             if tracer is None:
                 self._go_on_for_energy(replay, sum(seconds) / repeats)
         return tuple(each / self.steps_per_graph for each in seconds)
+
+    def _enter_regime(self, replay: Replay, repeats: int) -> int:
+        """Bring the clock to where the run's regime has it; how many repeats are then timed.
+
+        One repeat is a whole pass where the context grows.
+        """
+        lasted_s = sum(self._repeats(replay, 1, None))
+        if self.run.regime == "burst":
+            regimes.rest(self.session)
+            return regimes.repeats_of_burst(self.session, lasted_s, repeats)
+        settling = repeats_for(self.session, "settling", regimes.SETTLING_S, lasted_s)
+        lasted_s = sum(self._repeats(replay, settling, None)) / settling
+        scored = repeats_for(self.session, "scored", regimes.SCORED_S, lasted_s)
+        return max(repeats, min(scored, regimes.MAX_REPEATS))
 
     def _go_on_for_energy(self, replay: Replay, repeat_s: float) -> None:
         """Repeat for as long as was asked for; nothing but the meter takes note."""

@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
@@ -32,6 +33,8 @@ from layerwise.hw.engine.memory import (
 from layerwise.hw.engine.schedule import Action, actions_of
 from layerwise.hw.engine.weights import WEIGHT_STD
 from layerwise.hw.errors import DoesNotFitError, ExecutionError
+from layerwise.hw.instrument.power import nvml_gauge
+from layerwise.hw.instrument.regimes import time_both
 from layerwise.hw.instrument.timing import MAX_REPLAYS, MIN_REPLAYS, time_by_events
 from layerwise.hw.ranks.session import usable_device
 from layerwise.sim.plan import ops
@@ -95,6 +98,7 @@ def measure_programs(
     out: Path,
     budget_s: float = math.inf,
     pool_bytes: int | None = None,
+    both_regimes: bool = False,
     progress: Progress = print,
 ) -> int:
     """Time programs of local ops, each by itself; append one JSON line per point to `out`.
@@ -102,7 +106,8 @@ def measure_programs(
     A line has `name`, `step_s` (the median of `num_replays`), `best_s`, `num_ops`; or `name` and
     `does_not_fit`, or `failed` (a kernel that refuses the shape), each with the reason. Names
     already in the file are skipped, so an interrupted sweep goes on where it stopped; it stops by
-    itself after `budget_s`. On the CPU steps are run eagerly by the host's clock. Returns the
+    itself after `budget_s`. `both_regimes`: each point rests and then goes on for seconds; its line
+    has the fields of `regimes.Both` (6 s a point, CUDA only). On the CPU steps are run eagerly by the host's clock. Returns the
     number of points left to do.
     """
     chosen = usable_device(device)
@@ -118,7 +123,7 @@ def measure_programs(
             if elapsed_s > budget_s:
                 progress(f"sweep: {budget_s:.0f} s are used up, {len(todo) - done} points left")
                 return len(todo) - done
-            _write(file, {"name": name, **_measure_point(name, program, pool)})
+            _write(file, {"name": name, **_measure_point(name, program, pool, both_regimes)})
             if done % POINTS_PER_CLEANUP == 0:
                 let_go(chosen)
             _report(progress, done + 1, len(todo), time.monotonic() - started_s)
@@ -148,13 +153,17 @@ def names_in(out: Path) -> set[str]:
         raise FileFormatError(f"{out}: is not a sweep's file of JSON lines: {error}") from error
 
 
-def _measure_point(name: str, program: Program, pool: RandomPool) -> dict[str, object]:
+def _measure_point(
+    name: str, program: Program, pool: RandomPool, both_regimes: bool
+) -> dict[str, object]:
     for placed in program:
         if placed.op.meets:
             raise ProgramError(f"{name}: {placed.name} needs another rank; sweep local ops only")
     try:
         memory = pool.memory(slots_of([program]), _vocab_size(program))
         engine = Engine(program.rank, memory, ReplacedPeers())
+        if both_regimes:
+            return {**_time_both(engine, actions_of(program)), "num_ops": len(program)}
         seconds = _time_steps(engine, actions_of(program))
     except (DoesNotFitError, torch.OutOfMemoryError) as error:
         return {"does_not_fit": str(error)}
@@ -183,6 +192,16 @@ def _time_steps(engine: Engine, actions: tuple[Action, ...]) -> list[float]:
     seconds = time_by_events(graph.replay, min(MAX_REPLAYS, max(MIN_REPLAYS, count)))
     graph.reset()
     return seconds
+
+
+def _time_both(engine: Engine, actions: tuple[Action, ...]) -> dict[str, object]:
+    """The program in both regimes of the clock, with the power that it drew."""
+    engine.run(actions)
+    graph = capture(engine, [actions])
+    step_s = min(time_by_events(graph.replay, 3))
+    found = time_both(graph.replay, step_s, nvml_gauge(engine.memory.device))
+    graph.reset()
+    return asdict(found)
 
 
 def _time_by_clock(step: Callable[[], None]) -> list[float]:

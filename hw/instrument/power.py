@@ -215,15 +215,7 @@ class PowerMeter:
 
         `repeat_s`: how long one took just now. 0 once the last ones, `lasted_s`, were enough.
         """
-        wanted_s = self.options.energy_s
-        if not wanted_s:
-            return 0
-
-        def decide(ranks: list[tuple[float, float]]) -> int:
-            fastest_s, least_s = (min(values) for values in zip(*ranks, strict=True))
-            return 0 if least_s >= wanted_s else math.ceil(EXTRA_MARGIN * wanted_s / fastest_s)
-
-        return agree(session, "energy", (repeat_s, lasted_s), decide)
+        return repeats_for(session, "energy", self.options.energy_s, repeat_s, lasted_s)
 
     def report(self) -> RankPower:
         """What was read in the windows of both streams, and what reading it cost."""
@@ -246,6 +238,23 @@ class PowerMeter:
             f"{num} samples, one each {1e3 * self.options.period_s:.0f} ms; a sample took "
             f"{1e3 * wall_s:.2f} ms, {1e3 * cpu_s:.2f} ms of them on a processor of the host"
         )
+
+
+def repeats_for(
+    session: Session, name: str, wanted_s: float, repeat_s: float, lasted_s: float = 0.0
+) -> int:
+    """How many more repeats last `wanted_s` on the fastest rank: the same on every rank.
+
+    `repeat_s`: how long one took just now. 0 once the last ones, `lasted_s`, were enough.
+    """
+    if not wanted_s:
+        return 0
+
+    def decide(ranks: list[tuple[float, float]]) -> int:
+        fastest_s, least_s = (min(values) for values in zip(*ranks, strict=True))
+        return 0 if least_s >= wanted_s else math.ceil(EXTRA_MARGIN * wanted_s / fastest_s)
+
+    return agree(session, name, (repeat_s, lasted_s), decide)
 
 
 def _supports(read: Callable[[], object]) -> bool:

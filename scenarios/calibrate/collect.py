@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from layerwise.calibration.build import FITTED
 from layerwise.calibration.data import profile_path
 from layerwise.calibration.design import FIT_POINTS, designed, every_point, to_repeat
+from layerwise.calibration.power_points import power_points, unseen_sustained
 from layerwise.calibration.selection import (
     FIT_SIZES_BYTES,
     SCORED_SIZES_BYTES,
@@ -31,6 +32,7 @@ from layerwise.calibration.selection import (
 )
 from layerwise.calibration.unfitted import unfitted
 from layerwise.calibration.unseen import unseen
+from layerwise.calibration.whole_models import fit_models, validation_models
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.errors import LayerwiseError, SpecError
 from layerwise.sim.plan.files import load_scenario
@@ -66,6 +68,10 @@ TASKS: tuple[Task, ...] = (
     "designed",
     "repeats",
     "unfitted",
+    "power",
+    "sustained",
+    "fit-models",
+    "validation-models",
 )
 DEFAULT_TASKS: tuple[Task, ...] = ("read-curve", "stages", "sweep", "split-kv", "skinny")
 POINTS = FIT_POINTS | {"unseen": unseen, "unfitted": unfitted}
@@ -73,6 +79,15 @@ LAYERS: dict[str, tuple[Literal["fit", "validation"], Callable[[], list[Scenario
     "fit-layers": ("fit", fit_layers),
     "validation-layers": ("validation", validation_layers),
     "engine-layers": ("validation", engine_layers),
+}
+MODELS: dict[str, tuple[Literal["fit", "validation"], Callable[[str], list[Scenario]]]] = {
+    "fit-models": ("fit", fit_models),
+    "validation-models": ("validation", validation_models),
+}
+# Points in both regimes of the clock: rested, then for seconds.
+IN_BOTH_REGIMES: dict[str, Callable[[KernelChoice], Sequence[SweepPoint]]] = {
+    "power": power_points,
+    "sustained": unseen_sustained,
 }
 ENVIRONMENT = "environment.json"
 CURVES = {"read-curve": "read_curve.json", "read-curve-scored": "read_curve_scored.json"}
@@ -84,7 +99,8 @@ class Instruments:
 
     `curve` is asked for one of CURVES. `programs` takes points, a file and a budget in seconds, and
     returns how many points are left. `layers` is `layerwise.hw.series.measure_scenarios` but for its
-    `measure`, which is `layer`; `pairs` starts two ranks and gives their `measure`.
+    `measure`, which is `layer`; `pairs` starts two ranks and gives their `measure`. `in_both` is
+    `programs` for points in both regimes of the clock.
     """
 
     environment: Callable[[], dict[str, str]]
@@ -93,6 +109,7 @@ class Instruments:
     layer: Callable[[Scenario], Trace]
     programs: Callable[[Iterable[tuple[str, Program]], Path, float], int]
     pairs: Callable[[], AbstractContextManager[Callable[[Scenario], Trace]]]
+    in_both: Callable[[Iterable[tuple[str, Program]], Path, float], int]
 
 
 @dataclass(frozen=True)
@@ -202,19 +219,16 @@ def _collect_one(
         case "two-gpus":
             return _collect_pairs(out, left_s, progress, chosen, gpu)
         case "fit-layers" | "validation-layers" | "engine-layers":
-            from layerwise.hw.series import measure_scenarios
-
             purpose, layers = LAYERS[task]
-            outcome = measure_scenarios(
-                [on_gpu(layer, gpu).with_kernels(GPU_KERNELS) for layer in layers()],
-                measure=_seasoned(chosen.layer, gpu),
-                folder=out / "layers",
-                purpose=purpose,
-                budget_s=left_s,
-                failed=out / "failed.jsonl",
-                progress=progress,
-            )
-            return Collected(outcome.num_missing, outcome.num_failed)
+            measure, asked = _seasoned(chosen.layer, gpu), [on_gpu(one, gpu) for one in layers()]
+            return _collect_traces(asked, measure, out, "layers", purpose, left_s, progress)
+        case "fit-models" | "validation-models":
+            purpose, models = MODELS[task]
+            asked = models(gpu)
+            return _collect_traces(asked, chosen.layer, out, "models", purpose, left_s, progress)
+        case "power" | "sustained":
+            points = [(point.name, point.program) for point in IN_BOTH_REGIMES[task](GPU_KERNELS)]
+            return Collected(chosen.in_both(points, out / f"{task}.jsonl", left_s))
         case _:
             points = [(point.name, point.program) for point in POINTS[task](GPU_KERNELS)]
             return Collected(chosen.programs(points, out / f"{task}.jsonl", left_s))
@@ -274,18 +288,32 @@ def _names_in(path: Path) -> list[str]:
 def _collect_pairs(
     out: Path, left_s: float, progress: Callable[[str], None], chosen: Instruments, gpu: str
 ) -> Collected:
+    with chosen.pairs() as pair:
+        asked = two_gpu_runs(gpu)
+        return _collect_traces(asked, pair, out, "pairs", "validation", left_s, progress)
+
+
+def _collect_traces(
+    asked: Iterable[Scenario],
+    measure: Callable[[Scenario], Trace],
+    out: Path,
+    folder: str,
+    purpose: Literal["fit", "validation"],
+    left_s: float,
+    progress: Callable[[str], None],
+) -> Collected:
+    """Measure scenarios, a trace each, in the kernels that are calibrated."""
     from layerwise.hw.series import measure_scenarios
 
-    with chosen.pairs() as pair:
-        outcome = measure_scenarios(
-            [run.with_kernels(GPU_KERNELS) for run in two_gpu_runs(gpu)],
-            measure=pair,
-            folder=out / "pairs",
-            purpose="validation",
-            budget_s=left_s,
-            failed=out / "failed.jsonl",
-            progress=progress,
-        )
+    outcome = measure_scenarios(
+        [one.with_kernels(GPU_KERNELS) for one in asked],
+        measure=measure,
+        folder=out / folder,
+        purpose=purpose,
+        budget_s=left_s,
+        failed=out / "failed.jsonl",
+        progress=progress,
+    )
     return Collected(outcome.num_missing, outcome.num_failed)
 
 
@@ -329,9 +357,19 @@ def gpu_instruments(progress: Callable[[str], None] = print) -> Instruments:
     def layer(scenario: Scenario) -> Trace:
         return _own(measure(scenario, timing="cupti", read_bytes_per_s=read_rate()))
 
-    def programs(points: Iterable[tuple[str, Program]], out: Path, budget_s: float) -> int:
+    def programs(
+        points: Iterable[tuple[str, Program]],
+        out: Path,
+        budget_s: float,
+        both_regimes: bool = False,
+    ) -> int:
         left = measure_programs(
-            points, device="cuda", out=out, budget_s=budget_s, progress=progress
+            points,
+            device="cuda",
+            out=out,
+            budget_s=budget_s,
+            both_regimes=both_regimes,
+            progress=progress,
         )
         torch.cuda.empty_cache()  # the pool of random data
         return left
@@ -343,6 +381,7 @@ def gpu_instruments(progress: Callable[[str], None] = print) -> Instruments:
         layer=layer,
         programs=programs,
         pairs=lambda: ready_ranks(2, "cuda"),
+        in_both=partial(programs, both_regimes=True),
     )
 
 

@@ -21,6 +21,7 @@ from layerwise.sim.plan.workload import Step, Workload, decode_steps, prefill_st
 
 Strategy = Literal["tensor-pipeline", "layer-wise"]
 Launch = Literal["graph", "eager"]
+Regime = Literal["sustained", "burst"]
 # Steps, repeats or tokens of growth: what is gone through in a minute or so.
 MAX_RUN = 100_000
 
@@ -71,6 +72,8 @@ class RunSpec:
     set-aside goes: access-policy windows on the kernels of a graph (see `layerwise.sim.plan.residency`).
     `steps_per_graph` equal steps share one graph, so that short steps are not hidden behind the
     launch of the next one.
+    `regime`: "sustained" steps follow each other for seconds, at the clock that the GPU's power
+    limit holds then; a "burst" after a rest is over before that limit acts, within 20 ms.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -82,6 +85,7 @@ class RunSpec:
     repeats: int = 20
     persisting_weights: bool = False
     steps_per_graph: int = 1
+    regime: Regime = "sustained"
 
     def __post_init__(self) -> None:
         lowest = {

@@ -19,6 +19,9 @@ from layerwise.sim.trace.rows import Row, Trace
 
 # Characters; a header carries every step time of its run.
 MAX_LINE, MAX_BLANK_LINES = 2**25, 100
+# How long steps follow each other before a GPU's clock is what its power limit allows: 40 to 80 ms
+# on an H200 (calibration/traces/power-h200). Shorter runs are bursts.
+LIMIT_ACTS_S = 0.1
 
 
 def read_trace(path: Path) -> Trace:
@@ -42,8 +45,22 @@ def read_trace(path: Path) -> Trace:
         )
     for key in ("untraced_step_s", "traced_step_s"):
         header[key] = tuple(header.get(key, ()))
+    header["scenario"] = _with_regime(header)
     known = {f.name for f in fields(Trace)}
     return Trace(rows=rows, **{key: value for key, value in header.items() if key in known})
+
+
+def _with_regime(header: dict[str, Any]) -> dict[str, Any]:
+    """Say of a run from before regimes which one its clock was in: its power limit acts in time.
+
+    Such a run was warmed up and repeated without a rest.
+    """
+    scenario, run = header["scenario"], header["scenario"].get("run")
+    if header["source"] != "measured" or not isinstance(run, dict) or "regime" in run:
+        return scenario
+    lasted_s = sum(header["untraced_step_s"]) * run.get("steps_per_graph", 1)
+    regime = "sustained" if lasted_s >= LIMIT_ACTS_S else "burst"
+    return scenario | {"run": run | {"regime": regime}}
 
 
 def _lines(path: Path) -> Iterator[str]:

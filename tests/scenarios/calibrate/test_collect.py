@@ -53,6 +53,7 @@ class Pretended:
             layer=self._trace,
             programs=self._programs,
             pairs=lambda: nullcontext(self._trace),
+            in_both=self._programs,
         )
 
     def _curve(self, task: str) -> list[tuple[int, float]]:
