@@ -1,7 +1,7 @@
 """Work that is measured in both regimes of the clock, to tell what it draws: `--what power`.
 
 Matmuls of 64 to 16,384 rows, attention of prompts, chunks and decode, and bytes alone. Three in ten
-are put aside by a seed before anything is fitted, and only score; `unseen_sustained` was drawn after
+of each kind are put aside by a seed before anything is fitted, and only score; `unseen_sustained` was drawn after
 the form was frozen, by another rule.
 """
 
@@ -63,9 +63,12 @@ def power_points(kernels: KernelChoice) -> list[SweepPoint]:
 
 
 def set_aside(names: Iterable[str]) -> frozenset[str]:
-    """The points of these that no fit may see: the seed's choice, whatever order they come in."""
-    ordered = sorted(names)
-    return frozenset(random.Random(ASIDE_SEED).sample(ordered, round(ASIDE_SHARE * len(ordered))))
+    """The points of these that no fit may see: of each kind a share, by the seed, in any order."""
+    rng, by_kind = random.Random(ASIDE_SEED), dict[str, list[str]]()
+    for name in sorted(names):
+        by_kind.setdefault(name.partition("/")[0], []).append(name)
+    chosen = (rng.sample(found, int(ASIDE_SHARE * len(found))) for found in by_kind.values())
+    return frozenset(name for part in chosen for name in part)
 
 
 def unseen_sustained(kernels: KernelChoice) -> list[SweepPoint]:

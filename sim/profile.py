@@ -161,6 +161,28 @@ class TransferFit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PowerFit:
+    """What a GPU draws, and the clock that its power limit leaves it: see `layerwise.sim.cost.power`.
+
+    `clock_half_width` and `energy_half_width`: of the 90 % interval of a held clock, and of energy
+    and power, as ln(measured / predicted). `measured_on`: another GPU than the profile's, whose
+    constants these are; "" where they are its own.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    constants: dict[str, Constant]
+    clock_half_width: float
+    energy_half_width: float
+    measured_on: str = ""
+
+    @cached_property
+    def values(self) -> dict[str, float]:
+        """The bare constants. Looking up one that is not there raises SpecError."""
+        return _Values({name: constant.value for name, constant in self.constants.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """All constants the calibrated simulator uses for one GPU type.
 
@@ -168,6 +190,7 @@ class Profile:
     `all_reduce.one_shot.8`, `all_gather.nccl.8`, ... `reserved_bytes`: memory the context, the
     libraries and graphs take on each GPU.
     `step_factor`: how much whole steps scatter over what the errors of their ops would have them.
+    `power`: None where nobody measured it; then every clock is taken to be the full one.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -182,6 +205,7 @@ class Profile:
     reserved_bytes: int = 0
     step_factor: float = 1.0
     data_hashes: dict[str, str] = field(default_factory=dict)
+    power: PowerFit | None = None
 
     @cached_property
     def in_a_row(self) -> Profile:
@@ -253,6 +277,8 @@ def _checked(profile: Profile, source: str) -> Profile:
             _require_usable(f"fits.{kind}.constants.{name}", constant, source)
     for name, constant in profile.machine.items():
         _require_usable(f"machine.{name}", constant, source)
+    for name, constant in (profile.power.constants if profile.power else {}).items():
+        _require_usable(f"power.constants.{name}", constant, source)
     for name, fit in profile.transfers.items():
         if not fit.regimes or not all(r.bytes_per_s > 0 <= r.latency_s for r in fit.regimes):
             raise SpecError(
@@ -297,6 +323,8 @@ def _as_data(profile: Profile) -> dict[str, Any]:
 _LATER: dict[str, tuple[type, frozenset[str]]] = {
     "standard_error": (Constant, frozenset({"num_points", "valid"})),
     "held_out_p90_error": (OpFit, frozenset({"kernels", "head_dims", "dtypes"})),
+    "step_factor": (Profile, frozenset({"power"})),
+    "clock_half_width": (PowerFit, frozenset({"measured_on"})),
 }
 
 

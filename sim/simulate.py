@@ -14,6 +14,7 @@ from layerwise.sim.machine.rank import RankLog
 from layerwise.sim.plan.hardware import ClusterSpec
 from layerwise.sim.plan.program import StepPrograms
 from layerwise.sim.plan.scenario import Launch, Scenario
+from layerwise.sim.power import at_held_clocks, power_fit_of
 from layerwise.sim.trace import Row
 
 PS = 1e-12
@@ -142,19 +143,29 @@ def simulate_scenario(
     folded: bool = True,
     blocks: BlockCache | None = None,
 ) -> Simulation:
-    """Simulate a scenario's compiled run the way its `run` table says."""
-    spec = scenario.run
-    return simulate(
-        run,
-        cost,
-        scenario.cluster,
-        launch=spec.launch,
-        alone=spec.only_rank,
-        folded=folded,
-        steps_per_graph=spec.steps_per_graph,
-        persisting_weights=spec.persisting_weights,
-        blocks=blocks,
-    )
+    """Simulate a scenario's compiled run the way its `run` table says.
+
+    Sustained work runs at the clock that power limits hold, where the belief knows power.
+    """
+    spec, kept = scenario.run, blocks or BlockCache(cost)
+
+    def on(cluster: ClusterSpec) -> Simulation:
+        return simulate(
+            run,
+            cost,
+            cluster,
+            launch=spec.launch,
+            alone=spec.only_rank,
+            folded=folded,
+            steps_per_graph=spec.steps_per_graph,
+            persisting_weights=spec.persisting_weights,
+            blocks=kept,
+        )
+
+    power = power_fit_of(cost)
+    if power is None or spec.regime == "burst":
+        return on(scenario.cluster)
+    return at_held_clocks(on, scenario.cluster, power)
 
 
 def _rows_of(machine: SimulatedCluster, log: RankLog) -> Iterator[Row]:

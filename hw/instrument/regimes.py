@@ -46,11 +46,15 @@ def repeats_of_burst(session: Session, repeat_s: float, repeats: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Both:
-    """One kind of work in both regimes: seconds of a step, and what the sustained one drew."""
+    """One kind of work in both regimes: seconds of a step, and what the sustained one drew.
+
+    `rest_power_w` is read at the end of the rest. None: there is no such reading.
+    """
 
     burst_step_s: float
     step_s: float
     num_replays: int
+    rest_power_w: float | None
     power_w: float | None
     energy_per_step_j: float | None
     mean_sm_clock_hz: float | None
@@ -64,6 +68,7 @@ def time_both(replay: Callable[[], None], step_s: float, gauge: Gauge | None) ->
     """
     torch.cuda.synchronize()
     time.sleep(REST_S)
+    rest_power_w = gauge.read().power_w if gauge else None
     watch, sampling = Stopwatch(torch.device("cuda")), Sampling(gauge, PERIOD_S)
     num_burst = max(1, int(BURST_S / step_s))
     rest_of_it = max(3, round((SETTLING_S + SCORED_S) / step_s) - num_burst)
@@ -90,6 +95,7 @@ def time_both(replay: Callable[[], None], step_s: float, gauge: Gauge | None) ->
         burst_step_s=median(spans_s[:num_burst]),
         step_s=step_s,
         num_replays=sum(sizes),
+        rest_power_w=rest_power_w,
         power_w=drawn.mean_power_w if drawn else None,
         energy_per_step_j=drawn.energy_per_step_j if drawn else None,
         mean_sm_clock_hz=drawn.mean_sm_clock_hz if drawn else None,

@@ -9,18 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.pricing import point_seconds
 from layerwise.calibration.selection import engine_layers, two_gpu_runs, validation_layers
 from layerwise.calibration.unseen import unseen
 from layerwise.scenarios.calibrate.collect import GPU_KERNELS, on_gpu
 from layerwise.scenarios.predict.alone import predict_run
 from layerwise.scenarios.predict.committed import read_committed, write_committed
 from layerwise.sim.cost.forms import pass_seconds
-from layerwise.sim.cost.model import Calibrated
-from layerwise.sim.machine.blocks import time_ops, walk
-from layerwise.sim.machine.l2 import L2State
 from layerwise.sim.plan.errors import ProfileMismatchError
-from layerwise.sim.plan.hardware import GPUS, dgx_cluster
+from layerwise.sim.plan.hardware import GPUS
 from layerwise.sim.plan.scenario import Scenario
 from layerwise.sim.profile import Profile
 
@@ -83,22 +80,6 @@ def read_all_blind(paths: Iterable[Path]) -> Committed:
                 read_curve=one.read_curve | found.read_curve,
             )
     return found
-
-
-def point_seconds(profile: Profile, point: SweepPoint) -> float:
-    """One replay of a point's graph, once it has run before."""
-    return price_point(profile, point)[0]
-
-
-def price_point(profile: Profile, point: SweepPoint) -> tuple[float, float]:
-    """Its seconds and half-width: every repeat is the same shape, so widths add up."""
-    cost = Calibrated.about(dgx_cluster(GPUS[profile.gpu], 1), profile.in_a_row)
-    state = L2State(cost)
-    walk(point.program.parts, state)
-    timed = time_ops(cost, walk(point.program.parts, state))
-    seconds = cost.graph_launch_s + timed[-1].end_ps * 1e-12
-    widths = sum(one.cost.half_width * (one.cost.launch_s + one.cost.kernel_s) for one in timed)
-    return seconds, widths / seconds
 
 
 def layer_seconds(profile: Profile, layer: Scenario) -> float:

@@ -23,6 +23,7 @@ from layerwise.calibration.data import (
     unseen_prediction_path,
 )
 from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.pricing import price_point
 from layerwise.calibration.selection import engine_layers, validation_layers
 from layerwise.calibration.unseen import unseen
 from layerwise.scenarios.accuracy.bars import (
@@ -40,7 +41,6 @@ from layerwise.scenarios.accuracy.bars import (
 from layerwise.scenarios.accuracy.measured import measured_curve, measured_links, measured_points
 from layerwise.scenarios.accuracy.predictions import (
     Committed,
-    price_point,
     read_all_blind,
     read_seconds,
 )

@@ -121,7 +121,7 @@ def kept_apart(folder: Path, profile: Profile) -> tuple[int, float] | None:
     """
     from layerwise.calibration.dataset import check_sweep, read_sweep
     from layerwise.calibration.unseen import unseen
-    from layerwise.scenarios.accuracy.predictions import price_point
+    from layerwise.calibration.pricing import price_point
 
     path = folder / "unseen.jsonl"
     measured = read_sweep(path) if path.exists() else {}

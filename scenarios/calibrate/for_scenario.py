@@ -23,7 +23,7 @@ from layerwise.calibration.dataset import (
 )
 from layerwise.calibration.particular import points_of, with_points
 from layerwise.calibration.points import SweepPoint
-from layerwise.scenarios.accuracy.predictions import price_point
+from layerwise.calibration.pricing import price_point
 from layerwise.scenarios.calibrate.fitting import require_scipy
 from layerwise.scenarios.calibrate.here import (
     Progress,

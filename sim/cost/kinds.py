@@ -23,6 +23,7 @@ from layerwise.sim.plan.errors import UnknownKindError, require_listed
 from layerwise.sim.plan.ops import LocalOp
 
 Bound = Literal["hbm", "l2", "compute", "link", "launch"]
+FlopEnergy = Literal["matmul", "decode_attention", "prefill_attention", "flash_attention"]
 Family = Literal["matmul", "decode attention", "prefill attention", "rotary write", "pointwise ops"]
 
 
@@ -137,6 +138,7 @@ class Kind:
     `counts_tiles_only`: the form leaves out bytes, below which no op comes. `obeys_windows`: its
     kernel is one of plain loads. `own`: the buffer that each cold repeat of a sweep has of its own.
     `left_out_by`: features that make a group left out whole when a fit is scored; all if not given.
+    `flop_energy`: what a FLOP of it draws, by name; None where bytes tell all.
     """
 
     name: str
@@ -156,6 +158,7 @@ class Kind:
     own: str = ""
     left_out_by: tuple[str, ...] = ()
     anchor_points: int = 7
+    flop_energy: FlopEnergy | None = None
 
     @cached_property
     def _values(self) -> Callable[[Any], tuple[float, ...]]:
@@ -192,6 +195,7 @@ _MATMUL = Kind(
     own="weight",
     left_out_by=("columns", "inner"),
     anchor_points=32,
+    flop_energy="matmul",
 )
 _DECODE = Kind(
     name="decode_attention",
@@ -207,6 +211,7 @@ _DECODE = Kind(
     published_of=published.FLASH_3,
     own="kv",
     anchor_points=16,
+    flop_energy="decode_attention",
 )
 _PREFILL = Kind(
     name="prefill_attention",
@@ -220,6 +225,7 @@ _PREFILL = Kind(
     published_of=published.FLASH_3,
     counts_tiles_only=True,
     own="kv",
+    flop_energy="prefill_attention",
 )
 _NORM = Kind(
     name="norm",
@@ -270,6 +276,7 @@ KINDS: dict[str, Kind] = {
             is_optional=True,
             form=chunk_attention,
             else_priced_as="prefill_attention",
+            flop_energy="flash_attention",
         ),
         replace(
             _PREFILL,
@@ -277,6 +284,7 @@ KINDS: dict[str, Kind] = {
             includes=lambda op: 1 < op.query_tokens < op.context_tokens,
             form=chunk_attention,
             published=published.CHUNK,
+            flop_energy="flash_attention",
         ),
         _NORM,
         replace(

@@ -10,7 +10,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from layerwise.sim.cost import forms
-from layerwise.sim.cost.kinds import Bound, Kind, Rows, kind_of
+from layerwise.sim.cost.kinds import Bound, Rows, kind_of
+from layerwise.sim.cost.power import energies_of, share_within
 from layerwise.sim.cost.slowed import slowed_gpu, slowed_profile
 from layerwise.sim.cost.transfer import profile_for
 from layerwise.sim.cost.unfitted import (
@@ -25,7 +26,7 @@ from layerwise.sim.plan.demand import demand_of
 from layerwise.sim.plan.errors import ProfileMismatchError
 from layerwise.sim.plan.hardware import FULL_SPEED, ClusterSpec, LinkSpec, Speed
 from layerwise.sim.plan.ops import CollectiveOp, LocalOp, Op
-from layerwise.sim.profile import OpFit, Profile, TransferFit
+from layerwise.sim.profile import Profile, TransferFit
 
 Belief = Literal["speed_of_light", "uncalibrated", "calibrated"]
 
@@ -74,7 +75,8 @@ class OpCost:
 
     `half_width`: of the 90 % interval of both together, as ln(measured / predicted); 0 where a
     belief has none. `distance`: to the nearest calibrated shape; `extrapolated`: beyond them, or of
-    a kernel, head size or dtype that the fit has not seen: then `changes` says which.
+    a kernel, head size or dtype that the fit has not seen: then `changes` says which. `sm_j`: joules
+    in SMs and L2 at full clock, `hbm_j` of its traffic with HBM; 0 where nobody measured power.
     """
 
     launch_s: float
@@ -84,6 +86,8 @@ class OpCost:
     half_width: float = 0.0
     distance: float = 0.0
     changes: tuple[Change, ...] = ()
+    sm_j: float = 0.0
+    hbm_j: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +251,16 @@ class Calibrated:
 
     The profile holds for the cluster: `about` sees to it. The uncalibrated belief is the same with
     published constants and nothing to correct by.
+
+    `full`: where this is a GPU below full clock and its power was measured, the same GPU at full
+    clock. Ops are then told by it: a fit's points are bursts, in which the fast power limit may
+    have held the clock of a long kernel already.
     """
 
     cluster: ClusterSpec
     profile: Profile
     belief: Belief = "calibrated"
+    full: Calibrated | None = None
     _cache: dict[tuple[LocalOp, Traffic], OpCost] = field(default_factory=dict, compare=False)
     _slowed: dict[Speed, Calibrated] = field(default_factory=dict, compare=False)
 
@@ -363,7 +372,12 @@ class Calibrated:
         if found is None:
             cluster = _slowed(self.cluster, speed)
             profile = slowed_profile(self.profile, cluster, speed)
-            found = replace(self, cluster=cluster, profile=profile, _cache={}, _slowed={})
+            full = None
+            if self.profile.power and speed.clock_share < 1:
+                full = self.at_speed(Speed(hbm_share=speed.hbm_share))
+            found = replace(
+                self, cluster=cluster, profile=profile, full=full, _cache={}, _slowed={}
+            )
             self._slowed[speed] = found
         return found
 
@@ -399,12 +413,20 @@ class Calibrated:
             raise ProfileMismatchError(
                 f"profile {self.profile.name!r} has no fit of {kind.name!r}; calibrate again"
             )
-        fit = self.profile.fits[kind.name]
-        total_s, parts = self._form(kind, op, fit, traffic)
+        told_by = self.full or self
+        fit = told_by.profile.fits[kind.name]
+        total_s, parts = told_by.form(op, traffic)
         features = kind.features_of(op)
         place = kind.place_of(features, traffic.miss_share)
         total_s *= fit.correction(place)
         bound = max(parts, key=lambda key: parts[key])
+        sm_j = hbm_j = 0.0
+        if power := self.profile.power:
+            hbm_bytes, flops = traffic.hbm_bytes, demand_of(op).flops
+            moved_bytes = hbm_bytes + traffic.l2_bytes
+            sm_j, hbm_j = energies_of(power, kind.flop_energy, flops, moved_bytes, hbm_bytes)
+            if self.full:
+                total_s *= self._slowdown(op, traffic, bound, (total_s, sm_j, hbm_j))
         total_s = self._among_others(total_s, bound, traffic.code_miss_share)
         if traffic.l2_set_aside and bound == "hbm":
             total_s *= 1 + self._machine("set_aside_hbm_slowdown")
@@ -419,7 +441,40 @@ class Calibrated:
             half_width=math.hypot(fit.half_width(place), half_width_of(changes)),
             distance=fit.nearby(place).distance,
             changes=changes,
+            sm_j=sm_j,
+            hbm_j=hbm_j,
         )
+
+    @property
+    def clock_share(self) -> float:
+        """Its clock over that of its kind at full speed."""
+        if self.full is None:
+            return 1.0
+        return self.cluster.gpu.peak_flops_per_s / self.full.cluster.gpu.peak_flops_per_s
+
+    def burst_share(self, seconds: float, sm_j: float, hbm_j: float) -> float:
+        """The clock at which the fast power limit lets a kernel of these joules run, in a burst."""
+        if self.profile.power is None:
+            return 1.0
+        limit_w = self.profile.power.values["fast_limit_w"]
+        return share_within(self.profile.power, limit_w, seconds, sm_j, hbm_j)
+
+    def _slowdown(
+        self, op: LocalOp, traffic: Traffic, bound: Bound, burst: tuple[float, float, float]
+    ) -> float:
+        """How much longer an op takes at this clock than in a burst of (seconds, sm_j, hbm_j).
+
+        What HBM bounds is slowed by a part of what its form says: loads are in flight meanwhile.
+        """
+        assert self.full is not None and self.profile.power is not None
+        # To a hundredth: each share is a model of its own.
+        share = round(self.full.burst_share(*burst), 2)
+        if share <= self.clock_share:
+            return 1.0
+        held_s, _ = self.form(op, traffic)
+        burst_s, _ = self.full.at_speed(Speed(clock_share=share)).form(op, traffic)
+        exponent = self.profile.power.values["hbm_bound_share"] if bound == "hbm" else 1.0
+        return max(1.0, held_s / burst_s) ** exponent
 
     def _among_others(self, alone_s: float, bound: Bound, code_miss_share: float) -> float:
         """A kernel between other kernels is slower than in a row of its own kind.
@@ -433,10 +488,10 @@ class Calibrated:
             alone_s += self._machine("interleaved_hbm_s")
         return alone_s + self._machine("interleaved_code_s") * code_miss_share
 
-    def _form(
-        self, kind: Kind, op: LocalOp, fit: OpFit, traffic: Traffic
-    ) -> tuple[float, dict[Bound, float]]:
-        """Seconds of the form, and what each resource alone would take."""
+    def form(self, op: LocalOp, traffic: Traffic) -> tuple[float, dict[Bound, float]]:
+        """Seconds of the form alone at this clock, and what each resource alone would take."""
+        kind = kind_of(op, self.profile.fits)
+        fit = self.profile.fits[kind.name]
         times = kind.form(fit.values, self._asked(kind.features_of(op), op, traffic))
         total_s = float(times.seconds[0])
         parts: dict[Bound, float] = {"launch": fit.values["launch_s"]}

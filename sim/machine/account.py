@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -103,11 +103,21 @@ class StepAccount:
         found["launch"] += self.end_ps - now
         return dict(found)
 
+    @property
+    def _blocks(self) -> Sequence[Timed]:
+        first, last = self.log.marks[self.step].blocks, self.log.marks[self.step + 1].blocks
+        return self.log.blocks[first:last]
+
     @cached_property
     def num_extrapolated(self) -> int:
         """Ops whose shape lies outside what was calibrated."""
-        first, last = self.log.marks[self.step].blocks, self.log.marks[self.step + 1].blocks
-        return sum(timed.num_extrapolated for timed in self.log.blocks[first:last])
+        return sum(timed.num_extrapolated for timed in self._blocks)
+
+    @cached_property
+    def energy_j(self) -> tuple[float, float]:
+        """Joules in SMs and L2 at full clock, and of its traffic with HBM: as in `OpCost`."""
+        parts = [timed.energy_j for timed in self._blocks]
+        return sum(sm_j for sm_j, _ in parts), sum(hbm_j for _, hbm_j in parts)
 
     @cached_property
     def wire_bytes(self) -> dict[str, int]:

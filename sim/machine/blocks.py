@@ -75,6 +75,13 @@ class Timed:
         return dict(found)
 
     @cached_property
+    def energy_j(self) -> tuple[float, float]:
+        """Joules in SMs and L2 at full clock, and of its traffic with HBM: as in `OpCost`."""
+        parts = [(t.cost.sm_j, t.cost.hbm_j) for t in self.own]
+        parts += [piece.energy_j for piece in self.pieces]
+        return sum(sm_j for sm_j, _ in parts), sum(hbm_j for _, hbm_j in parts)
+
+    @cached_property
     def num_extrapolated(self) -> int:
         """Ops whose shape lies outside what was calibrated."""
         return sum(t.cost.extrapolated for t in self.own) + sum(

@@ -68,7 +68,7 @@ def ranks_that_stand(placement: Placement, cluster: ClusterSpec) -> dict[int, tu
 
 def _looks(columns: list[tuple[int, ...]], cluster: ClusterSpec) -> tuple[object, ...]:
     """What tells columns apart: where they are slow, and how."""
-    slow = cluster.slow.ranks
+    slow = cluster.slow_ranks
     if not slow or slow.isdisjoint(rank for column in columns for rank in column):
         return (None,) * len(columns)
     wires = (cluster.nvlink.name, cluster.nic.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from layerwise.sim.plan.errors import SpecError
 
@@ -229,6 +229,11 @@ class ClusterSpec:
         slow = self.slow
         return Speed(slow.clock_share, slow.hbm_share) if rank in slow.gpus else FULL_SPEED
 
+    @property
+    def slow_ranks(self) -> frozenset[int]:
+        """The ranks below full speed, or with such a port."""
+        return self.slow.ranks
+
     def port_share(self, wire: str, ranks: Iterable[int]) -> float:
         """What the slowest of these ranks' ports onto this wire reaches of the wire's rate."""
         slow = self.slow
@@ -236,6 +241,32 @@ class ClusterSpec:
             return 1.0
         ends = ((self.nvlink, slow.nvlink_share), (self.nic, slow.nic_share))
         return min(share for link, share in ends if link.name == wire)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldCluster(ClusterSpec):
+    """A cluster as it runs: `clock_shares` of full clock by rank, where power limits hold them."""
+
+    clock_shares: tuple[float, ...]
+
+    @classmethod
+    def of(cls, cluster: ClusterSpec, clock_shares: tuple[float, ...]) -> HeldCluster:
+        """Make it of the cluster that somebody asked for."""
+        return cls(
+            **{each.name: getattr(cluster, each.name) for each in fields(ClusterSpec)},
+            clock_shares=clock_shares,
+        )
+
+    def speed_of(self, rank: int) -> Speed:
+        """How fast this rank's GPU is: a GPU that is slow anyway is held by the lower of the two."""
+        asked = super().speed_of(rank)
+        return Speed(min(asked.clock_share, self.clock_shares[rank]), asked.hbm_share)
+
+    @property
+    def slow_ranks(self) -> frozenset[int]:
+        """The ranks below full speed, or with such a port."""
+        held = (rank for rank, share in enumerate(self.clock_shares) if share < 1)
+        return super().slow_ranks.union(held)
 
 
 GPUS: dict[str, GpuSpec] = {

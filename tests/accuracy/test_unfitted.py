@@ -8,7 +8,7 @@ from functools import cache
 
 from layerwise.calibration.data import FOLDER, profile_path
 from layerwise.calibration.unfitted import change_of, set_aside, unfitted
-from layerwise.scenarios.accuracy.predictions import price_point
+from layerwise.calibration.pricing import price_point
 from layerwise.scenarios.calibrate.collect import GPU_KERNELS
 from layerwise.sim.profile import load_profile
 

@@ -15,6 +15,7 @@ import pytest
 from layerwise.calibration.points import SweepPoint, attention_point, norm_point
 from layerwise.calibration.selection import validation_layers
 from layerwise.calibration.unseen import unseen
+from layerwise.calibration.pricing import point_seconds
 from layerwise.scenarios.accuracy import predictions as accuracy_predictions
 from layerwise.scenarios.accuracy import scoring as accuracy
 from layerwise.scenarios.accuracy.bars import (
@@ -33,7 +34,6 @@ from layerwise.scenarios.accuracy.predictions import (
     Committed,
     commit_unseen,
     layer_seconds,
-    point_seconds,
     predict_unseen,
     read_blind,
     read_seconds,

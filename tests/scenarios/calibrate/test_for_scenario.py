@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from layerwise.calibration.particular import points_of
-from layerwise.scenarios.accuracy.predictions import price_point
+from layerwise.calibration.pricing import price_point
 from layerwise.scenarios.calibrate.for_scenario import measure_for
 from layerwise.scenarios.tables import console
 from layerwise.sim.cost.kinds import kind_of
