@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -29,6 +30,7 @@ from layerwise.calibration.l2_curve import fit_l2_curve
 from layerwise.calibration.least_squares import FitError, significant
 from layerwise.calibration.overlap import fit_overlap
 from layerwise.calibration.points import SweepPoint
+from layerwise.calibration.power import POWER_FILE, fit_power
 from layerwise.calibration.sweeps import flash_random
 from layerwise.calibration.windows import fit_set_aside
 from layerwise.sim.cost.kinds import KINDS, OPTIONAL_KINDS
@@ -49,7 +51,15 @@ FITTED: dict[str, Callable[[KernelChoice], Sequence[SweepPoint]]] = {
     "designed.jsonl": every_point,
 }
 # Every other .jsonl is a trace.
-POINTS = (*FITTED, "repeats.jsonl", "unseen.jsonl", "anchor.jsonl", "failed.jsonl")
+POINTS = (
+    *FITTED,
+    POWER_FILE,
+    "sustained.jsonl",
+    "repeats.jsonl",
+    "unseen.jsonl",
+    "anchor.jsonl",
+    "failed.jsonl",
+)
 Progress = Callable[[str, OpFit | FitError], None]
 # Points that a machine has no room for are missing from any sweep; this share may be.
 WHOLE = 0.97
@@ -69,8 +79,8 @@ def build_profile(
     """Fit everything one GPU can show to the measurements in `folder`.
 
     Expects read_curve.json, environment.json, points in one or more files of FITTED and traces of
-    whole stages whose purpose is "fit"; takes whole layers in layers/ where they are, and what
-    windows and messages cost from their own committed files. A sweep that was cut short is fitted
+    whole stages whose purpose is "fit"; takes whole layers in layers/, whole models in models/ and
+    power.jsonl where they are, and what windows and messages cost from their own committed files. A sweep that was cut short is fitted
     as far as it goes, and says so in `provenance`: its intervals are as wide as its held-out errors
     and distances make them, and shapes outside its ranges are flagged. `progress` hears of every
     kind of op: its fit, or why there is none; `quarantine` of what was left out; `joined` gets the
@@ -108,7 +118,13 @@ def build_profile(
         provenance={},
     )
     machine |= fit_interleaving(alone, traces, f"{source}: decode steps kept for fitting")
-    factor = fit_step_factor(replace(alone, machine=machine), traces)
+    whole = replace(alone, machine=machine)
+    power = None
+    if (folder / POWER_FILE).exists():
+        power = fit_power(
+            folder / POWER_FILE, whole, kernels, f"{source}: {POWER_FILE}, models", traces
+        )
+    factor = fit_step_factor(replace(whole, power=power), traces)
     return Profile(
         name=name,
         gpu=gpu,
@@ -124,8 +140,13 @@ def build_profile(
         step_factor=factor,
         data_hashes={
             str(path.relative_to(folder)): file_hash(path)
-            for path in sorted((*folder.glob("*.json*"), *folder.glob("layers/*.jsonl*")))
+            for path in sorted(
+                path
+                for place in ("*.json*", "layers/*.jsonl*", "models/*.jsonl*")
+                for path in folder.glob(place)
+            )
         },
+        power=power,
     )
 
 
@@ -217,7 +238,8 @@ def fit_traces(
 ) -> list[tuple[Path, Trace]]:
     """Whole stages and layers to fit. Raises FitError for one that no fit may see."""
     stages = [path for path in sorted(folder.glob("*.jsonl")) if path.name not in POINTS]
-    paths = (*stages, *sorted(folder.glob("layers/*.jsonl*")))
+    apart = (sorted(folder.glob(f"{name}/*.jsonl*")) for name in ("layers", "models"))
+    paths = (*stages, *chain.from_iterable(apart))
     found = [(path, read_trace(path)) for path in paths]
     wrong = [trace.name for _, trace in found if trace.purpose != "fit"]
     if wrong:
