@@ -25,7 +25,13 @@ from layerwise.calibration.held_out import conformal_quantile
 from layerwise.calibration.least_squares import Column, FitError, fit_linear, significant
 from layerwise.calibration.points import SweepPoint
 from layerwise.calibration.power_points import power_points, set_aside
-from layerwise.calibration.pricing import Sustained, cost_of_points, price_sustained, walked_ops
+from layerwise.calibration.pricing import (
+    Sustained,
+    cost_of_points,
+    point_seconds,
+    price_sustained,
+    walked_ops,
+)
 from layerwise.sim.cost.kinds import FlopEnergy, kind_of
 from layerwise.sim.cost.model import Calibrated
 from layerwise.sim.cost.power import flop_constant, share_within
@@ -159,7 +165,7 @@ def fit_power(
             f"{path}: {len(rows)} points, {sum(row.is_held for row in rows)} of them at a held "
             f"clock; measure {MIN_POINTS} or more (calibrate --what power)"
         )
-    clocks, energies = _held_out_errors(rows, wholes, profile)
+    clocks, slowdowns, energies = _held_out_errors(rows, wholes, profile)
     return PowerFit(
         constants={
             name: Constant(
@@ -172,11 +178,14 @@ def fit_power(
             for name, (value, error) in _with_errors(rows, wholes).items()
         },
         clock_half_width=round(conformal_quantile(np.abs(clocks)), 4),
+        slowdown_half_width=round(conformal_quantile(np.abs(slowdowns)), 4),
         energy_half_width=round(conformal_quantile(np.abs(energies)), 4),
     )
 
 
-def review_power(path: Path, profile: Profile, kernels: KernelChoice) -> list[tuple[Row, Sustained]]:
+def review_power(
+    path: Path, profile: Profile, kernels: KernelChoice
+) -> list[tuple[Row, Sustained]]:
     """Return the points that were put aside, and what the profile says of each."""
     measured = read_power(path, kernels)
     aside = set_aside(measured)
@@ -197,6 +206,7 @@ def transferred(power: PowerFit, profile: Profile, *, measured_on: str) -> Power
             for name, constant in power.constants.items()
         },
         clock_half_width=2 * power.clock_half_width,
+        slowdown_half_width=2 * power.slowdown_half_width,
         energy_half_width=2 * power.energy_half_width,
         measured_on=measured_on,
     )
@@ -226,9 +236,7 @@ def rows_of(
     ]
 
 
-def _row(
-    point: SweepPoint, line: Mapping[str, Any], cost: Calibrated, full_hz: float
-) -> Row:
+def _row(point: SweepPoint, line: Mapping[str, Any], cost: Calibrated, full_hz: float) -> Row:
     walked = walked_ops(cost, point)
     return Row(
         point=point,
@@ -282,9 +290,7 @@ def _energies(
     """(loss, constants) of power that is linear in everything but the exponent of the clock."""
     names = [*map(flop_constant, FLOP_ENERGIES), "l2_byte_j", "hbm_byte_j"]
     scale = np.array([row.clock_share**exponent / row.step_s for row in rows])
-    columns = [
-        scale * [row.asked.flops.get(name, 0.0) for row in rows] for name in FLOP_ENERGIES
-    ]
+    columns = [scale * [row.asked.flops.get(name, 0.0) for row in rows] for name in FLOP_ENERGIES]
     columns.append(scale * [row.asked.l2_bytes for row in rows])
     columns.append(np.array([row.asked.hbm_bytes / row.step_s for row in rows]))
     measured_w = np.array([row.watts for row in rows])
@@ -325,6 +331,7 @@ def _slowdown(
             for name, value in values.items()
         },
         clock_half_width=0.0,
+        slowdown_half_width=0.0,
         energy_half_width=0.0,
     )
     sm_j, hbm_j = row.asked.energies(values)
@@ -347,22 +354,31 @@ def _with_errors(rows: Sequence[Row], wholes: Sequence[Whole]) -> dict[str, tupl
 
 def _held_out_errors(
     rows: Sequence[Row], wholes: Sequence[Whole], profile: Profile
-) -> tuple[Column, Column]:
-    """ln(measured / predicted) of held clocks, and of all energies, each by the other folds' fit."""
+) -> tuple[Column, Column, Column]:
+    """ln(measured / predicted) by the other folds' fit: held clocks, slowdowns there, all energies."""
     clocks: list[float] = []
+    slowdowns: list[float] = []
     energies: list[float] = []
     for fold in range(NUM_FOLDS):
         constants = {
             name: Constant(value=value, standard_error=0.0, unit=unit_of(name), source="")
             for name, value in _fitted(_others(rows, fold), wholes).items()
         }
-        fitted = PowerFit(constants=constants, clock_half_width=0.0, energy_half_width=0.0)
+        fitted = PowerFit(
+            constants=constants,
+            clock_half_width=0.0,
+            slowdown_half_width=0.0,
+            energy_half_width=0.0,
+        )
         for row in rows[fold::NUM_FOLDS]:
             found = price_sustained(replace(profile, power=fitted), row.point)
             energies.append(math.log(row.watts * row.step_s / found.energy_j))
             if row.is_held:
                 clocks.append(math.log(row.clock_share / found.clock_share))
-    return np.array(clocks), np.array(energies)
+                burst_s = point_seconds(profile, row.point)
+                measured = math.log(row.step_s / row.burst_step_s)
+                slowdowns.append(measured - math.log(found.seconds / burst_s))
+    return np.array(clocks), np.array(slowdowns), np.array(energies)
 
 
 def _others(rows: Sequence[Any], fold: int) -> list[Any]:

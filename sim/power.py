@@ -164,9 +164,7 @@ def _next_share(
     return min(1.0, max(MIN_CLOCK_SHARE, round(guess * GRAIN) / GRAIN))
 
 
-def _held(
-    simulation: Simulation, cluster: ClusterSpec, shares: Mapping[int, float]
-) -> ClusterSpec:
+def _held(simulation: Simulation, cluster: ClusterSpec, shares: Mapping[int, float]) -> ClusterSpec:
     """The cluster with these clocks of the simulated ranks, and of those that they stand for."""
     by_rank = [1.0] * cluster.num_gpus
     for rank, share in shares.items():

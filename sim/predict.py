@@ -12,6 +12,7 @@ from layerwise.sim.memory import MemoryBudget, memory_budgets
 from layerwise.sim.plan.program import StepPrograms
 from layerwise.sim.plan.scenario import Scenario
 from layerwise.sim.plan.workload import Phase
+from layerwise.sim.power import Power, power_of
 from layerwise.sim.profile import Profile
 from layerwise.sim.resolve import Plan, resolve
 from layerwise.sim.shared import Shared
@@ -59,6 +60,18 @@ class Prediction:
         if self.simulation is None:
             return None
         return uncertainty_of(self.simulation, self.steps, self.step_s)
+
+    @cached_property
+    def power(self) -> Power | None:
+        """What it draws, and the clock that the power limit holds; None where nobody measured it."""
+        return power_of(self.simulation, self.steps, self.step_s) if self.simulation else None
+
+    @property
+    def energy_per_token_j(self) -> float | None:
+        """Joules of all GPUs for one token; None where nobody measured power."""
+        return (
+            self.power.energy_per_step_j / (self.step_s * self.tokens_per_s) if self.power else None
+        )
 
     @cached_property
     def unfitted(self) -> tuple[Change, ...]:

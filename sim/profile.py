@@ -164,8 +164,9 @@ class TransferFit:
 class PowerFit:
     """What a GPU draws, and the clock that its power limit leaves it: see `layerwise.sim.cost.power`.
 
-    `clock_half_width` and `energy_half_width`: of the 90 % interval of a held clock, and of energy
-    and power, as ln(measured / predicted). `measured_on`: another GPU than the profile's, whose
+    Half-widths of 90 % intervals, as ln(measured / predicted): `clock_half_width` of a held clock,
+    `slowdown_half_width` of sustained over burst times of what it holds (HBM's ops hardly notice
+    it), `energy_half_width` of energy and power. `measured_on`: another GPU than the profile's, whose
     constants these are; "" where they are its own.
     """
 
@@ -173,6 +174,7 @@ class PowerFit:
 
     constants: dict[str, Constant]
     clock_half_width: float
+    slowdown_half_width: float
     energy_half_width: float
     measured_on: str = ""
 

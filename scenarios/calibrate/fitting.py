@@ -120,8 +120,8 @@ def kept_apart(folder: Path, profile: Profile) -> tuple[int, float] | None:
     Raises FileFormatError when one of them is no such point.
     """
     from layerwise.calibration.dataset import check_sweep, read_sweep
-    from layerwise.calibration.unseen import unseen
     from layerwise.calibration.pricing import price_point
+    from layerwise.calibration.unseen import unseen
 
     path = folder / "unseen.jsonl"
     measured = read_sweep(path) if path.exists() else {}

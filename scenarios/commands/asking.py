@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -78,10 +79,13 @@ def predict(
     commit_to: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a prediction ahead of a run.")
     ] = None,
+    burst: Annotated[
+        bool, typer.Option("--burst", help="Of a burst after a rest, not of sustained work.")
+    ] = False,
     trace: TimelineOption = None,
     trace_slices: SlicesOption = MAX_SLICES,
 ) -> None:
-    """Predict a scenario: rates, times, memory, bottlenecks.
+    """Predict a scenario: rates, times, memory, bottlenecks, clock and power.
 
     Example: layerwise predict scenario.toml --set cluster.gpu.hbm_bytes_per_s=6.7TB/s
     """
@@ -100,6 +104,8 @@ def predict(
     from layerwise.sim.resolve import resolve
 
     asked = load_scenario(scenario, parse_settings(changes or ()))
+    if burst:
+        asked = replace(asked, run=replace(asked.run, regime="burst"))
     plan = resolve(asked, profile_or_none(profile, asked.cluster.gpu.name))
     if commit_to is not None:
         note(commit_prediction(plan, commit_to))

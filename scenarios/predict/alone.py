@@ -13,6 +13,7 @@ from layerwise.sim.cost.unfitted import Change
 from layerwise.sim.plan.errors import TraceMismatchError
 from layerwise.sim.plan.program import StepPrograms, context_grows, kernel_set_hash, repeated_steps
 from layerwise.sim.plan.scenario import RunSpec, Scenario
+from layerwise.sim.power import Power, power_of
 from layerwise.sim.profile import Profile
 from layerwise.sim.resolve import Plan, resolve
 from layerwise.sim.simulate import Simulation, simulate_scenario
@@ -37,15 +38,24 @@ class PredictedRun:
         """Every op of the run, worked out when first asked for."""
         return self.simulation.rows
 
+    @property
+    def _steps(self) -> range:
+        """Whose time `step_s` is."""
+        if self.run[0].step.phase != "decode":
+            return range(len(self.run))
+        # A steady step is the last but one; of a growing context the middle one.
+        middle = len(self.run) // 2 if context_grows(self.run) else max(0, len(self.run) - 2)
+        return range(middle, middle + 1)
+
     @cached_property
     def uncertainty(self) -> Uncertainty | None:
         """Why the interval of `step_s` is as wide as it is; None under a belief without one."""
-        steps = range(len(self.run))
-        if self.run[0].step.phase == "decode":
-            # A steady step is the last but one; of a growing context the middle one.
-            middle = len(self.run) // 2 if context_grows(self.run) else max(0, len(self.run) - 2)
-            steps = range(middle, middle + 1)
-        return uncertainty_of(self.simulation, steps, self.step_s)
+        return uncertainty_of(self.simulation, self._steps, self.step_s)
+
+    @cached_property
+    def power(self) -> Power | None:
+        """What it draws, and the clock that the power limit holds; None where nobody measured it."""
+        return power_of(self.simulation, self._steps, self.step_s)
 
     @cached_property
     def unfitted(self) -> tuple[Change, ...]:

@@ -17,6 +17,7 @@ from layerwise.sim.memory import remedies
 from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.plan.placement import Placement, stage_fits
 from layerwise.sim.plan.scenario import Scenario, compile_run
+from layerwise.sim.power import Power
 from layerwise.sim.predict import Prediction, predict_plan
 from layerwise.sim.profile import Profile
 from layerwise.sim.resolve import Plan
@@ -33,7 +34,9 @@ VERSION = 1
 class CommittedPrediction:
     """What was predicted before a run was made. `ops`: seconds per step and rank, by op.
 
-    `created`: UTC, ISO 8601.
+    `created`: UTC, ISO 8601. `half_width`: of the 90 % interval of the step, as ln. `clock_share` of
+    full clock, mean `watts` of a GPU and `energy_per_step_j` of all: 0 where the profile knew no power.
+    Files from before these fields read as 0, and `regime` as "".
     """
 
     name: str
@@ -41,6 +44,11 @@ class CommittedPrediction:
     predicted_step_s: float
     created: str
     ops: dict[str, float] = field(default_factory=dict)
+    regime: str = ""
+    half_width: float = 0.0
+    clock_share: float = 0.0
+    watts: float = 0.0
+    energy_per_step_j: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +129,20 @@ def _committed(plan: Plan, profile_digest: str) -> CommittedPrediction:
         predicted_step_s=run.step_s,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         ops=dict(ops),
+        regime=scenario.run.regime,
+        half_width=run.uncertainty.half_width if run.uncertainty else 0.0,
+        **_power_of(run.power),
     )
+
+
+def _power_of(power: Power | None) -> dict[str, float]:
+    if power is None:
+        return {}
+    return {
+        "clock_share": power.clock_share,
+        "watts": power.watts,
+        "energy_per_step_j": power.energy_per_step_j,
+    }
 
 
 def read_prediction(path: Path) -> CommittedPrediction | None:
@@ -149,9 +170,27 @@ def prediction_as_data(prediction: Prediction) -> dict[str, Any]:
         "num_extrapolated_ops": prediction.num_extrapolated_ops,
         "unfitted": unfitted_as_data(prediction.unfitted),
         "interval": _interval(prediction),
+        "power": power_as_data(prediction),
         "memory": [
             asdict(b) | {"total_bytes": b.total_bytes, "fits": b.fits} for b in prediction.memory
         ],
+    }
+
+
+def power_as_data(prediction: Prediction) -> dict[str, Any] | None:
+    """What it draws; of `clock_share` 1 no limit acts. None where nobody measured power."""
+    power = prediction.power
+    if power is None:
+        return None
+    return {
+        "clock_share": power.clock_share,
+        "clock_share_by_rank": {str(k): v for k, v in power.clock_share_by_rank.items()},
+        "mean_power_w": power.watts,
+        "max_power_w": power.max_watts,
+        "energy_per_step_j": power.energy_per_step_j,
+        "energy_per_token_j": prediction.energy_per_token_j,
+        "clock_log_half_width": power.clock_half_width,
+        "energy_log_half_width": power.energy_half_width,
     }
 
 

@@ -53,7 +53,7 @@ def print_predicted(scenario: Scenario, plan: Plan, beliefs: ThreeBeliefs, out: 
     )
     out.print(_describe_beliefs(scenario, plan.profile), style="dim")
     made = tables.table("", "", *(BELIEF_NAMES[each.belief] for each in beliefs.shown))
-    for label, show in _lines(work.phase == "decode"):
+    for label, show in _lines(work.phase == "decode", beliefs.best.power is not None):
         made.add_row(label, *(show(prediction) for prediction in beliefs.shown))
     out.print(made)
     print_cautions(scenario, plan.placement, beliefs.best, out)
@@ -178,7 +178,7 @@ def step_interval(prediction: Prediction, show: Callable[[float], str]) -> str:
     return tables.span(found.low, found.high, show) if found else ""
 
 
-def _lines(decoding: bool) -> list[tuple[str, Callable[[Prediction], str]]]:
+def _lines(decoding: bool, knows_power: bool) -> list[tuple[str, Callable[[Prediction], str]]]:
     step = "step, steady stream" if decoding else "whole batch, from idle"
     lines: list[tuple[str, Callable[[Prediction], str]]] = [
         ("tokens/s" if decoding else "prompt tokens/s", lambda p: tables.number(p.tokens_per_s)),
@@ -191,6 +191,15 @@ def _lines(decoding: bool) -> list[tuple[str, Callable[[Prediction], str]]]:
         ("memory of the fullest GPU, GB", lambda p: tables.gigabytes(p.peak_memory_bytes)),
         ("on wires per step, MB", lambda p: tables.megabytes(sum(p.wire_bytes.values()))),
     ]
+    if knows_power:
+        lines += [
+            ("SM clock, of the highest", lambda p: f"{p.power.clock_share:.0%}" if p.power else ""),
+            ("watts of a GPU", lambda p: f"{p.power.watts:,.0f}" if p.power else ""),
+            (
+                "joules a token, all GPUs",
+                lambda p: f"{p.energy_per_token_j:.3g}" if p.power else "",
+            ),
+        ]
     lines += [
         (
             f"time bound by {BOUND_NAMES[bound]}",

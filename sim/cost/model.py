@@ -466,7 +466,8 @@ class Calibrated:
 
         What HBM bounds is slowed by a part of what its form says: loads are in flight meanwhile.
         """
-        assert self.full is not None and self.profile.power is not None
+        assert self.full is not None
+        assert self.profile.power is not None
         # To a hundredth: each share is a model of its own.
         share = round(self.full.burst_share(*burst), 2)
         if share <= self.clock_share:

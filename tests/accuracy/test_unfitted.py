@@ -7,8 +7,8 @@ import math
 from functools import cache
 
 from layerwise.calibration.data import FOLDER, profile_path
-from layerwise.calibration.unfitted import change_of, set_aside, unfitted
 from layerwise.calibration.pricing import price_point
+from layerwise.calibration.unfitted import change_of, set_aside, unfitted
 from layerwise.scenarios.calibrate.collect import GPU_KERNELS
 from layerwise.sim.profile import load_profile
 

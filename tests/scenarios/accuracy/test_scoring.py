@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from layerwise.calibration.points import SweepPoint, attention_point, norm_point
+from layerwise.calibration.pricing import point_seconds
 from layerwise.calibration.selection import validation_layers
 from layerwise.calibration.unseen import unseen
-from layerwise.calibration.pricing import point_seconds
 from layerwise.scenarios.accuracy import predictions as accuracy_predictions
 from layerwise.scenarios.accuracy import scoring as accuracy
 from layerwise.scenarios.accuracy.bars import (
