@@ -197,7 +197,9 @@ def test_whole_stage_and_each_op_say_whether_the_measurement_is_inside(
         kind: replace(fit, error_scale=ErrorScale.constant(0.05))
         for kind, fit in profile.fits.items()
     }
-    found = compare(trace, replace(profile, fits=fits, step_factor=0.1))
+    slower = tuple(1.05 * seconds for seconds in trace.untraced_step_s)
+    measured = replace(trace, untraced_step_s=slower)
+    found = compare(measured, replace(profile, fits=fits, step_factor=0.1))
     down = next(score for score in found.ops if score.op.endswith("mlp.down"))
 
     assert 0.05 == pytest.approx(down.half_width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from layerwise.sim.profile import Profile, write_profile
 from layerwise.sim.residuals import ErrorScale
 from layerwise.sim.resolve import resolve
 from layerwise.sim.trace import Row, Trace, as_data
+from layerwise.sim.uncertainty import BETWEEN_GPUS
 from tests.scenarios.conftest import Run
 from tests.synthetic import synthetic_profile
 
@@ -148,7 +150,9 @@ def test_the_step_factor_narrows_nothing_that_no_fit_has_seen() -> None:
     assert narrow.uncertainty
     unseen = {kind: part for kind, part in after.uncertainty.by_kind.items() if "unfitted" in kind}
 
-    assert unseen["decode_attention, unfitted"] == pytest.approx(narrow.uncertainty.half_width)
+    of_gpus = narrow.uncertainty.by_kind[BETWEEN_GPUS]
+    expected = math.hypot(unseen["decode_attention, unfitted"], of_gpus)
+    assert expected == pytest.approx(narrow.uncertainty.half_width)
 
 
 def test_the_other_beliefs_know_no_kernel_and_say_so() -> None:

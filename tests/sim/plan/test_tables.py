@@ -33,6 +33,7 @@ BESIDE: dict[str, str] = {
 }
 VALUES: dict[str, Any] = {
     "name": "other",
+    "run.regime": "burst",
     "model.preset": "paper-30b",
     "model.config": "config.json",
     "model.dtype": "float32",
