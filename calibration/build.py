@@ -24,6 +24,7 @@ from layerwise.calibration.dataset import (
 )
 from layerwise.calibration.denser import denser
 from layerwise.calibration.design import FIT_POINTS, every_point
+from layerwise.calibration.edges import EDGES_FILE, edges, set_aside
 from layerwise.calibration.fit import fit_kind
 from layerwise.calibration.interleaving import fit_interleaving, fit_step_factor
 from layerwise.calibration.l2_curve import fit_l2_curve
@@ -48,8 +49,11 @@ RESERVED_BYTES = 2 * 10**9
 # points of all, in the order in which a budget buys most.
 FITTED: dict[str, Callable[[KernelChoice], Sequence[SweepPoint]]] = {
     **{f"{task}.jsonl": made for task, made in FIT_POINTS.items()},
+    EDGES_FILE: edges,
     "designed.jsonl": every_point,
 }
+# Sweeps whose shapes were drawn at random: they tell how wide intervals are.
+DRAWN = (denser, flash_random, edges)
 # Every other .jsonl is a trace.
 POINTS = (
     *FITTED,
@@ -104,7 +108,7 @@ def build_profile(
     l2 = gpu_with_ramp(gpu, machine["l2_full_hit"].value, machine["l2_no_hit"].value)
     by_kind = tables(points, measured, l2, launch_s)
     joined(by_kind)
-    drawn = {point.name for made in (denser, flash_random) for point in made(kernels)}
+    drawn = {point.name for made in DRAWN for point in made(kernels)}
     fits = _fit_kinds(by_kind, spec, f"{source}: sweep", drawn, progress)
     if "matmul.skinny" not in fits:
         kernels = replace(kernels, small_matmul="cublas")
@@ -161,7 +165,7 @@ def with_kinds(folder: Path, profile: Profile, kernels: KernelChoice) -> Profile
     points, measured = read_points(folder, kernels)
     l2 = gpu_with_ramp(profile.gpu, machine["l2_full_hit"].value, machine["l2_no_hit"].value)
     by_kind = tables(points, measured, l2, machine["graph_launch_s"].value)
-    drawn = {point.name for made in (denser, flash_random) for point in made(kernels)}
+    drawn = {point.name for made in DRAWN for point in made(kernels)}
     lacking = {kind: table for kind, table in by_kind.items() if kind not in profile.fits}
     if not lacking:
         raise FitError(
@@ -193,7 +197,8 @@ def read_points(
                 "first; keep one measurement of each"
             )
         points |= {point.name: point for point in FITTED[path.name](kernels)}
-        measured |= found
+        aside = set_aside(found) if path.name == EDGES_FILE else frozenset[str]()
+        measured |= {name: one for name, one in found.items() if name not in aside}
     check_sweep(points.values(), measured)
     check_apart((points[name] for name in measured), kernels)
     return list(points.values()), measured

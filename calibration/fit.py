@@ -71,6 +71,7 @@ PARAMETERS: dict[kinds.Form, dict[str, Parameter]] = {
     | {
         "seconds_per_logit": Parameter(start=2e-10, low=1e-12, high=1e-8, unit="s"),
     },
+    kinds.row_by_row: LAUNCH | {"row_s": Parameter(start=4e-7, low=1e-9, high=1e-5, unit="s")},
     kinds.prefill_attention: PREFILL,
     kinds.chunk_attention: PREFILL
     | {
@@ -136,7 +137,13 @@ def fit_kind(table: Table, gpu: GpuSpec, source: str, drawn: Collection[str] = (
         held_out_median_error=round(float(np.median(printed)), 5),
         held_out_p90_error=round(float(np.quantile(printed, 0.9)), 5),
         error_scale=error_scale(left_out, np.array([name in drawn for name in table.names])),
+        **_head_dims(table),
     )
+
+
+def _head_dims(table: Table) -> dict[str, tuple[int, ...]]:
+    sizes = tuple(sorted({int(size) for size in table.head_dim.tolist() if size}))
+    return {"head_dims": sizes} if sizes else {}
 
 
 def fit_form(table: Table, gpu: GpuSpec, source: str) -> dict[str, Constant]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from layerwise.sim.cost.kinds import kind_of
+from layerwise.sim.cost.kinds import KINDS, kind_of
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.demand import demand_of
 from layerwise.sim.plan.model import DType
@@ -98,7 +98,9 @@ def point(
 ) -> SweepPoint:
     """A program of one op, repeated over `rotating_bytes` of its own each time unless `warm`."""
     repeats = _repeats(op, 0 if warm else rotating_bytes)
-    name = f"{kind}/{label}/{'warm' if warm else 'cold'}"
+    # A kind that only a part of an op's sizes makes is measured under the name of them all.
+    sweep = KINDS[kind].else_priced_as if kind in KINDS and not KINDS[kind].kernel else ""
+    name = f"{sweep or kind}/{label}/{'warm' if warm else 'cold'}"
     return repeated(kind, name, op, repeats, rotates=not warm)
 
 
@@ -173,6 +175,31 @@ def activation_point(tokens: int, intermediate: int) -> SweepPoint:
         intermediate_size=intermediate,
     )
     return point("gated_activation", f"t{tokens}.i{intermediate}", op, 0)
+
+
+def sample_point(sequences: int, vocab: int) -> SweepPoint:
+    """The most likely token of each sequence, over and over."""
+    op = ops.Sample(
+        name="sample",
+        logits=activation("logits", sequences, vocab),
+        token_ids=Buffer("ids", "tokens", (sequences,), "int64"),
+        sequences=sequences,
+        vocab_size=vocab,
+    )
+    return point(kind_of(op).name, f"s{sequences}.v{vocab}", op, 0)
+
+
+def embed_point(tokens: int, hidden: int, vocab: int, label: str) -> SweepPoint:
+    """Rows of one embedding table, over and over."""
+    op = ops.Embed(
+        name="embed",
+        token_ids=Buffer("ids", "tokens", (tokens,), "int64"),
+        weight=Buffer("embed.weight", "weight", (vocab, hidden), "bfloat16"),
+        output=activation("output", tokens, hidden),
+        tokens=tokens,
+        hidden_size=hidden,
+    )
+    return point(kind_of(op).name, label, op, 0)
 
 
 def rotary_point(tokens: int, heads: int, kv_heads: int) -> SweepPoint:

@@ -23,16 +23,17 @@ from layerwise.calibration.points import (
     COLD_BYTES,
     MAX_REPEATS,
     SweepPoint,
-    activation,
     activation_point,
     attention,
     attention_point,
+    embed_point,
     matmul_point,
     norm_point,
     point,
     repeated,
     residual_point,
     rotary_point,
+    sample_point,
 )
 from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.plan import ops
@@ -284,24 +285,9 @@ def _pointwise_points() -> Iterator[SweepPoint]:
 
 def _edge_points() -> Iterator[SweepPoint]:
     for rows, vocab in itertools.product((1, 8, 32, 64, 128), (32_000, 64_000, 128_256)):
-        sample = ops.Sample(
-            name="sample",
-            logits=activation("logits", rows, vocab),
-            token_ids=Buffer("ids", "tokens", (rows,), "int64"),
-            sequences=rows,
-            vocab_size=vocab,
-        )
-        yield point("sample", f"s{rows}.v{vocab}", sample, 0)
+        yield sample_point(rows, vocab)
     for tokens, hidden in itertools.product((1, 8, 64, 128, 1024, 8192), (1024, 2048, 5120)):
-        embed = ops.Embed(
-            name="embed",
-            token_ids=Buffer("ids", "tokens", (tokens,), "int64"),
-            weight=Buffer("embed.weight", "weight", (32_000, hidden), "bfloat16"),
-            output=activation("output", tokens, hidden),
-            tokens=tokens,
-            hidden_size=hidden,
-        )
-        yield point("embed", f"t{tokens}.h{hidden}", embed, 0)
+        yield embed_point(tokens, hidden, 32_000, f"t{tokens}.h{hidden}")
 
 
 def _warm_matmuls() -> Iterator[SweepPoint]:

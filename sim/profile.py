@@ -93,6 +93,13 @@ class OpFit:
     def _seen(self) -> dict[tuple[float, ...], Nearby]:
         return {}
 
+    def with_constants(self, constants: dict[str, Constant]) -> OpFit:
+        """Return the same fit with other constants of its form; what was measured is shared, not copied."""
+        moved = replace(self, constants=constants)
+        # What is cached follows from the residuals alone. A frozen dataclass keeps it in its __dict__.
+        moved.__dict__.update(_table=self._table, _seen=self._seen)
+        return moved
+
     def nearby(self, place: tuple[float, ...]) -> Nearby:
         """What was measured nearest to this place; remembered, for it is searched."""
         found = self._seen.get(place)

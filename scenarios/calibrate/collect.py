@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from layerwise.calibration.build import FITTED
 from layerwise.calibration.data import profile_path
 from layerwise.calibration.design import FIT_POINTS, designed, every_point, to_repeat
+from layerwise.calibration.edges import edges
 from layerwise.calibration.power_points import power_points, unseen_sustained
 from layerwise.calibration.selection import (
     FIT_SIZES_BYTES,
@@ -59,6 +60,7 @@ TASKS: tuple[Task, ...] = (
     "read-curve",
     "stages",
     *FIT_POINTS,
+    "edges",
     "fit-layers",
     "unseen",
     "validation-layers",
@@ -74,7 +76,7 @@ TASKS: tuple[Task, ...] = (
     "validation-models",
 )
 DEFAULT_TASKS: tuple[Task, ...] = ("read-curve", "stages", "sweep", "split-kv", "skinny")
-POINTS = FIT_POINTS | {"unseen": unseen, "unfitted": unfitted}
+POINTS = FIT_POINTS | {"edges": edges, "unseen": unseen, "unfitted": unfitted}
 LAYERS: dict[str, tuple[Literal["fit", "validation"], Callable[[], list[Scenario]]]] = {
     "fit-layers": ("fit", fit_layers),
     "validation-layers": ("validation", validation_layers),

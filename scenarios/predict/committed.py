@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -34,7 +34,7 @@ def write_committed(path: Path, make: Callable[[], T], file_format: str, version
         )
     made = make()
     data: dict[str, Any] = {"format": file_format, "version": version}
-    data |= {field.name: getattr(made, field.name) for field in fields(cast("Any", made))}
+    data |= asdict(cast("Any", made))
     write_atomically(path, json.dumps(data, indent=1) + "\n")
     return made
 

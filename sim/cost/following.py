@@ -22,6 +22,7 @@ FOLLOWS: dict[str, Follows] = {
     "tile_s": "sm time",
     "step_s": "sm time",
     "block_s": "sm time",
+    "row_s": "sm time",
     "seconds_per_logit": "sm time",
     # Shares of a peak, exponents, and times that no clock of the GPU's SMs or memory drives.
     "efficiency": "nothing",

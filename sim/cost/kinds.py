@@ -125,6 +125,12 @@ def sample(constants: Constants, asked: Rows) -> Times:
     return Times(seconds, {"compute": asked.features[1] * constants["seconds_per_logit"]})
 
 
+def row_by_row(constants: Constants, asked: Rows) -> Times:
+    """Time a launch, and rows that are copied one after the other."""
+    seconds = constants["row_s"] * asked.features[0]
+    return Times(constants["launch_s"] + seconds, {"compute": seconds})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """One kind of op: ops that one fit prices.
@@ -175,7 +181,7 @@ class Kind:
 
     def kernel_of(self, chosen: KernelChoice) -> str:
         """Return the kernel that a sweep of this kind runs, where its fit does not say."""
-        return self.kernel or getattr(chosen, self.name)
+        return self.kernel or getattr(chosen, self.name.partition(".")[0])
 
     def holds(self, op: LocalOp) -> bool:
         """Say whether an op of this kind's class is of this kind."""
@@ -227,6 +233,29 @@ _PREFILL = Kind(
     own="kv",
     flop_energy="prefill_attention",
 )
+_CHUNKED = replace(
+    _PREFILL,
+    name="chunked_prefill_attention",
+    includes=lambda op: 1 < op.query_tokens < op.context_tokens,
+    form=chunk_attention,
+    published=published.CHUNK,
+    flop_energy="flash_attention",
+)
+
+
+def _of_heads(base: Kind, head_dim: int) -> Kind:
+    """The same in heads of another size: kernels of their own, whatever the library calls them."""
+    return replace(
+        base,
+        name=f"{base.name}.heads_{head_dim}",
+        includes=lambda op: op.head_dim == head_dim and base.includes(op),
+        published={},
+        is_optional=True,
+        else_priced_as=base.name,
+        anchor_points=7,
+    )
+
+
 _NORM = Kind(
     name="norm",
     op=ops.Norm,
@@ -234,6 +263,19 @@ _NORM = Kind(
     published=published.ELEMENTWISE,
     obeys_windows=True,
 )
+
+_SAMPLE = Kind(
+    name="sample",
+    op=ops.Sample,
+    features=("sequences", "vocab_size"),
+    weights=(1.0, 1.0, 0.0),
+    form=sample,
+    published=published.SAMPLE,
+)
+# torch.argmax spreads longer rows over several blocks, and index_select has a kernel for few rows.
+# Source: measured steps of the time, calibration/traces/fit-h200/edges.jsonl.
+MOST_LOGITS_OF_A_BLOCK, MOST_FEW_TOKENS = 2**17, 16
+HEAD_SIZES = (64, 96, 256)
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -278,14 +320,7 @@ KINDS: dict[str, Kind] = {
             else_priced_as="prefill_attention",
             flop_energy="flash_attention",
         ),
-        replace(
-            _PREFILL,
-            name="chunked_prefill_attention",
-            includes=lambda op: 1 < op.query_tokens < op.context_tokens,
-            form=chunk_attention,
-            published=published.CHUNK,
-            flop_energy="flash_attention",
-        ),
+        _CHUNKED,
         _NORM,
         replace(
             _NORM,
@@ -304,13 +339,31 @@ KINDS: dict[str, Kind] = {
         ),
         replace(_NORM, name="residual_add", op=ops.ResidualAdd, obeys_windows=False),
         replace(_NORM, name="embed", op=ops.Embed, obeys_windows=False),
-        Kind(
-            name="sample",
-            op=ops.Sample,
-            features=("sequences", "vocab_size"),
-            weights=(1.0, 1.0, 0.0),
-            form=sample,
-            published=published.SAMPLE,
+        replace(
+            _NORM,
+            name="embed.few",
+            op=ops.Embed,
+            includes=lambda op: op.tokens <= MOST_FEW_TOKENS,
+            form=row_by_row,
+            published={},
+            obeys_windows=False,
+            is_optional=True,
+            else_priced_as="embed",
+        ),
+        _SAMPLE,
+        replace(
+            _SAMPLE,
+            name="sample.spread",
+            includes=lambda op: op.vocab_size > MOST_LOGITS_OF_A_BLOCK,
+            form=pointwise,
+            published={},
+            is_optional=True,
+            else_priced_as="sample",
+        ),
+        *(
+            _of_heads(base, head_dim)
+            for base in (_DECODE, _PREFILL, _CHUNKED)
+            for head_dim in HEAD_SIZES
         ),
     )
 }
@@ -318,8 +371,8 @@ OPTIONAL_KINDS = frozenset(kind.name for kind in KINDS.values() if kind.is_optio
 
 
 def _by_op() -> dict[type, tuple[Kind, ...]]:
-    """Kinds of each class of op; those of a kernel before those of any."""
-    ordered = sorted(KINDS.values(), key=lambda kind: not kind.kernel)
+    """Kinds of each class of op: those of a kernel before those of any, of some sizes before all."""
+    ordered = sorted(KINDS.values(), key=lambda kind: (not kind.kernel, not kind.is_optional))
     return {one.op: tuple(kind for kind in ordered if kind.op is one.op) for one in KINDS.values()}
 
 

@@ -42,7 +42,7 @@ def slowed_profile(profile: Profile, slowed: ClusterSpec, speed: Speed) -> Profi
         profile,
         name=f"{profile.name}, slowed: {_text(speed)}",
         fits={
-            kind: replace(fit, constants=_scaled(fit.constants, factors))
+            kind: fit.with_constants(_scaled(fit.constants, factors))
             for kind, fit in profile.fits.items()
         },
         machine=_scaled(profile.machine, factors),

@@ -105,7 +105,7 @@ def _gpu_ratios(base: GpuSpec, to: GpuSpec) -> dict[Follows, _Ratio]:
 
 
 def _moved_fit(fit: OpFit, rates: Mapping[Follows, _Ratio]) -> OpFit:
-    return replace(fit, constants=_moved_constants(fit.constants, rates))
+    return fit.with_constants(_moved_constants(fit.constants, rates))
 
 
 def _moved_constants(
