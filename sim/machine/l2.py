@@ -95,14 +95,21 @@ class L2State:
         Returns the bytes touched since the last time, and those held of it; 0 of what is not there.
         """
         limit, entries = self._limit_bytes, self.entries
-        dirty = min(limit, written)
-        # What streams through in one op is written back as it goes.
-        self._written_back += written - dirty
+        dirty = 0
+        if written:
+            dirty = min(limit, written)
+            # What streams through in one op is written back as it goes.
+            self._written_back += written - dirty
         since = last = 0
         has_grown = False
         for index, (other, held, was_dirty) in enumerate(entries):
             if other == key:
-                dirty = min(held, was_dirty + dirty) if written < held else max(dirty, was_dirty)
+                if not written:
+                    dirty = was_dirty
+                elif written < held:
+                    dirty = min(held, was_dirty + dirty)
+                else:
+                    dirty = max(dirty, was_dirty)
                 if held > size:
                     entries[index] = (key, held, dirty)
                     return since, held

@@ -1,19 +1,20 @@
 """What a program does to the L2 of its rank, named so that ranks which do the same share it.
 
-Layers are counted from the rank's first one and peers are left out: so the middle stages of a
-pipeline take one route, in every step and in every run.
+Layers are counted from the rank's first one, and of peers only their number and their wires count:
+so the middle stages of a pipeline take one route, in every step and in every run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from layerwise.sim.machine.blocks import Block, BlockCache, Named, Timed
 from layerwise.sim.machine.l2 import Entry, L2State
 from layerwise.sim.machine.work import Work
 from layerwise.sim.plan import ops
-from layerwise.sim.plan.ops import Buffer, BufferKey
+from layerwise.sim.plan.hardware import ClusterSpec
+from layerwise.sim.plan.ops import Buffer, BufferKey, Op
 from layerwise.sim.plan.program import Part, Program, Segment
 
 # What an L2 holds, and the weights whose windows hold their lines.
@@ -85,11 +86,14 @@ class Traveller:
         self._l2, self._blocks, self._atlas, self._passes = l2, blocks, atlas, passes
         self._token = 0
 
-    def route_of(self, program: Program, work: list[Work], *, alone: bool) -> Route:
+    def route_of(
+        self, program: Program, work: list[Work], cluster: ClusterSpec, *, alone: bool
+    ) -> Route:
         """The route of a program: one for all GPUs as fast, with an L2 set aside alike."""
         l2 = self._l2
         # By identity: nothing that belongs to the blocks may keep them alive.
-        key = (*_shape_of(program, work), id(self._blocks), l2.persisting, l2.left, l2.set_aside)
+        shape = _shape_of(program, work, cluster)
+        key = (*shape, id(self._blocks), l2.persisting, l2.left, l2.set_aside)
         found = self._atlas.routes.get(key)
         if found is None:
             stops = tuple(
@@ -138,27 +142,41 @@ class Traveller:
         return None
 
 
-def _shape_of(program: Program, work: list[Work]) -> list[object]:
-    """What tells routes apart: segments, or the buffers of receives, and where they stand.
+def _shape_of(program: Program, work: list[Work], cluster: ClusterSpec) -> list[object]:
+    """What tells routes apart: ops, or the buffers of receives, and where they stand.
 
     The same parts are cut into as many works only where they are cut in the same places.
     """
     first = _first_layer(program.parts)
-    names: dict[Segment, object] = {}
+    names: dict[Segment, tuple[object, ...]] = {}
     shape: list[object] = [len(work)]
     for segment, _, layer, microbatch in program.parts:
         name = names.get(segment)
         if name is None:
-            op = segment.ops[0]
-            name = names[segment] = (
-                op.buffer
-                if isinstance(op, ops.Recv)
-                else "send"
-                if isinstance(op, ops.Send)
-                else segment
-            )
+            name = names[segment] = tuple([_name_of(op, cluster) for op in segment.ops])
         shape += (name, layer - first, microbatch)
     return shape
+
+
+def _name_of(op: Op, cluster: ClusterSpec) -> object:
+    """What an op is to the L2 and the clock of its rank, whoever its peers are.
+
+    Local ops go by identity: stages share them. The members of a collective count as many as they
+    are, on so many nodes, with ports so slow.
+    """
+    match op:
+        case ops.Send():
+            return "send"
+        case ops.Recv():
+            return op.buffer
+        case ops.AllReduce() | ops.AllGather():
+            num_nodes = len({cluster.node_of(rank) for rank in op.group})
+            ports = [
+                cluster.port_share(wire.name, op.group) for wire in (cluster.nvlink, cluster.nic)
+            ]
+            return (replace(op, group=()), len(op.group), num_nodes, *ports)
+        case _:
+            return id(op)
 
 
 def _first_layer(parts: Iterable[Part]) -> int:

@@ -58,7 +58,7 @@ class Setup:
         found = self._routes.get(id(program))
         if found is None:
             work = self.work_of(program)
-            found = traveller.route_of(program, work, alone=self.alone >= 0)
+            found = traveller.route_of(program, work, self.cluster, alone=self.alone >= 0)
             self._routes[id(program)] = found
         return found
 
