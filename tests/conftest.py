@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -14,6 +16,30 @@ settings.register_profile("layerwise", deadline=None, max_examples=40, derandomi
 settings.load_profile("layerwise")
 # Tables as wide as anywhere, whatever terminal the tests were started from.
 os.environ["COLUMNS"] = "100"
+# A test has one core: threads of BLAS and torch, and of ranks that tests start, only wait for it.
+for library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+TESTS = Path(__file__).parent
+# What is covered is counted by the tests that mirror it: tracing doubles the time of all the others.
+COVERING = (TESTS / "sim", TESTS / "calibration")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Trace lines only where the simulator and the fits are tested for their own sake."""
+    for item in items:
+        if not any(item.path.is_relative_to(folder) for folder in COVERING):
+            item.add_marker("no_cover")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collect_what_came_since() -> None:
+    """Let no collection walk what earlier files left: by then torch and half a gigabyte more.
+
+    A full one took a second and more, and the engine asks for one after each run.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)

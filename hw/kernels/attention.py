@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from layerwise.hw.errors import NotAvailableError
@@ -66,5 +65,8 @@ def _causality(
     if op.query_tokens == op.context_tokens:
         return {"is_causal": True}
     if on_cuda and op.kernel == "flash":
+        # With it comes torch's compiler, nearly as large as torch: two seconds of each rank's start.
+        from torch.nn.attention.bias import causal_lower_right
+
         return {"attn_mask": causal_lower_right(op.query_tokens, op.context_tokens)}
     return {"attn_mask": lower_right_mask(op.query_tokens, op.context_tokens)}

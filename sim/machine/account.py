@@ -85,22 +85,31 @@ class StepAccount:
     @cached_property
     def bound_ps(self) -> dict[str, int]:
         """Picoseconds by bottleneck; they add up to the step."""
-        found: Counter[str] = Counter()
+        launch = bubble = wait = link = lost = 0
+        blocks: dict[int, list[Timed]] = {}
         now = self.begin_ps
         for work, ready, start, end, timed in _spans_of(self.log, self.step):
             if work.kind == "send":
                 continue
-            found["launch"] += ready - now
+            launch += ready - now
             now = end
             if timed is None:
-                found["bubble" if work.kind == "recv" else "wait"] += start - ready
-                found["link"] += end - start
+                waited = start - ready
+                if work.kind == "recv":
+                    bubble += waited
+                else:
+                    wait += waited
+                link += end - start
                 continue
-            for bound, time_ps in timed.bound_ps.items():
-                found[bound] += time_ps
-            lost = end - start - timed.duration_ps
-            found["launch" if self.is_eager else "hbm"] += lost
-        found["launch"] += self.end_ps - now
+            lost += end - start - timed.duration_ps
+            # The same few again and again: microbatches.
+            blocks.setdefault(id(timed), []).append(timed)
+        launch += self.end_ps - now
+        found = Counter({"launch": launch, "bubble": bubble, "wait": wait, "link": link})
+        found["launch" if self.is_eager else "hbm"] += lost
+        for alike in blocks.values():
+            for bound, time_ps in alike[0].bound_ps.items():
+                found[bound] += len(alike) * time_ps
         return dict(found)
 
     @property

@@ -265,7 +265,7 @@ class _Slots(dict[BufferKey, int]):
         return -1
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class BlockCache:
     """Blocks walked once per (segments, L2 state up to renaming) and repeated by arithmetic.
 

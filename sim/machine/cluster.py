@@ -15,6 +15,7 @@ from layerwise.sim.machine.gpu import Gpu
 from layerwise.sim.machine.l2 import L2State
 from layerwise.sim.machine.links import Channel
 from layerwise.sim.machine.rank import RankLog, RankProcess, port_demands
+from layerwise.sim.machine.route import Passes
 from layerwise.sim.machine.setup import Setup
 from layerwise.sim.machine.work import Work, ranks_that_stand, stages_are_alike
 from layerwise.sim.plan import ops
@@ -66,6 +67,7 @@ class SimulatedCluster:
         self._ports: dict[tuple[str, str, int], Resource] = {}
         self._gpus: dict[int, Gpu] = {}
         self._loads: dict[int, tuple[int, list[Demand]]] = {}
+        self.passes: Passes = {}
         self._meetings: dict[tuple[int, tuple[object, ...]], Meeting] = {}
 
     @property

@@ -60,19 +60,18 @@ class L2State:
         missed = hit = written = 0
         self._written_back = 0
         code = code_of(op)
-        code_missed = 1.0 - self._hit_fraction(code, CODE_BYTES)
-        self._touch(code, CODE_BYTES, 0)
+        code_missed = 1.0 - self._hit_fraction(CODE_BYTES, *self._touch(code, CODE_BYTES, 0))
         obeys = self.persisting > 0 and self.cost.obeys_windows(op)
         for buffer, size in demand.reads:
             key = buffer.key(layer, microbatch)
             covered = round(self.persisting * size) if obeys and buffer.kind == "weight" else 0
-            fraction = self._hit_fraction(key, size - covered)
-            hit_bytes = round(fraction * (size - covered)) + covered * (key in self.kept)
+            others = size - covered
+            fraction = self._hit_fraction(others, *self._touch(key, others, 0))
+            hit_bytes = round(fraction * others) + covered * (key in self.kept)
             if covered:
                 self.kept.add(key)
             hit += hit_bytes
             missed += size - hit_bytes
-            self._touch(key, size - covered, 0)
         for buffer, size in demand.writes:
             written += size
             self._touch(buffer.key(layer, microbatch), size, size)
@@ -82,40 +81,58 @@ class L2State:
         """A message has arrived in this buffer: links write through the L2."""
         self._touch(buffer.key(layer, microbatch), buffer.num_bytes, buffer.num_bytes)
 
-    def _hit_fraction(self, key: BufferKey, size: int) -> float:
-        if not size:
+    def _hit_fraction(self, size: int, since: int, held: int) -> float:
+        """What is found of a buffer that had so much held, after so many bytes of others."""
+        if not size or not held:
             return 0.0
-        since = 0
-        for other, held, _ in self.entries:
-            if other == key:
-                distance = since + max(size, held)
-                return self.cost.hit_fraction(round(distance / self.left)) * min(1.0, held / size)
-            since += held
-        return 0.0
+        distance = since + max(size, held)
+        return self.cost.hit_fraction(round(distance / self.left)) * min(1.0, held / size)
 
-    def _touch(self, key: BufferKey, size: int, written: int) -> None:
+    def _touch(self, key: BufferKey, size: int, written: int) -> tuple[int, int]:
         """Move to the front; drop what no hit can reach any more, and write it back.
 
         A touch of less than is held (one token written into a cache) refreshes nothing else.
+        Returns the bytes touched since the last time, and those held of it; 0 of what is not there.
         """
-        limit, dirty = self._limit_bytes, min(written, self._limit_bytes)
-        # What streams through in one op is written back as it goes.
-        self._written_back += written - dirty
-        for index, (other, held, was_dirty) in enumerate(self.entries):
+        limit, entries = self._limit_bytes, self.entries
+        dirty = 0
+        if written:
+            dirty = min(limit, written)
+            # What streams through in one op is written back as it goes.
+            self._written_back += written - dirty
+        since = last = 0
+        has_grown = False
+        for index, (other, held, was_dirty) in enumerate(entries):
             if other == key:
-                dirty = min(held, was_dirty + dirty) if written < held else max(dirty, was_dirty)
+                if not written:
+                    dirty = was_dirty
+                elif written < held:
+                    dirty = min(held, was_dirty + dirty)
+                else:
+                    dirty = max(dirty, was_dirty)
                 if held > size:
-                    self.entries[index] = (key, held, dirty)
-                    return
+                    entries[index] = (key, held, dirty)
+                    return since, held
+                del entries[index]
+                has_grown = held < size and held < limit
                 break
-        total = min(size, limit)
-        kept = [(key, total, min(dirty, total))]
-        for entry in self.entries:
-            if entry[0] == key:
-                continue
-            if total >= limit:
-                self._written_back += entry[2]
-            else:
-                kept.append(entry)
-                total += entry[1]
-        self.entries = kept
+            since += held
+            last = held
+        else:
+            held = 0
+        total = min(limit, size)
+        entries.insert(0, (key, total, min(total, dirty)))
+        # Those before it moved back by its bytes, those behind it by what it has grown.
+        if has_grown or total + since - last >= limit:
+            self._drop()
+        return since, held
+
+    def _drop(self) -> None:
+        """Forget what begins beyond the limit, but for what was touched last."""
+        entries, total = self.entries, 0
+        for index, (_, held, _) in enumerate(entries):
+            if index and total >= self._limit_bytes:
+                self._written_back += sum([dirty for _, _, dirty in entries[index:]])
+                del entries[index:]
+                return
+            total += held

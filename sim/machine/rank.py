@@ -18,11 +18,11 @@ from layerwise.sim.machine.blocks import Timed, seconds_to_ps
 from layerwise.sim.machine.contention import collective_rates
 from layerwise.sim.machine.fluid import Demand
 from layerwise.sim.machine.gpu import OpStream, PlannedBlock
-from layerwise.sim.machine.links import Load, SpanLog
-from layerwise.sim.machine.task import Task
-from layerwise.sim.machine.work import Work
+from layerwise.sim.machine.links import Channel, Load, SpanLog
+from layerwise.sim.machine.route import Traveller
+from layerwise.sim.machine.work import Work, WorkKind
 from layerwise.sim.plan import ops
-from layerwise.sim.plan.program import Program
+from layerwise.sim.plan.program import Program, Segment
 
 if TYPE_CHECKING:
     from layerwise.sim.machine.cluster import SimulatedCluster
@@ -64,6 +64,22 @@ class RankLog:
         self.marks.append(Mark(len(self.spans), len(self.blocks), len(self.op_ends), now_ps))
 
 
+class Task(NamedTuple):
+    """A piece of work in one run: messages of all microbatches go through one channel.
+
+    `work` and what it `meets`: of a collective.
+    """
+
+    kind: WorkKind
+    channel: Channel | None = None
+    load: Load | None = None
+    work: Work | None = None
+    meets: tuple[object, ...] = ()
+
+
+BLOCK = Task("block")
+
+
 class RankProcess:
     """Runs one rank's programs. `by_event`: each op is an event, for others may disturb it."""
 
@@ -74,13 +90,11 @@ class RankProcess:
         self.host_ps = 0
         self.is_eager = machine.launch == "eager"
         self.issue_ps = seconds_to_ps(machine.cost.issue_s)
-        self.l2 = machine.l2_of(rank)
-        self.blocks = machine.blocks.at_speed(machine.cluster.speed_of(rank))
-        self._token = 0
+        blocks = machine.blocks.at_speed(machine.cluster.speed_of(rank))
+        self._l2 = Traveller(machine.l2_of(rank), blocks, machine.setup.atlas, machine.passes)
         self._tasks: dict[int, list[Task]] = {}
         # By identity: the log keeps every block.
         self._plans: dict[int, PlannedBlock] = {}
-        self._loads: dict[int, Load] = {}
 
     def live(self) -> Process:
         """All steps, one after the other: steps chain by data alone."""
@@ -93,12 +107,14 @@ class RankProcess:
             work = machine.work_of(program)
             log.begin_step(program, work, self.now_ps)
             self.now_ps += graph_launch
-            context = compiled.step.context_tokens
+            route = machine.setup.route_of(program, self._l2)
+            blocks = self._l2.travel(route, compiled.step.context_tokens)
+            log.blocks += blocks
+            following = iter(blocks)
             for task in self._tasks_of(program, work):
-                kind = task.work.kind
+                kind = task.kind
                 if kind == "block":
-                    timed = self._enter(task, context)
-                    log.blocks.append(timed)
+                    timed = next(following)
                     if is_folded:
                         begin = self.now_ps
                         self.now_ps = end = begin + timed.duration_ps
@@ -136,55 +152,38 @@ class RankProcess:
     def _tasks_of(self, program: Program, work: list[Work]) -> list[Task]:
         tasks = self._tasks.get(id(program))
         if tasks is None:
-            tasks = self._tasks[id(program)] = [
-                self._with_channel(task) for task in self._known_tasks(program, work)
-            ]
-        return tasks
-
-    def _known_tasks(self, program: Program, work: list[Work]) -> list[Task]:
-        """What is the same in every run of this program."""
-        known = self.machine.setup.tasks
-        tasks = known.get(id(program))
-        if tasks is None:
-            tasks = known[id(program)] = []
-            received: tuple[Work, ...] = ()
+            # A message was compiled once for all microbatches.
+            messages: dict[Segment, Task] = {}
+            tasks = self._tasks[id(program)] = []
             for one in work:
-                tasks.append(self._task(one, received))
-                received = (*received, one) if one.kind == "recv" else ()
+                if one.kind == "block":
+                    tasks.append(BLOCK)
+                    continue
+                segment = one.parts[0].segment
+                task = messages.get(segment)
+                if task is None:
+                    task = self._task(one)
+                    if task.work is None:
+                        messages[segment] = task
+                tasks.append(task)
         return tasks
 
-    def _with_channel(self, task: Task) -> Task:
-        """Messages go through this run's channels."""
-        one, machine = task.work, self.machine
-        if machine.alone < 0:
-            if one.kind == "send":
-                return self._send_task(one)
-            if one.kind == "recv":
-                op = one.op
-                assert isinstance(op, ops.Recv)
-                return Task(one, channel=machine.channel(op.peer, self.rank, op.channel))
-        return task
-
-    def _task(self, one: Work, received: tuple[Work, ...]) -> Task:
-        machine = self.machine
-        if one.kind == "block":
-            received = received if machine.alone < 0 else ()
-            return Task(one, self.blocks.name(one.parts), received)
-        op = one.op
-        if machine.alone >= 0 or isinstance(op, ops.PointToPointOp):
-            return Task(one)
-        assert isinstance(op, ops.CollectiveOp)
-        part = one.parts[0]
-        return Task(one, meets=(op.group, op.name, part.layer, part.microbatch))
-
-    def _send_task(self, one: Work) -> Task:
-        op = one.op
-        assert isinstance(op, ops.Send)
-        # Compiled once for all microbatches, so the op is known by its identity.
-        load = self._loads.get(id(op))
-        if load is None:
-            load = self._loads[id(op)] = self._load_of(op)
-        return Task(one, channel=self.machine.channel(self.rank, op.peer, op.channel), load=load)
+    def _task(self, one: Work) -> Task:
+        op, machine = one.op, self.machine
+        if machine.alone >= 0:
+            return Task(one.kind)
+        match op:
+            case ops.Send():
+                channel = machine.channel(self.rank, op.peer, op.channel)
+                return Task("send", channel, self._load_of(op))
+            case ops.Recv():
+                return Task("recv", machine.channel(op.peer, self.rank, op.channel))
+            case ops.AllReduce() | ops.AllGather():
+                part = one.parts[0]
+                meets = (op.group, op.name, part.layer, part.microbatch)
+                return Task("collective", work=one, meets=meets)
+            case _:
+                raise AssertionError(f"{op.name} meets nobody")
 
     def _load_of(self, op: ops.Send) -> Load:
         machine = self.machine
@@ -193,42 +192,6 @@ class RankProcess:
         demands = tuple((machine.port(flow.wire, *port), flow.wire_bytes_per_s) for port in ports)
         gpus = (machine.gpu(self.rank), machine.gpu(op.peer)) if flow.disturbs else ()
         return Load(flow.duration_ps, demands, gpus)
-
-    def _enter(self, task: Task, context_tokens: int) -> Timed:
-        """Move the L2 through a block, remembering where each state leads."""
-        named = task.named
-        assert named is not None
-        grows = named.pattern.outgrows(self.l2.limit_bytes, context_tokens)
-        key = (self._token, 0 if grows else context_tokens)
-        found = task.moves.get(key)
-        if found is None:
-            self._restore()
-            for one in task.received:
-                op, part = one.op, one.parts[0]
-                assert isinstance(op, ops.Recv)
-                self.l2.receive(op.buffer, part.layer, part.microbatch)
-            block = self.blocks.run(named, self.l2, context_tokens)
-            found = task.moves[key] = (block, self._remember())
-        block, self._token = found
-        assert block is not None
-        return block.at(context_tokens)
-
-    def _touch(self, task: Task) -> None:
-        """A collective leaves its buffer in the L2."""
-        found = task.moves.get((self._token, 0))
-        if found is None:
-            self._restore()
-            part = task.work.parts[0]
-            self.l2.traffic_of(task.work.op, part.layer, part.microbatch)
-            found = task.moves[self._token, 0] = (None, self._remember())
-        self._token = found[1]
-
-    def _restore(self) -> None:
-        entries, kept = self.machine.setup.states[self._token]
-        self.l2.entries, self.l2.kept = list(entries), set(kept)
-
-    def _remember(self) -> int:
-        return self.machine.setup.remember((tuple(self.l2.entries), frozenset(self.l2.kept)))
 
     def _issue(self, timed: Timed) -> None:
         """Eager mode: an op starts when the stream is free and the host has issued it."""
@@ -279,7 +242,7 @@ class RankProcess:
     def _collective(self, task: Task) -> Process:
         """Members are simulated one by one: it starts when the last one arrives."""
         env = self.machine.env
-        self._touch(task)
+        assert task.work is not None
         self._await_host()
         ready = self.now_ps
         if ready > env.now:

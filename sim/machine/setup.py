@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from layerwise.sim.cost.model import CostModel
 from layerwise.sim.machine.contention import Contention, Flow, find_contention, flow_of, meetings_of
-from layerwise.sim.machine.task import NOTHING, State, Task
+from layerwise.sim.machine.route import Atlas, Route, Traveller
 from layerwise.sim.machine.work import Work, cut_into_work
 from layerwise.sim.plan import ops
 from layerwise.sim.plan.hardware import ClusterSpec
@@ -18,8 +18,7 @@ from layerwise.sim.plan.program import Program, StepPrograms
 class Setup:
     """Programs on a machine. `twins`: each rank that is simulated, and those it stands for.
 
-    `states` are what an L2 was seen to hold, by token (`tokens`). What is kept by an identity is
-    kept alive by the templates of `run`.
+    What is kept by an identity is kept alive by the templates of `run`.
     """
 
     run: tuple[StepPrograms, ...]
@@ -27,11 +26,10 @@ class Setup:
     cluster: ClusterSpec
     alone: int
     twins: dict[int, tuple[int, ...]]
-    tasks: dict[int, list[Task]] = field(default_factory=dict[int, list[Task]])
-    tokens: dict[State, int] = field(default_factory=lambda: {NOTHING: 0})
-    states: list[State] = field(default_factory=lambda: [NOTHING])
+    atlas: Atlas = field(default_factory=Atlas)
     contention: Contention = field(init=False)
     _work: dict[int, list[Work]] = field(default_factory=dict[int, list[Work]])
+    _routes: dict[int, Route] = field(default_factory=dict[int, Route])
     _flows: dict[tuple[int, int], Flow] = field(default_factory=dict[tuple[int, int], Flow])
     _members: dict[tuple[int, ...], int] = field(default_factory=dict[tuple[int, ...], int])
 
@@ -55,6 +53,15 @@ class Setup:
             found = self._work[id(program)] = cut_into_work(program, collectives_meet=meet)
         return found
 
+    def route_of(self, program: Program, traveller: Traveller) -> Route:
+        """The route of a rank's program."""
+        found = self._routes.get(id(program))
+        if found is None:
+            work = self.work_of(program)
+            found = traveller.route_of(program, work, self.cluster, alone=self.alone >= 0)
+            self._routes[id(program)] = found
+        return found
+
     def num_members(self, op: ops.CollectiveOp) -> int:
         """Members of a collective that are simulated."""
         found = self._members.get(op.group)
@@ -68,10 +75,3 @@ class Setup:
         if found is None:
             found = self._flows[source, id(op)] = flow_of(op, source, self.cost, self.cluster)
         return found
-
-    def remember(self, state: State) -> int:
-        """The token of a state of the L2."""
-        token = self.tokens.setdefault(state, len(self.states))
-        if token == len(self.states):
-            self.states.append(state)
-        return token

@@ -70,24 +70,40 @@ class SegmentBook:
     programs: dict[tuple[object, ...], Program] = field(default_factory=dict)
 
     def layer(self, builder: LayerBuilder, *, first_in_stage: bool) -> Segment:
-        """The segment of one layer. Ranks without shards do the same on every stage."""
+        """The segment of one layer. Ranks without shards do the same on every stage.
+
+        Groups of as many ranks share all ops but their collectives.
+        """
         step = builder.step
         group = builder.group if builder.shards > 1 else ()
-        key = (
+        alike = (
             builder.sequences,
             first_in_stage,
-            group,
+            len(group),
             step.query_tokens,
             step.context_tokens,
             step.kv_capacity_tokens,
         )
-        if key not in self.layers:
-            self.layers[key] = Segment(builder.layer(first_in_stage=first_in_stage))
-        return self.layers[key]
+        key = (group, *alike)
+        found = self.layers.get(key)
+        if found is None:
+            other = self.layers.get(alike)
+            found = Segment(
+                tuple(_among(group, op) for op in other.ops)
+                if other
+                else builder.layer(first_in_stage=first_in_stage)
+            )
+            self.layers[key] = found
+            self.layers.setdefault(alike, found)
+        return found
 
     def edge(self, found: tuple[Op, ...]) -> Segment:
         """The segment of these ops."""
         return self.edges.setdefault(found, Segment(found))
+
+
+def _among(group: tuple[int, ...], op: Op) -> Op:
+    return replace(op, group=group) if isinstance(op, ops.AllReduce) else op
 
 
 def compile_step(

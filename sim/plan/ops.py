@@ -45,6 +45,10 @@ class Buffer:
         width = TOKEN_ID_BYTES if self.dtype == "int64" else DTYPE_BYTES[self.dtype]
         object.__setattr__(self, "num_bytes", math.prod(self.shape) * width)
 
+    def __hash__(self) -> int:
+        # Ops are looked up by their buffers: few of one name and size differ in anything else.
+        return hash((self.name, self.num_bytes))
+
     def key(self, layer: int, microbatch: int) -> BufferKey:
         """The identity of this tensor within a rank, for one layer and microbatch."""
         return (

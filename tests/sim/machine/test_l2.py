@@ -61,7 +61,7 @@ def test_part_of_a_buffer_is_as_far_back_as_all_that_was_touched_of_it() -> None
     state._touch(cache, round(0.85 * L2), 0)
 
     # Half-way down the synthetic ramp.
-    assert 0.5 == round(state._hit_fraction(cache, MIB), 2)
+    assert 0.5 == round(state._hit_fraction(MIB, *state._touch(cache, MIB, 0)), 2)
 
 
 def test_reuse_at_once_hits_whatever_came_before() -> None:
