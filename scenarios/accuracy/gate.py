@@ -9,12 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from layerwise.scenarios.accuracy.ledger import Ledger, Problem, check, read_ledger
+from layerwise.scenarios.accuracy.ledger import Ledger, Problem, check, read_ledger_of
 from layerwise.scenarios.accuracy.ledger_tables import print_moves
 from layerwise.scenarios.accuracy.red import RedList, check_red, read_red, reds_as_data, to_list
 from layerwise.scenarios.accuracy.scored import Scored
 from layerwise.scenarios.tables import escape
-from layerwise.sim.plan.errors import FileFormatError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +33,14 @@ class Gate:
 
 
 def read_gate(gpu: str, ledger: Path | None, red: Path | None) -> Gate | None:
-    """Read what was given; None if nothing. Raises FileFormatError for another GPU's ledger."""
+    """Read what was given; None if nothing. Raises what `read_ledger_of` and `read_red` do."""
     if ledger is None and red is None:
         return None
-    held_to = Gate(
+    return Gate(
         gpu=gpu,
-        ledger=None if ledger is None else read_ledger(ledger),
+        ledger=None if ledger is None else read_ledger_of(gpu, ledger),
         red=None if red is None else read_red(red),
     )
-    if held_to.ledger and held_to.ledger.gpu != gpu:
-        raise FileFormatError(
-            f"{ledger}: is the ledger of {held_to.ledger.gpu}, and the profile is of {gpu}; "
-            "name that GPU's ledger"
-        )
-    return held_to
 
 
 def print_gate(

@@ -202,6 +202,17 @@ def read_ledger(path: Path) -> Ledger:
     return validate(Ledger, data, str(path))
 
 
+def read_ledger_of(gpu: str, path: Path) -> Ledger:
+    """Read a GPU's ledger; raises what `read_ledger` does, and FileFormatError for another GPU's."""
+    ledger = read_ledger(path)
+    if ledger.gpu != gpu:
+        raise FileFormatError(
+            f"{path}: is the ledger of {ledger.gpu}, and the profile is of {gpu}; "
+            "name that GPU's ledger"
+        )
+    return ledger
+
+
 def _unlearned(lines: Any) -> Any:
     """Lines of version 1 without what they learned; anything else as it is, to be refused."""
     if not isinstance(lines, list):

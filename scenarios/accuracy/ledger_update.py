@@ -16,12 +16,12 @@ from layerwise.scenarios.accuracy.ledger import (
     entry_of,
     is_worse,
     lost,
-    read_ledger,
+    read_ledger_of,
     write_ledger,
 )
 from layerwise.scenarios.accuracy.ledger_tables import moves_of, print_moves
 from layerwise.scenarios.accuracy.scored import Scored
-from layerwise.sim.plan.errors import FileFormatError, SpecError
+from layerwise.sim.plan.errors import SpecError
 from layerwise.sim.profile import Profile
 
 NUM_NAMED = 5
@@ -35,12 +35,7 @@ def update_and_print(
     Raises SpecError, and writes nothing, when it would ask for less and there is no reason;
     FileFormatError for a ledger of another GPU.
     """
-    old = read_ledger(path) if path.exists() else None
-    if old and old.gpu != profile.gpu:
-        raise FileFormatError(
-            f"{path}: is the ledger of {old.gpu}, and the profile is of {profile.gpu}; "
-            "name that GPU's ledger"
-        )
+    old = read_ledger_of(profile.gpu, path) if path.exists() else None
     if old:
         print_moves(old, scored, out)
     date_utc = datetime.now(UTC).isoformat(timespec="seconds")

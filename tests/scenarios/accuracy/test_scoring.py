@@ -209,6 +209,9 @@ def test_point_that_takes_half_as_long_again_fails_its_own_group_alone(
     worst = max(data["measurements"], key=lambda one: abs(one["error"]))
 
     assert (1, False, {SMALL_MATMULS}) == (ran.code, data["passes"], failed)
+    assert {"median", "mean"} == {red["what"] for red in data["red"] if not red["is_point"]}
+    assert [scene.matmul] == [one["name"] for one in data["measurements"] if one["is_beyond"]]
+    assert 0.1 == worst["tolerance"]
     assert scene.matmul == worst["name"]
     assert -1 / 3 == pytest.approx(worst["error"])
 
