@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from layerwise.scenarios.accuracy.ranking import asked_of, rank
@@ -32,7 +32,7 @@ MAX_SMALL_ROWS = 1024
 class Bar:
     """What a group must reach: its median error, mean and worst; None where nothing was set.
 
-    `each`: how far off any one of it may be without a word (the ledger's starting tolerance).
+    `each`: the tolerance of every point; those beyond it are in `tests/accuracy/red.toml`, with causes.
     `is_optional`: not every machine can measure it.
     """
 
@@ -48,9 +48,13 @@ class Bar:
         given = {"median": self.median, "mean": self.mean, "worst": self.worst}
         return {figure: limit for figure, limit in given.items() if limit is not None}
 
-    def passes(self, summary: Summary) -> bool:
-        """Is every figure low enough?"""
-        return all(getattr(summary, figure) <= limit for figure, limit in self.limits.items())
+    def misses(self, summary: Summary) -> dict[str, str]:
+        """The figures that are too high, each with what was seen and what is allowed."""
+        return {
+            figure: f"{value:.1%} where {limit:.0%} is allowed"
+            for figure, limit in self.limits.items()
+            if (value := getattr(summary, figure)) > limit
+        }
 
 
 # `each` is the limit of the worst, or else twice that of the mean. No bar was ever set for layers
@@ -69,18 +73,26 @@ BARS: dict[str, Bar] = {
     PAIRS: Bar(median=0.03, worst=0.08, each=0.08, is_optional=True),
     MOVED: Bar(median=0.08, each=0.16, is_optional=True),
 }
+RANKING, INTERVALS = "ranking of placements", "90 % intervals"
+FAMILIES = (*BARS, RANKING, INTERVALS)
 Verdict = Literal["PASS", "FAIL", "MISSING", ""]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One bar, what was seen, and the verdict (empty: nothing was asked, or not enough of it)."""
+    """One family's bar, what was seen, and the verdict (empty: nothing was asked, or too little).
+
+    `misses`: the figures in red, and how far. `num_beyond`: points that are off by more than `each`.
+    """
 
     what: str
     bar: str
     num: int
     seen: str
     verdict: Verdict
+    misses: dict[str, str] = field(default_factory=dict[str, str])
+    each: float | None = None
+    num_beyond: int = 0
 
 
 def groups_of(scored: Sequence[Scored]) -> dict[str, list[Scored]]:
@@ -99,33 +111,54 @@ def rows_of(scored: Sequence[Scored]) -> list[Row]:
 
 def passes(scored: Sequence[Scored]) -> bool:
     """Does every bar hold, and is nothing missing that every machine can measure?"""
-    return all(row.verdict not in ("FAIL", "MISSING") for row in rows_of(scored))
+    return not any(row.misses for row in rows_of(scored))
+
+
+def is_beyond(one: Scored) -> bool:
+    """Is a point farther off than its family's bar allows each?"""
+    return abs(one.error) > BARS[one.group].each
 
 
 def _group_row(group: str, bar: Bar, found: Sequence[Scored]) -> Row:
     text = ", ".join(f"{figure} {limit:.0%}" for figure, limit in bar.limits.items()) or "none"
     if not found:
-        missing: Verdict = "" if bar.is_optional else "MISSING"
-        return Row(what=group, bar=text, num=0, seen="not measured", verdict=missing)
+        missing = {} if bar.is_optional else {"measurements": "there is none"}
+        verdict: Verdict = "MISSING" if missing else ""
+        return Row(
+            what=group, bar=text, num=0, seen="not measured", verdict=verdict, misses=missing
+        )
     summary = summary_of(one.error for one in found)
     shown = bar.limits or {"median": 0.0, "worst": 0.0}
-    seen = ", ".join(f"{figure} {getattr(summary, figure):.1%}" for figure in shown)
-    verdict: Verdict = "" if not bar.limits else "PASS" if bar.passes(summary) else "FAIL"
-    return Row(what=group, bar=text, num=len(found), seen=seen, verdict=verdict)
+    misses = bar.misses(summary)
+    return Row(
+        what=group,
+        bar=text,
+        num=len(found),
+        seen=", ".join(f"{figure} {getattr(summary, figure):.1%}" for figure in shown),
+        verdict=_verdict(misses) if bar.limits else "",
+        misses=misses,
+        each=bar.each,
+        num_beyond=sum(map(is_beyond, found)),
+    )
+
+
+def _verdict(misses: dict[str, str]) -> Verdict:
+    return "FAIL" if misses else "PASS"
 
 
 def _ranking_row(scored: Sequence[Scored]) -> Row:
     ranked = rank(scored)
     asked = asked_of(ranked)
-    num_right = sum(pair.is_right for pair in asked)
-    seen = f"{num_right} of {len(asked)} pairs" if asked else "not measured"
-    verdict: Verdict = "" if not asked else "PASS" if num_right == len(asked) else "FAIL"
+    num_wrong = sum(not pair.is_right for pair in asked)
+    misses = {"pairs": f"{num_wrong} of {len(asked)} the wrong way round"} if num_wrong else {}
+    seen = f"{len(asked) - num_wrong} of {len(asked)} pairs" if asked else "not measured"
     return Row(
-        what="ranking of placements",
+        what=RANKING,
         bar="all pairs told apart",
         num=len(ranked),
         seen=seen,
-        verdict=verdict,
+        verdict=_verdict(misses) if asked else "",
+        misses=misses,
     )
 
 
@@ -135,11 +168,13 @@ def _coverage_row(scored: Sequence[Scored]) -> Row:
     if not found or found.num < MIN_INTERVALS:
         num = found.num if found else 0
         few = f"fewer than {MIN_INTERVALS}"
-        return Row(what="90 % intervals", bar=bar, num=num, seen=few, verdict="")
+        return Row(what=INTERVALS, bar=bar, num=num, seen=few, verdict="")
+    misses = found.misses
     return Row(
-        what="90 % intervals",
+        what=INTERVALS,
         bar=bar,
         num=found.num,
         seen=f"{found.covered:.1%}, ratio {found.width_ratio:.2f}",
-        verdict="PASS" if found.passes else "FAIL",
+        verdict=_verdict(misses),
+        misses=misses,
     )

@@ -1,20 +1,21 @@
-"""The ledger of the accuracy gate: how far off each committed measurement was predicted, and may be.
+"""The ledger: every committed measurement beside what was predicted when the ledger was written.
 
-A point leaves its tolerance, or a group's median or mean worsens by more than measurements scatter:
-the gate fails and names it. Tolerances tighten by themselves and loosen for a written reason only.
+It shows what moved. It fails where a measurement is lost, or another one under its name, or where a
+family's median or mean worsens by more than measurements scatter. How far off a point may be is no
+matter of the ledger but of its family's bar (`bars`, `red`).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from layerwise.scenarios.accuracy.bars import BARS, groups_of
+from layerwise.scenarios.accuracy.bars import groups_of
 from layerwise.scenarios.accuracy.ranking import asked_of, rank
 from layerwise.scenarios.accuracy.scored import (
     MAX_COVERAGE,
@@ -26,34 +27,36 @@ from layerwise.scenarios.accuracy.scored import (
     summary_of,
 )
 from layerwise.sim.plan.errors import FileFormatError
+from layerwise.sim.plan.files import validate
 from layerwise.sim.plan.reading import read_json
 from layerwise.sim.trace import write_atomically
 
-FORMAT, VERSION = "layerwise-ledger", 1
-# Predictions do not scatter: what is left to a point, or to a group's median, is for changes that
-# nobody meant anything by.
-MIN_SLACK, MIN_NOISE = 0.01, 0.001
+FORMAT, VERSION = "layerwise-ledger", 2
+# What version 1 said of each line: tolerances that were learned from what came out.
+LEARNED = frozenset({"tolerance", "reason"})
+# Predictions do not scatter: what is left to a group's median is for changes that nobody meant
+# anything by.
+MIN_NOISE = 0.001
 # How far apart two numbers may lie that six digits of one are.
 SAME = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One measurement: what it was, what was predicted, and how far a prediction may be off.
+    """One measurement: what it was, and what was predicted.
 
     `error`: signed, predicted over measured less one. `spread`: of the measured repeats, relative.
-    `reason`: why `tolerance` was last loosened; empty where it never was.
     """
+
+    __pydantic_config__ = {"extra": "forbid"}
 
     group: str
     name: str
     measured_s: float
     predicted_s: float
     error: float
-    tolerance: float
     spread: float
     kernel_set: str
-    reason: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -65,15 +68,18 @@ class Entry:
 class Aggregate:
     """A figure over many measurements, smaller is better; it may grow by `noise`."""
 
+    __pydantic_config__ = {"extra": "forbid"}
+
     name: str
     value: float
     noise: float
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
     """One writing of the ledger: when, with which profile, why, and what it changed."""
+
+    __pydantic_config__ = {"extra": "forbid"}
 
     date_utc: str
     profile_digest: str
@@ -83,7 +89,9 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """All that a GPU's gate holds predictions to."""
+    """A GPU's measurements and predictions, figures over them, and how these came about."""
+
+    __pydantic_config__ = {"extra": "forbid"}
 
     gpu: str
     profile_digest: str
@@ -105,18 +113,35 @@ class Problem:
 
 def check(ledger: Ledger, scored: Sequence[Scored]) -> list[Problem]:
     """Everything that is wrong, points first; nothing when the gate passes."""
-    entries = {entry.key: entry for entry in ledger.entries}
+    return [*lost(ledger, scored), *added(ledger, scored)]
+
+
+def lost(ledger: Ledger, scored: Sequence[Scored]) -> list[Problem]:
+    """What asks for less than the ledger: writing it needs a reason."""
     now = {(one.group, one.name): one for one in scored}
+    points = [
+        problem
+        for entry in ledger.entries
+        if (problem := _point_problem(entry, now.get(entry.key)))
+    ]
+    return [*points, *_aggregate_problems(ledger.aggregates, aggregates_of(scored))]
+
+
+def added(ledger: Ledger, scored: Sequence[Scored]) -> list[Problem]:
+    """What the ledger does not know yet."""
+    points = {entry.key for entry in ledger.entries}
+    figures = {one.name for one in ledger.aggregates}
     return [
-        *(_problem(key, "is in the ledger and was not measured") for key in entries.keys() - now),
-        *(_problem(key, "was measured and is not in the ledger") for key in now.keys() - entries),
         *(
-            problem
-            for key, one in now.items()
-            if key in entries
-            for problem in _point_problems(entries[key], one)
+            Problem(name=", ".join(key), text="was measured and is not in the ledger")
+            for one in scored
+            if (key := (one.group, one.name)) not in points
         ),
-        *_aggregate_problems(ledger.aggregates, aggregates_of(scored)),
+        *(
+            Problem(name=one.name, text="is not in the ledger")
+            for one in aggregates_of(scored)
+            if one.name not in figures
+        ),
     ]
 
 
@@ -149,17 +174,7 @@ def noise_of(members: Sequence[Scored]) -> float:
     return max(MIN_NOISE, 2 * scatter / math.sqrt(len(members)))
 
 
-def least_tolerance(one: Scored) -> float:
-    """What a point's tolerance is that was never loosened.
-
-    What its group allows each, or where it misses that, its error and twice its spread.
-    """
-    slack = max(MIN_SLACK, 2 * one.spread)
-    allowed = max(BARS[one.group].each, abs(one.error) + slack)
-    return round(math.ceil(allowed * 1e3 - 1e-6) / 1e3, 3)
-
-
-def entry_of(one: Scored, tolerance: float, reason: str = "") -> Entry:
+def entry_of(one: Scored) -> Entry:
     """A measurement as a line of the ledger."""
     return Entry(
         group=one.group,
@@ -167,43 +182,47 @@ def entry_of(one: Scored, tolerance: float, reason: str = "") -> Entry:
         measured_s=_digits(one.measured_s),
         predicted_s=_digits(one.predicted_s),
         error=round(one.error, 5),
-        tolerance=tolerance,
         spread=round(one.spread, 5),
         kernel_set=one.kernel_set,
-        reason=reason,
     )
 
 
-def was_measured_again(entry: Entry, one: Scored) -> bool:
-    """Is this another measurement under the same name?"""
-    return abs(one.measured_s / entry.measured_s - 1) > SAME or entry.kernel_set != one.kernel_set
-
-
-def problems_as_data(ledger: Ledger, problems: Iterable[Problem]) -> dict[str, Any]:
-    """The gate's verdict with stable keys."""
-    found = [asdict(problem) for problem in problems]
-    return {
-        "gpu": ledger.gpu,
-        "num_measurements": len(ledger.entries),
-        "passes": not found,
-        "problems": found,
-    }
-
-
 def read_ledger(path: Path) -> Ledger:
-    """Raises FileFormatError for another format or version, or a tolerance that no run can keep."""
-    from layerwise.sim.plan.files import validate
-
+    """Read a ledger of this version or the one before; raises FileFormatError for any other."""
     data = read_json(path)
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         raise FileFormatError(f"{path}: does not say format={FORMAT!r}; is it a ledger?")
-    if (version := data.pop("version", None)) != VERSION:
+    version = data.pop("version", None)
+    if version == 1:
+        data |= {key: _unlearned(data.get(key)) for key in ("aggregates", "entries")}
+    elif version != VERSION:
         raise FileFormatError(
-            f"{path}: ledger version {version!r}, this program reads {VERSION}; write it again"
+            f"{path}: ledger version {version!r}, this program reads 1 and {VERSION}; write it again"
         )
-    ledger: Ledger = validate(Ledger, data, str(path))
-    _check_tolerances(path, ledger.entries)
+    return validate(Ledger, data, str(path))
+
+
+def read_ledger_of(gpu: str, path: Path) -> Ledger:
+    """Read a GPU's ledger; raises what `read_ledger` does, and FileFormatError for another GPU's."""
+    ledger = read_ledger(path)
+    if ledger.gpu != gpu:
+        raise FileFormatError(
+            f"{path}: is the ledger of {ledger.gpu}, and the profile is of {gpu}; "
+            "name that GPU's ledger"
+        )
     return ledger
+
+
+def _unlearned(lines: Any) -> Any:
+    """Lines of version 1 without what they learned; anything else as it is, to be refused."""
+    if not isinstance(lines, list):
+        return lines
+    return [
+        {key: value for key, value in line.items() if key not in LEARNED}
+        if isinstance(line, dict)
+        else line
+        for line in lines
+    ]
 
 
 def write_ledger(ledger: Ledger, path: Path) -> None:
@@ -226,51 +245,32 @@ def _lines(values: Iterable[Any]) -> str:
     return ",\n".join(f"  {json.dumps(asdict(value))}" for value in values)
 
 
-def _check_tolerances(path: Path, entries: Iterable[Entry]) -> None:
-    for entry in entries:
-        if entry.tolerance < 2 * entry.spread:
-            raise FileFormatError(
-                f"{path}: {entry.name}: tolerance={entry.tolerance} is under twice its measured "
-                f"spread={entry.spread}; use {2 * entry.spread:.3f} or more"
-            )
-
-
-def _problem(key: tuple[str, str], text: str) -> Problem:
-    return Problem(name=f"{key[0]}, {key[1]}", text=text)
-
-
-def _point_problems(entry: Entry, one: Scored) -> Iterable[Problem]:
-    if entry.kernel_set != one.kernel_set:
-        yield _problem(
-            entry.key,
+def _point_problem(entry: Entry, one: Scored | None) -> Problem | None:
+    if one is None:
+        text = "is in the ledger and was not measured"
+    elif entry.kernel_set != one.kernel_set:
+        text = (
             f"ran kernel set {one.kernel_set!r} and the ledger is about {entry.kernel_set!r}: "
-            "other kernels need a new trace and a new line",
+            "other kernels need a new trace and a new line"
         )
-    elif was_measured_again(entry, one):
-        yield _problem(
-            entry.key, f"was measured again: {one.measured_s:.6g} s, not {entry.measured_s:.6g} s"
-        )
-    if abs(one.error) > entry.tolerance:
-        yield _problem(
-            entry.key,
-            f"error {one.error:+.1%} is outside its tolerance of {entry.tolerance:.1%} "
-            f"(it was {entry.error:+.1%})",
-        )
+    elif abs(one.measured_s / entry.measured_s - 1) > SAME:
+        text = f"was measured again: {one.measured_s:.6g} s, not {entry.measured_s:.6g} s"
+    else:
+        return None
+    return Problem(name=", ".join(entry.key), text=text)
 
 
 def _aggregate_problems(
     before: Iterable[Aggregate], after: Iterable[Aggregate]
-) -> Iterable[Problem]:
+) -> Iterator[Problem]:
     now = {one.name: one for one in after}
     for old in before:
-        found = now.pop(old.name, None)
+        found = now.get(old.name)
         if found is None:
             yield Problem(name=old.name, text="is in the ledger and can no longer be told")
         elif is_worse(old, found):
             text = f"worsened from {old.value:.4f} to {found.value:.4f}; noise is {old.noise:.4f}"
             yield Problem(name=old.name, text=text)
-    for name in now:
-        yield Problem(name=name, text="is not in the ledger")
 
 
 def is_worse(old: Aggregate, new: Aggregate) -> bool:

@@ -1,4 +1,4 @@
-"""Predictions that moved, old beside new, and what makes the gate fail: as people read it."""
+"""Predictions that moved, old beside new, as people read it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from layerwise.scenarios import tables
-from layerwise.scenarios.accuracy.ledger import SAME, Aggregate, Ledger, Problem, aggregates_of
+from layerwise.scenarios.accuracy.bars import BARS
+from layerwise.scenarios.accuracy.ledger import SAME, Aggregate, Ledger, aggregates_of
 from layerwise.scenarios.accuracy.scored import Scored
 from layerwise.scenarios.tables import escape
 
@@ -23,7 +24,7 @@ class Move:
     measured_s: float
     old_s: float
     new_s: float
-    tolerance: float
+    allowed: float
 
     @property
     def old_error(self) -> float:
@@ -50,7 +51,7 @@ def moves_of(ledger: Ledger, scored: Iterable[Scored]) -> list[Move]:
             measured_s=entry.measured_s,
             old_s=entry.predicted_s,
             new_s=now[entry.key].predicted_s,
-            tolerance=entry.tolerance,
+            allowed=BARS[entry.group].each,
         )
         for entry in ledger.entries
         if entry.key in now and abs(now[entry.key].predicted_s / entry.predicted_s - 1) > SAME
@@ -78,7 +79,7 @@ def print_moves(ledger: Ledger, scored: Sequence[Scored], out: Console) -> None:
             *map(tables.seconds, (move.measured_s, move.old_s, move.new_s)),
             f"{move.old_error:+.1%}",
             f"{move.new_error:+.1%}",
-            f"{move.tolerance:.1%}",
+            f"{move.allowed:.1%}",
         )
     out.print(made)
     if len(moves) > NUM_MOVED:
@@ -93,14 +94,3 @@ def _print_aggregates(old: Iterable[Aggregate], new: Iterable[Aggregate], out: C
         value = f"{now[one.name]:.4f}" if one.name in now else "gone"
         made.add_row(escape(one.name), f"{one.value:.4f}", value, f"{one.noise:.4f}")
     out.print(made)
-
-
-def print_gate(
-    ledger: Ledger, scored: Sequence[Scored], problems: Sequence[Problem], out: Console
-) -> None:
-    """What moved, and what makes the gate fail, by name."""
-    print_moves(ledger, scored, out)
-    for problem in problems:
-        out.print(f"[red]FAIL[/red] {escape(str(problem))}")
-    verdict = f"[red]{len(problems)} problems[/red]" if problems else "[green]PASS[/green]"
-    out.print(f"The gate of {escape(ledger.gpu)}, {len(ledger.entries)} measurements: {verdict}")

@@ -104,10 +104,20 @@ class Coverage:
         return self.median_half_width / self.median_error
 
     @property
+    def misses(self) -> dict[str, str]:
+        """What is wrong with enough of them: too few or too many inside, or too wide."""
+        found: dict[str, str] = {}
+        if not MIN_COVERAGE <= self.covered <= MAX_COVERAGE:
+            allowed = f"{MIN_COVERAGE:.0%} to {MAX_COVERAGE:.0%}"
+            found["coverage"] = f"{self.covered:.1%} where {allowed} is allowed"
+        if self.width_ratio > MAX_WIDTH_RATIO:
+            found["width"] = f"ratio {self.width_ratio:.2f} where {MAX_WIDTH_RATIO:g} is allowed"
+        return found
+
+    @property
     def passes(self) -> bool:
         """Are there enough of them, neither too narrow nor too wide?"""
-        enough = self.num >= MIN_INTERVALS and MIN_COVERAGE <= self.covered <= MAX_COVERAGE
-        return enough and self.width_ratio <= MAX_WIDTH_RATIO
+        return self.num >= MIN_INTERVALS and not self.misses
 
 
 def coverage_of(scored: Iterable[Scored]) -> Coverage | None:

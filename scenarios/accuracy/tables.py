@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from layerwise.scenarios import tables
-from layerwise.scenarios.accuracy.bars import BARS, Row, groups_of, passes, rows_of
+from layerwise.scenarios.accuracy.bars import BARS, Row, groups_of, is_beyond, passes, rows_of
 from layerwise.scenarios.accuracy.ranking import Ranked, asked_of, rank
+from layerwise.scenarios.accuracy.red import reds_as_data
 from layerwise.scenarios.accuracy.scored import (
     WITHOUT_INTERVALS,
     Coverage,
@@ -24,6 +25,7 @@ from layerwise.scenarios.tables import escape
 from layerwise.sim.profile import Profile
 
 NUM_WORST = 10
+RED_LIST, EXPLAINED = "tests/accuracy/red.toml", "scenarios/accuracy/README.md"
 COLOURS = {
     "PASS": "[green]PASS[/green]",
     "FAIL": "[red]FAIL[/red]",
@@ -37,7 +39,9 @@ def print_accuracy(scored: Sequence[Scored], profile: Profile, out: Console) -> 
     out.print(
         f"What no fit has seen, predicted with profile {escape(profile.name)} {profile.digest}."
     )
-    out.print(_bars(rows_of(scored)))
+    rows = rows_of(scored)
+    out.print(_bars(rows))
+    _print_red(rows, out)
     made = tables.table(
         "|predicted / measured - 1|",
         "",
@@ -66,10 +70,22 @@ def print_accuracy(scored: Sequence[Scored], profile: Profile, out: Console) -> 
 
 
 def _bars(rows: Sequence[Row]) -> Table:
-    made = tables.table("Bars", "", "bar", "n", "seen", "")
+    made = tables.table("Bars", "", "bar", "n", "seen", "", "points beyond")
     for row in rows:
-        made.add_row(row.what, row.bar, str(row.num), row.seen, COLOURS[row.verdict])
+        beyond = "" if row.each is None else f"{row.num_beyond} (> {row.each:.0%})"
+        made.add_row(row.what, row.bar, str(row.num), row.seen, COLOURS[row.verdict], beyond)
     return made
+
+
+def _print_red(rows: Sequence[Row], out: Console) -> None:
+    """Each figure that misses its bar, and where causes are told."""
+    for row in rows:
+        for figure, how in row.misses.items():
+            out.print(f"[red]In red[/red]: {escape(row.what)}, {figure}: {how}.")
+    if num := sum(row.num_beyond for row in rows):
+        out.print(f"{num} points are farther off than their family's bar allows each.")
+    if num or any(row.misses for row in rows):
+        out.print(f"What is known to be in red, and why: {RED_LIST}, {EXPLAINED}.")
 
 
 def _named_parts(scored: Sequence[Scored]) -> list[tuple[str, Sequence[Scored]]]:
@@ -125,7 +141,8 @@ def accuracy_as_data(scored: Sequence[Scored], profile: Profile) -> dict[str, An
     return {
         "profile": {"name": profile.name, "digest": profile.digest},
         "passes": passes(scored),
-        "bars": [asdict(row) for row in rows_of(scored)],
+        "bars": [asdict(row) | {"misses": list(row.misses)} for row in rows_of(scored)],
+        "red": reds_as_data(scored),
         "groups": {
             group: asdict(summary_of(one.error for one in found))
             | {"bar": asdict(BARS[group]), "blind": _blind(found)}
@@ -141,6 +158,8 @@ def accuracy_as_data(scored: Sequence[Scored], profile: Profile) -> dict[str, An
                 "measured_s": one.measured_s,
                 "predicted_s": one.predicted_s,
                 "error": one.error,
+                "tolerance": BARS[one.group].each,
+                "is_beyond": is_beyond(one),
                 "blind_error": one.blind_error,
                 "log_half_width": one.half_width,
                 "spread": one.spread,

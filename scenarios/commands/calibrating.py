@@ -109,7 +109,11 @@ def accuracy(
     ] = "",
     ledger: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Hold each point to its tolerance there, not to bars."),
+        typer.Option(metavar="FILE", help="Fail where a family worsened since it was written."),
+    ] = None,
+    red: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Pass only if exactly this list of bars is missed."),
     ] = None,
     update_ledger: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the ledger again; show old and new.")
@@ -122,7 +126,10 @@ def accuracy(
     ] = None,
     profile: ProfileOption = None,
 ) -> None:
-    """What no fit has seen, predicted again; exit code 1 below the bars, or outside the ledger.
+    """What no fit has seen, predicted again; exit code 1 where a family misses its bar.
+
+    With --red FILE exit code 1 where what is in red is not what the file lists, with --ledger FILE
+    where a measurement is lost or a family worsened; with both, where either is so.
 
     Example: layerwise accuracy --gpu h200 --json
     """
@@ -139,16 +146,14 @@ def accuracy(
         note(commit_unseen(constants, commit_to, SCORED_SIZES_BYTES))
         return
     from layerwise.scenarios.accuracy.bars import passes
+    from layerwise.scenarios.accuracy.gate import gate_as_data, print_gate, read_gate
     from layerwise.scenarios.accuracy.scoring import score_unseen
     from layerwise.scenarios.accuracy.tables import accuracy_as_data, print_accuracy
     from layerwise.scenarios.tables import console
 
-    if ledger is not None:  # a broken one is told before minutes of scoring
-        from layerwise.scenarios.accuracy.ledger import read_ledger
-
-        held_to = read_ledger(ledger)
-    else:
-        held_to = None
+    held_to = read_gate(
+        constants.gpu, ledger, red
+    )  # a broken file is told before minutes of scoring
     if plot is not None:
         from layerwise.scenarios.pictures import check_picture
 
@@ -161,23 +166,21 @@ def accuracy(
     if update_ledger is not None:
         from layerwise.scenarios.accuracy.ledger_update import update_and_print
 
-        note(update_and_print(update_ledger, scored, constants, reason, console()))
-        return
-    if held_to is not None:
-        from layerwise.scenarios.accuracy.ledger import check, problems_as_data
-        from layerwise.scenarios.accuracy.ledger_tables import print_gate
-
-        problems = check(held_to, scored)
+        note(update_and_print(update_ledger, scored, constants, reason, console(stderr=as_json)))
+        if held_to is None:
+            return
+    if held_to is None:
+        passed = passes(scored)
         if as_json:
-            print_json("accuracy-ledger", problems_as_data(held_to, problems))
+            print_json("accuracy", accuracy_as_data(scored, constants))
+        else:
+            print_accuracy(scored, constants, console())
+    else:
+        problems = held_to.problems(scored)
+        passed = not problems
+        if as_json:
+            print_json("accuracy-gate", gate_as_data(constants.gpu, scored, problems))
         else:
             print_gate(held_to, scored, problems, console())
-        passed = not problems
-    elif as_json:
-        print_json("accuracy", accuracy_as_data(scored, constants))
-        passed = passes(scored)
-    else:
-        print_accuracy(scored, constants, console())
-        passed = passes(scored)
     if not passed:
         raise typer.Exit(1)

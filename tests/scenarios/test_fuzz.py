@@ -20,6 +20,7 @@ from layerwise.calibration.links import read_links
 from layerwise.calibration.transfers import read_transfers
 from layerwise.hw.ranks.journal import assemble, folder_of, journal_of
 from layerwise.scenarios.accuracy.ledger import read_ledger
+from layerwise.scenarios.accuracy.red import read_red
 from layerwise.scenarios.predict.beliefs import read_prediction
 from layerwise.scenarios.sweep.journal import read_rows
 from layerwise.scenarios.sweep.spec import load_sweep
@@ -189,6 +190,20 @@ def ledger_seed(_folder: Path, _profile: Profile) -> bytes:
     ).encode()
 
 
+RED = b"""\
+[[family]]
+gpu = "h200"
+name = "90 % intervals"
+misses = ["width"]
+cause = "Tails."
+
+[[cause]]
+family = "matmul, M <= 1024"
+text = "Another kernel."
+points.h200 = ["matmul/m1.n64.k64/cold", "x"]
+"""
+
+
 def committed(name: str) -> Callable[[Path, Profile], bytes]:
     return lambda _folder, _profile: (ROOT / "calibration" / name).read_bytes()
 
@@ -221,6 +236,7 @@ KINDS = (
     Kind("transfers.json", committed("transfers.json"), read_transfers, JSON, 300),
     Kind("prediction.json", committed("predictions/stage-8.json"), read_prediction, JSON, 400),
     Kind("ledger.json", ledger_seed, read_ledger, JSON, 200),
+    Kind("red.toml", fixed(RED), read_red, TOML, 200),
     Kind(
         "rows.csv",
         fixed(b"a,status,reason,key\n1,ok,,x\n2,ok,,y\n"),
