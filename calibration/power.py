@@ -193,25 +193,6 @@ def review_power(
     return [(row, price_sustained(profile, row.point)) for row in rows]
 
 
-def transferred(power: PowerFit, profile: Profile, *, measured_on: str) -> PowerFit:
-    """Return another GPU's fit for a GPU of the same chip that nobody measured: twice as uncertain."""
-    return replace(
-        power,
-        constants={
-            name: replace(
-                constant,
-                standard_error=2 * constant.standard_error,
-                source=f"{constant.source}; taken over from {measured_on} for {profile.gpu}",
-            )
-            for name, constant in power.constants.items()
-        },
-        clock_half_width=2 * power.clock_half_width,
-        slowdown_half_width=2 * power.slowdown_half_width,
-        energy_half_width=2 * power.energy_half_width,
-        measured_on=measured_on,
-    )
-
-
 def unit_of(constant: str) -> str:
     """Return the unit of a constant of a PowerFit."""
     if constant.endswith("_w"):

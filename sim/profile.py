@@ -173,8 +173,7 @@ class PowerFit:
 
     Half-widths of 90 % intervals, as ln(measured / predicted): `clock_half_width` of a held clock,
     `slowdown_half_width` of sustained over burst times of what it holds (HBM's ops hardly notice
-    it), `energy_half_width` of energy and power. `measured_on`: another GPU than the profile's, whose
-    constants these are; "" where they are its own.
+    it), `energy_half_width` of energy and power.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -183,7 +182,6 @@ class PowerFit:
     clock_half_width: float
     slowdown_half_width: float
     energy_half_width: float
-    measured_on: str = ""
 
     @cached_property
     def values(self) -> dict[str, float]:
@@ -333,7 +331,6 @@ _LATER: dict[str, tuple[type, frozenset[str]]] = {
     "standard_error": (Constant, frozenset({"num_points", "valid"})),
     "held_out_p90_error": (OpFit, frozenset({"kernels", "head_dims", "dtypes"})),
     "step_factor": (Profile, frozenset({"power"})),
-    "clock_half_width": (PowerFit, frozenset({"measured_on"})),
 }
 
 
