@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from layerwise.calibration.points import SweepPoint
@@ -12,6 +13,7 @@ from layerwise.sim.machine.l2 import L2State
 from layerwise.sim.plan.errors import ProfileMismatchError
 from layerwise.sim.plan.hardware import GPUS, Speed, dgx_cluster
 from layerwise.sim.profile import PowerFit, Profile
+from layerwise.sim.uncertainty import BETWEEN_GPUS_HALF_WIDTH
 
 # Clocks of a GPU are told to a thousandth of the highest.
 GRAIN = 1000
@@ -19,7 +21,10 @@ GRAIN = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Sustained:
-    """One replay of a point's graph in sustained work: its seconds, clock and power."""
+    """One replay of a point's graph in sustained work: its seconds, clock and power.
+
+    `half_width`: as ln, with what is not known of another GPU of the kind, and of a held clock.
+    """
 
     seconds: float
     half_width: float
@@ -80,7 +85,13 @@ def _at(cost: Calibrated, point: SweepPoint, share: float, power: PowerFit) -> S
     seconds, half_width = _priced(held, timed)
     sm_j, hbm_j = (sum(getattr(one.cost, key) for one in timed) for key in ("sm_j", "hbm_j"))
     drawn = watts(power, share, seconds, sm_j, hbm_j)
-    return Sustained(seconds=seconds, half_width=half_width, clock_share=share, watts=drawn)
+    of_the_clock = power.slowdown_half_width if share < 1 else 0.0
+    return Sustained(
+        seconds=seconds,
+        half_width=math.hypot(half_width, of_the_clock, BETWEEN_GPUS_HALF_WIDTH),
+        clock_share=share,
+        watts=drawn,
+    )
 
 
 def _priced(cost: Calibrated, timed: tuple[TimedOp, ...]) -> tuple[float, float]:

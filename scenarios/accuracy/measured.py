@@ -30,6 +30,16 @@ def measured_points(path: Path) -> Iterator[Measured]:
         yield Measured(name, one.step_s, one.step_s / best_s.get(name, one.step_s) - 1)
 
 
+def measured_sustained(path: Path) -> Iterator[Measured]:
+    """Every point in sustained work, which a power limit may hold. Raises FileFormatError."""
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        try:
+            row = json.loads(line)
+            yield Measured(row["name"], float(row["step_s"]), 0.0)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path}: line {number} is no sustained point") from error
+
+
 def measured_curve(path: Path) -> Iterator[tuple[int, float]]:
     """(bytes, seconds) of one pass over each working set. Raises FileFormatError."""
     try:

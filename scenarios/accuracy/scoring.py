@@ -23,7 +23,8 @@ from layerwise.calibration.data import (
     unseen_prediction_path,
 )
 from layerwise.calibration.points import SweepPoint
-from layerwise.calibration.pricing import price_point
+from layerwise.calibration.power_points import unseen_sustained
+from layerwise.calibration.pricing import price_point, price_sustained
 from layerwise.calibration.selection import engine_layers, validation_layers
 from layerwise.calibration.unseen import unseen
 from layerwise.scenarios.accuracy.bars import (
@@ -33,12 +34,20 @@ from layerwise.scenarios.accuracy.bars import (
     LARGE_MATMULS,
     LAYERS,
     MAX_SMALL_ROWS,
+    MODEL_DECODES,
+    MODEL_PREFILLS,
     PAIRS,
     PREFILLS,
     SENDS,
     SMALL_MATMULS,
+    SUSTAINED,
 )
-from layerwise.scenarios.accuracy.measured import measured_curve, measured_links, measured_points
+from layerwise.scenarios.accuracy.measured import (
+    measured_curve,
+    measured_links,
+    measured_points,
+    measured_sustained,
+)
 from layerwise.scenarios.accuracy.predictions import (
     Committed,
     read_all_blind,
@@ -69,7 +78,8 @@ LINKS = {"send": SENDS, "all_reduce": ALL_REDUCES, "all_gather": ALL_GATHERS}
 class Sources:
     """Where a GPU's measurements lie that no fit has seen.
 
-    Folders of traces that do not exist hold none. `blind`: files of predictions made before.
+    Folders of traces that do not exist hold none. `models` and `sustained`: whole models and points
+    in sustained work, `held` what was predicted of them before. `blind`: files of predictions made before.
     `moved_from`: the profile that another GPU's layers are predicted with too, or None.
     """
 
@@ -80,6 +90,9 @@ class Sources:
     pairs: tuple[Path, ...] = ()
     links: Path | None = None
     blind: tuple[Path, ...] = ()
+    models: Path | None = None
+    sustained: Path | None = None
+    held: Path | None = None
     moved_from: Path | None = None
 
 
@@ -93,9 +106,12 @@ def sources_of(gpu: str, folder: Path | None = None) -> Sources:
         pairs=(place / "pairs",),
         links=place / "links.json",
         blind=(unseen_prediction_path(gpu),),
+        models=place / "models",
+        sustained=place / "sustained.jsonl",
     )
     if folder:
         return sources
+    whole = TRACES / f"whole-{gpu}"
     two, predictions = TRACES / f"two-{gpu}", FOLDER / "predictions"
     moved_from = profile_path(MOVED_FROM)
     return replace(
@@ -104,6 +120,9 @@ def sources_of(gpu: str, folder: Path | None = None) -> Sources:
         stages=(TRACES / "validation",),
         pairs=(two, two / "pairs"),
         links=two / "links.json",
+        models=whole / "models",
+        sustained=whole / "sustained.jsonl",
+        held=predictions / f"sustained-{gpu}.json",
         blind=(*sources.blind, *(predictions / f"{s}-{gpu}.json" for s in ("engine", "two"))),
         moved_from=moved_from if gpu != MOVED_FROM and moved_from.exists() else None,
     )
@@ -124,6 +143,8 @@ def score_unseen(profile: Profile, folder: Path | None = None) -> list[Scored]:
         *_score_links(profile, sources.links),
         *_score_layers(profile, sources, blind),
         *_score_pairs(profile, sources, blind),
+        *_score_models(profile, sources),
+        *_score_sustained(profile, sources),
         *_score_moved(sources),
     ]
     twice = [key for key, num in Counter((o.group, o.name) for o in found).items() if num > 1]
@@ -227,6 +248,42 @@ def _score_pairs(profile: Profile, sources: Sources, blind: Committed) -> Iterat
         before_s = blind.layers.get(trace.name, 0.0)
         one = _score_trace(profile, path, trace, scenario, PAIRS, part, before_s)
         yield replace(one, work=work_of(scenario), placement=placement_of(scenario))
+
+
+def _score_models(profile: Profile, sources: Sources) -> Iterator[Scored]:
+    """Whole models and ranks of models, in sustained work."""
+    before = _held_before(sources)
+    for path, trace, scenario in _traces((sources.models,) if sources.models else ()):
+        group = MODEL_DECODES if scenario.workload.phase == "decode" else MODEL_PREFILLS
+        part = scenario.workload.phase
+        blind_s = before.models[trace.name].step_s if trace.name in before.models else 0.0
+        yield _score_trace(profile, path, trace, scenario, group, part, blind_s)
+
+
+def _score_sustained(profile: Profile, sources: Sources) -> Iterator[Scored]:
+    """Matmuls that were drawn after the form of power was frozen, at the clock that the cap holds."""
+    path, before = sources.sustained, _held_before(sources)
+    if path is None or not path.exists() or profile.power is None:
+        return
+    points = {point.name: point for point in unseen_sustained(GPU_KERNELS)}
+    for one in measured_sustained(path):
+        if one.name not in points:
+            raise FileFormatError(f"{path}: {one.name!r} is no unseen point; measure again")
+        found = price_sustained(profile, points[one.name])
+        yield Scored(
+            group=SUSTAINED,
+            part="",
+            name=one.name,
+            measured_s=one.seconds,
+            predicted_s=found.seconds,
+            half_width=found.half_width,
+            blind_s=before.sustained[one.name].step_s if one.name in before.sustained else 0.0,
+            kernel_set=kernel_set_hash(points[one.name].program),
+        )
+
+
+def _held_before(sources: Sources) -> Committed:
+    return read_all_blind((sources.held,) if sources.held else ())
 
 
 def _score_moved(sources: Sources) -> Iterator[Scored]:
