@@ -258,3 +258,32 @@ def test_row_of_the_wrong_kind_is_refused(tmp_path: Path, key: str, value: objec
 def test_folder_is_no_file_to_write(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="is a folder; name a file"):
         write_trace(Trace(source="measured", name="t", scenario={}, kernel_set="k"), tmp_path)
+
+
+@pytest.mark.parametrize(("step_s", "regime"), [(4e-3, "burst"), (6e-3, "sustained")])
+def test_a_trace_from_before_regimes_is_sustained_where_it_lasted(
+    tmp_path: Path, step_s: float, regime: str
+) -> None:
+    path = tmp_path / "old.jsonl"
+    run = {"launch": "graph", "steps_per_graph": 2}
+    old = Trace(
+        source="measured",
+        name="old",
+        scenario={"run": run},
+        kernel_set="k",
+        untraced_step_s=(step_s,) * 10,
+    )
+    write_trace(old, path)
+
+    assert read_trace(path).scenario["run"] == run | {"regime": regime}
+
+
+def test_a_trace_that_says_its_regime_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "new.jsonl"
+    run = {"launch": "graph", "regime": "burst"}
+    new = Trace(
+        source="measured", name="n", scenario={"run": run}, kernel_set="k", untraced_step_s=(9.0,)
+    )
+    write_trace(new, path)
+
+    assert read_trace(path).scenario["run"] == run
