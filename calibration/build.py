@@ -24,7 +24,7 @@ from layerwise.calibration.dataset import (
 )
 from layerwise.calibration.denser import denser
 from layerwise.calibration.design import FIT_POINTS, every_point
-from layerwise.calibration.edges import EDGES_FILE, edges, set_aside
+from layerwise.calibration.edges import EDGES_FILE, fitted_edges, set_aside
 from layerwise.calibration.fit import fit_kind
 from layerwise.calibration.interleaving import fit_interleaving, fit_step_factor
 from layerwise.calibration.l2_curve import fit_l2_curve
@@ -49,11 +49,10 @@ RESERVED_BYTES = 2 * 10**9
 # points of all, in the order in which a budget buys most.
 FITTED: dict[str, Callable[[KernelChoice], Sequence[SweepPoint]]] = {
     **{f"{task}.jsonl": made for task, made in FIT_POINTS.items()},
-    EDGES_FILE: edges,
     "designed.jsonl": every_point,
 }
 # Sweeps whose shapes were drawn at random: they tell how wide intervals are.
-DRAWN = (denser, flash_random, edges)
+DRAWN = (denser, flash_random, fitted_edges)
 # Every other .jsonl is a trace.
 POINTS = (
     *FITTED,

@@ -15,6 +15,7 @@ from statistics import median
 
 from layerwise.calibration.dataset import Measurement
 from layerwise.calibration.denser import denser
+from layerwise.calibration.edges import fitted_edges
 from layerwise.calibration.fit import parameters_of
 from layerwise.calibration.points import SweepPoint
 from layerwise.calibration.sweeps import OTHER_KERNELS, supplement, sweep
@@ -47,6 +48,7 @@ FIT_POINTS: dict[str, Callable[[KernelChoice], list[SweepPoint]]] = {
     "supplement": supplement,
     "denser": denser,
     **OTHER_KERNELS,
+    "edges": fitted_edges,
 }
 
 
@@ -145,7 +147,7 @@ def _half_width(point: SweepPoint, gpu: GpuSpec, reference: Profile | None) -> f
 
 
 def anchor_points(kernels: KernelChoice, kinds: Iterable[str], seed: int = 14) -> list[SweepPoint]:
-    """About a hundred points of the sweeps, some of every kind, in random order.
+    """One or two hundred points of the sweeps, some of every kind, in random order.
 
     What tells a graph's launch comes first: nothing else can be read without it.
     """

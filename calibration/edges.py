@@ -16,13 +16,11 @@ from collections.abc import Iterable
 from layerwise.calibration.data import FOLDER
 from layerwise.calibration.points import (
     SweepPoint,
-    attention,
+    attention_point,
     embed_point,
     matmul_point,
-    point,
     sample_point,
 )
-from layerwise.sim.cost.kinds import kind_of
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.errors import FileFormatError
 
@@ -39,6 +37,13 @@ def edges(kernels: KernelChoice) -> list[SweepPoint]:
         return []
     lines = NAMES.read_text(encoding="utf-8").splitlines()
     return [point_named(json.loads(line)["name"], kernels) for line in lines]
+
+
+def fitted_edges(kernels: KernelChoice) -> list[SweepPoint]:
+    """The points that a fit may see."""
+    found = edges(kernels)
+    aside = set_aside(point.name for point in found)
+    return [point for point in found if point.name not in aside]
 
 
 def set_aside(names: Iterable[str]) -> frozenset[str]:
@@ -66,7 +71,7 @@ def point_named(name: str, kernels: KernelChoice) -> SweepPoint:
         case "sample":
             return sample_point(sizes["s"], sizes["v"])
         case "decode_attention" | "prefill_attention" | "chunked_prefill_attention":
-            op = attention(
+            return attention_point(
                 sizes["s"],
                 sizes["h"],
                 sizes["kv"],
@@ -74,15 +79,6 @@ def point_named(name: str, kernels: KernelChoice) -> SweepPoint:
                 sizes["c"],
                 getattr(kernels, kind),
                 head_dim=sizes.get("d", 128),
-            )
-            found = kind_of(op)
-            made = point(found.name, label, op, op.kv.num_bytes)
-            return SweepPoint(
-                name=name,
-                kind=found.name,
-                op=op,
-                num_repeats=made.num_repeats,
-                program=made.program,
             )
         case _:
             raise FileFormatError(f"{name!r} is no point of {EDGES_FILE}; measure again")

@@ -68,7 +68,7 @@ def points_of(scenario: Scenario, profile: Profile) -> Wanted:
             left_out[f"{key[0]} {op.name}: {', '.join(one.used for one in changes)}"] = None
             continue
         for is_warm in (False, True):
-            made = point_of(op, warm=is_warm)
+            made = replace(point_of(op, warm=is_warm), kind=kind.name)
             rotating_bytes = _own_bytes(made.op)
             if not is_warm or 0 < rotating_bytes <= scenario.cluster.gpu.l2_bytes:
                 points.setdefault(made.name, made)
@@ -106,6 +106,7 @@ def point_of(op: LocalOp, *, warm: bool) -> SweepPoint:
                 op.context_tokens,
                 op.kernel,
                 warm=warm,
+                head_dim=op.head_dim,
             )
         case ops.Norm():
             return norm_point(op.tokens, op.hidden_size, fused=op.delta is not None)
@@ -116,9 +117,9 @@ def point_of(op: LocalOp, *, warm: bool) -> SweepPoint:
         case ops.RotaryWrite():
             return rotary_point(op.tokens, op.num_heads, op.num_key_value_heads)
         case ops.Embed():
-            return point("embed", f"t{op.tokens}.h{op.hidden_size}", op, 0)
+            return point(kind_of(op).name, f"t{op.tokens}.h{op.hidden_size}", op, 0)
         case ops.Sample():
-            return point("sample", f"s{op.sequences}.v{op.vocab_size}", op, 0)
+            return point(kind_of(op).name, f"s{op.sequences}.v{op.vocab_size}", op, 0)
         case _:
             assert_never(op)
 

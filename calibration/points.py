@@ -56,11 +56,13 @@ def attention_point(
     kernel: AttentionKernel,
     *,
     warm: bool = False,
+    head_dim: int = 128,
 ) -> SweepPoint:
     """Attention over rotating KV caches, or one cache where `warm`; its kind follows its shape."""
-    op = attention(sequences, heads, kv_heads, query, context, kernel)
+    op = attention(sequences, heads, kv_heads, query, context, kernel, head_dim=head_dim)
     asked = f".q{query}" if query > 1 else ""
-    label = f"s{sequences}.h{heads}.kv{kv_heads}{asked}.c{context}"
+    size = "" if head_dim == 128 else f".d{head_dim}"
+    label = f"s{sequences}.h{heads}.kv{kv_heads}{asked}.c{context}{size}"
     return point(kind_of(op).name, label, op, op.kv.num_bytes, warm)
 
 

@@ -60,7 +60,6 @@ TASKS: tuple[Task, ...] = (
     "read-curve",
     "stages",
     *FIT_POINTS,
-    "edges",
     "fit-layers",
     "unseen",
     "validation-layers",
@@ -76,6 +75,7 @@ TASKS: tuple[Task, ...] = (
     "validation-models",
 )
 DEFAULT_TASKS: tuple[Task, ...] = ("read-curve", "stages", "sweep", "split-kv", "skinny")
+# Of edges also those that only score are measured.
 POINTS = FIT_POINTS | {"edges": edges, "unseen": unseen, "unfitted": unfitted}
 LAYERS: dict[str, tuple[Literal["fit", "validation"], Callable[[], list[Scenario]]]] = {
     "fit-layers": ("fit", fit_layers),

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from layerwise.calibration.dataset import Measurement, Table, gpu_with_ramp, steady_traffic, tables
+from layerwise.calibration.edges import fitted_edges
 from layerwise.calibration.l2_curve import pass_seconds
 from layerwise.calibration.points import SweepPoint
 from layerwise.calibration.sweeps import (
@@ -23,6 +24,7 @@ from layerwise.calibration.sweeps import (
     sweep,
 )
 from layerwise.sim.cost import kinds
+from layerwise.sim.cost.kinds import kind_named
 from layerwise.sim.cost.model import Calibrated
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.hardware import GPUS, dgx_cluster
@@ -79,7 +81,12 @@ def every_point() -> tuple[SweepPoint, ...]:
 @cache
 def own_points() -> tuple[SweepPoint, ...]:
     """Points of the kinds that a profile may go without: kernels beside the chosen ones."""
-    return (*split_decodes(KERNELS), *flash_attention(KERNELS), *skinny_matmuls(KERNELS))
+    return (
+        *split_decodes(KERNELS),
+        *flash_attention(KERNELS),
+        *skinny_matmuls(KERNELS),
+        *(point for point in fitted_edges(KERNELS) if kind_named(point.kind).is_optional),
+    )
 
 
 @cache

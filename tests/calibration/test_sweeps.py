@@ -13,9 +13,6 @@ from layerwise.calibration.sweeps import (
     HELD_OUT_MATMULS,
     WARM_BYTES,
     WARM_KV_BYTES,
-    flash_attention,
-    skinny_matmuls,
-    split_decodes,
     supplement,
     sweep,
 )
@@ -24,7 +21,7 @@ from layerwise.sim.plan import ops
 from layerwise.sim.plan.compile import KernelChoice
 from layerwise.sim.plan.scenario import compile_run
 from layerwise.sim.plan.validate import validate_run
-from tests.calibration.fabricated import GPU, L2, every_point, stage_scenario
+from tests.calibration.fabricated import GPU, L2, every_point, own_points, stage_scenario
 
 FLASH = KernelChoice(chunked_prefill_attention="flash")
 # 128 repeats of these do not fill the L2. The traffic count knows it; only the name says cold.
@@ -59,8 +56,7 @@ def test_same_seed_same_order() -> None:
 
 
 def test_every_kind_of_op_is_measured() -> None:
-    parts = (skinny_matmuls, split_decodes, flash_attention)
-    own = {point.kind for part in parts for point in part(KernelChoice())}
+    own = {point.kind for point in own_points()}
     assert OPTIONAL_KINDS == own
     assert KINDS.keys() | {"graph_launch"} == {point.kind for point in every_point()} | own
 
