@@ -294,8 +294,8 @@ def listening() -> Generator[list[str]]:
 _hooked: list[Any] = []
 
 
-def test_there_are_10_000_of_them() -> None:
-    assert sum(kind.num_cases for kind in KINDS) == 10_000
+def test_there_are_10_000_of_them_or_more() -> None:
+    assert sum(kind.num_cases for kind in KINDS) >= 10_000
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

@@ -40,6 +40,7 @@ SURFACE = {
         "reserved_bytes",
         "step_factor",
         "data_hashes",
+        "power",
     ],
     "RankAnswer": ["ranking"],
     "Scenario": [
