@@ -137,13 +137,13 @@ def fit_kind(table: Table, gpu: GpuSpec, source: str, drawn: Collection[str] = (
         held_out_median_error=round(float(np.median(printed)), 5),
         held_out_p90_error=round(float(np.quantile(printed, 0.9)), 5),
         error_scale=error_scale(left_out, np.array([name in drawn for name in table.names])),
-        **_head_dims(table),
+        head_dims=_head_dims(table),
     )
 
 
-def _head_dims(table: Table) -> dict[str, tuple[int, ...]]:
-    sizes = tuple(sorted({int(size) for size in table.head_dim.tolist() if size}))
-    return {"head_dims": sizes} if sizes else {}
+def _head_dims(table: Table) -> tuple[int, ...]:
+    """The head sizes of the points, or the usual one where ops have no heads."""
+    return tuple(sorted({int(size) for size in table.head_dim.tolist() if size})) or OpFit.head_dims
 
 
 def fit_form(table: Table, gpu: GpuSpec, source: str) -> dict[str, Constant]:

@@ -165,7 +165,7 @@ def simulate_scenario(
     power = power_fit_of(cost)
     if power is None or spec.regime == "burst":
         return on(scenario.cluster)
-    return at_held_clocks(on, scenario.cluster, power)
+    return at_held_clocks(on, scenario.cluster, power)  # pyright: ignore - installed, it is one class
 
 
 def _rows_of(machine: SimulatedCluster, log: RankLog) -> Iterator[Row]:

@@ -60,9 +60,9 @@ POINTWISE = {"launch_s": 1.5e-6, "hbm_bytes_per_s": 2.4e12, "l2_bytes_per_s": 5.
 FORMS["embed.few"] = {"launch_s": 1.5e-6, "row_s": 4e-7}
 FORMS["sample.spread"] = POINTWISE
 # Attention in heads of other sizes has the constants of the kind that else prices it.
-FORMS |= {
-    kind.name: FORMS[kind.else_priced_as] for kind in KINDS.values() if ".heads_" in kind.name
-}
+FORMS.update(
+    {kind.name: FORMS[kind.else_priced_as] for kind in KINDS.values() if ".heads_" in kind.name}
+)
 
 
 def constant(value: float, unit: str = "") -> Constant:
