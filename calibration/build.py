@@ -24,7 +24,7 @@ from layerwise.calibration.dataset import (
 )
 from layerwise.calibration.denser import denser
 from layerwise.calibration.design import FIT_POINTS, every_point
-from layerwise.calibration.edges import EDGES_FILE, fitted_edges, set_aside
+from layerwise.calibration.edges import EDGES_FILE, fitted_edges, not_fitted
 from layerwise.calibration.fit import fit_kind
 from layerwise.calibration.interleaving import fit_interleaving, fit_step_factor
 from layerwise.calibration.l2_curve import fit_l2_curve
@@ -196,7 +196,7 @@ def read_points(
                 "first; keep one measurement of each"
             )
         points |= {point.name: point for point in FITTED[path.name](kernels)}
-        aside = set_aside(found) if path.name == EDGES_FILE else frozenset[str]()
+        aside = not_fitted(found) if path.name == EDGES_FILE else frozenset[str]()
         measured |= {name: one for name, one in found.items() if name not in aside}
     check_sweep(points.values(), measured)
     check_apart((points[name] for name in measured), kernels)

@@ -42,8 +42,16 @@ def edges(kernels: KernelChoice) -> list[SweepPoint]:
 def fitted_edges(kernels: KernelChoice) -> list[SweepPoint]:
     """The points that a fit may see."""
     found = edges(kernels)
-    aside = set_aside(point.name for point in found)
+    aside = not_fitted(point.name for point in found)
     return [point for point in found if point.name not in aside]
+
+
+def not_fitted(names: Iterable[str]) -> frozenset[str]:
+    """Those that only score, and decode in heads of 96, which have no kind of their own to fit."""
+    named = list(names)
+    return set_aside(named) | {
+        name for name in named if name.startswith("decode_attention/") and ".d96/" in name
+    }
 
 
 def set_aside(names: Iterable[str]) -> frozenset[str]:

@@ -54,11 +54,17 @@ DECODE = (
         "split_s": Parameter(start=2e-6, low=0.05e-6, high=20e-6, unit="s"),
     }
 )
+CHUNK = PREFILL | {
+    "solo": Parameter(start=0.6, low=0.3, high=1.0, unit="1"),
+    "split_efficiency": Parameter(start=1.0, low=0.3, high=2.0, unit="1"),
+    "split_s": Parameter(start=5e-6, low=0.05e-6, high=100e-6, unit="s"),
+}
 # What is fitted of each form, whichever kinds have it.
 PARAMETERS: dict[kinds.Form, dict[str, Parameter]] = {
     kinds.pointwise: LAUNCH | MEMORY,
     kinds.matmul: MATMUL,
     kinds.decode_attention: DECODE,
+    kinds.decode_attention_in_one_wave: DECODE,
     kinds.skinny_matmul: LAUNCH
     | MISS
     | MEMORY
@@ -73,12 +79,8 @@ PARAMETERS: dict[kinds.Form, dict[str, Parameter]] = {
     },
     kinds.row_by_row: LAUNCH | {"row_s": Parameter(start=4e-7, low=1e-9, high=1e-5, unit="s")},
     kinds.prefill_attention: PREFILL,
-    kinds.chunk_attention: PREFILL
-    | {
-        "solo": Parameter(start=0.6, low=0.3, high=1.0, unit="1"),
-        "split_efficiency": Parameter(start=1.0, low=0.3, high=2.0, unit="1"),
-        "split_s": Parameter(start=5e-6, low=0.05e-6, high=100e-6, unit="s"),
-    },
+    kinds.chunk_attention: CHUNK,
+    kinds.chunk_attention_wide_heads: CHUNK,
 }
 
 

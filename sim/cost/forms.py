@@ -49,6 +49,9 @@ QUERY_TILE = 128
 # these leave a fifth of the places empty. Source: `num_splits_heuristic` and
 # `set_params_splitkv` in Dao-AILab/flash-attention, csrc/flash_attn/flash_api.cpp.
 BLOCKS_PER_SM = 2
+# In heads of 256, so that two blocks still fit a Hopper SM. Source: `run_mha_fwd_hdim256` in
+# Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h.
+WIDE_HEADS_QUERY_TILE = 64
 SPLIT_QUERY_TILE, SPLIT_KEY_TILE = 64, 128
 MAX_KEY_SPLITS = 128
 FULL_ENOUGH, GOOD_ENOUGH = 0.8, 0.85
@@ -161,16 +164,19 @@ def decode_attention_seconds(
     l2_bytes: Numbers,
     *,
     num_sms: int,
+    in_one_wave: bool = False,
 ) -> Numbers:
     """Launch + p-norm(waves of key tiles, the KV cache's bytes) at the best split. Arrays [points].
 
     Each (sequence, head) walks its keys tile by tile; a split gives them to several SMs, at the
-    price of merging. A first read that misses waits for HBM.
+    price of merging. A first read that misses waits for HBM. `in_one_wave`: only splits that leave
+    all walks in one wave are taken, as cuDNN does in heads of 64 and 256.
     """
     units, context = (np.asarray(x)[:, None] for x in (sequences_times_kv_heads, context_tokens))
     tiles = np.ceil(context / KEY_TILE)
     walks = np.ceil(units * _KEY_SPLITS / num_sms) * np.ceil(tiles / _KEY_SPLITS)
-    walks_s = np.where(tiles < _KEY_SPLITS, np.inf, walks * constants["tile_s"])
+    most = np.minimum(tiles, np.maximum(1.0, num_sms / units)) if in_one_wave else tiles
+    walks_s = np.where(most < _KEY_SPLITS, np.inf, walks * constants["tile_s"])
     memory = np.asarray(memory_seconds(constants, hbm_bytes, l2_bytes))[:, None]
     both_s = (walks_s**DECODE_OVERLAP + memory**DECODE_OVERLAP) ** (1 / DECODE_OVERLAP)
     total = both_s + np.where(_KEY_SPLITS > 1, constants["split_s"], 0.0)
@@ -216,6 +222,7 @@ def chunk_attention_seconds(
     *,
     num_sms: int,
     peak_flops_per_s: float,
+    query_tile: int = QUERY_TILE,
 ) -> Numbers:
     """FlashAttention 2 over a chunk: launch + waves of blocks, two to an SM, + a tail + a merge.
 
@@ -224,7 +231,7 @@ def chunk_attention_seconds(
     """
     splits = flash_splits(sequences_times_heads, query_tokens, context_tokens, num_sms)
     is_split = splits > 1
-    tile = np.where(is_split, SPLIT_QUERY_TILE, QUERY_TILE)
+    tile = np.where(is_split, SPLIT_QUERY_TILE, query_tile)
     places = num_sms * BLOCKS_PER_SM
     rate = peak_flops_per_s * constants["efficiency"] / places
     rate = rate * np.where(is_split, constants["split_efficiency"], 1.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
@@ -83,13 +83,24 @@ def skinny_matmul(constants: Constants, asked: Rows) -> Times:
     return Times(seconds, _memory(constants, asked))
 
 
-def decode_attention(constants: Constants, asked: Rows) -> Times:
+def decode_attention(constants: Constants, asked: Rows, *, in_one_wave: bool = False) -> Times:
     """Time attention of one query a sequence."""
     units, context, _ = asked.features
     seconds = forms.decode_attention_seconds(
-        constants, units, context, asked.hbm_bytes, asked.l2_bytes, num_sms=asked.num_sms
+        constants,
+        units,
+        context,
+        asked.hbm_bytes,
+        asked.l2_bytes,
+        num_sms=asked.num_sms,
+        in_one_wave=in_one_wave,
     )
     return Times(seconds, _memory(constants, asked))
+
+
+def decode_attention_in_one_wave(constants: Constants, asked: Rows) -> Times:
+    """Time attention of one query a sequence, whose keys are split within one wave only."""
+    return decode_attention(constants, asked, in_one_wave=True)
 
 
 def prefill_attention(constants: Constants, asked: Rows) -> Times:
@@ -100,6 +111,12 @@ def prefill_attention(constants: Constants, asked: Rows) -> Times:
 def chunk_attention(constants: Constants, asked: Rows) -> Times:
     """Time attention over later chunks of prompts."""
     return _tiles(forms.chunk_attention_seconds, constants, asked)
+
+
+def chunk_attention_wide_heads(constants: Constants, asked: Rows) -> Times:
+    """Time attention over later chunks of prompts in heads of 256."""
+    form = partial(forms.chunk_attention_seconds, query_tile=forms.WIDE_HEADS_QUERY_TILE)
+    return _tiles(form, constants, asked)
 
 
 def _tiles(form: Callable[..., Numbers], constants: Constants, asked: Rows) -> Times:
@@ -243,12 +260,13 @@ _CHUNKED = replace(
 )
 
 
-def _of_heads(base: Kind, head_dim: int) -> Kind:
+def _of_heads(base: Kind, head_dim: int, form: Form) -> Kind:
     """The same in heads of another size: kernels of their own, whatever the library calls them."""
     return replace(
         base,
         name=f"{base.name}.heads_{head_dim}",
         includes=lambda op: op.head_dim == head_dim and base.includes(op),
+        form=form,
         published={},
         is_optional=True,
         else_priced_as=base.name,
@@ -275,7 +293,13 @@ _SAMPLE = Kind(
 # torch.argmax spreads longer rows over several blocks, and index_select has a kernel for few rows.
 # Source: measured steps of the time, calibration/traces/fit-h200/edges.jsonl.
 MOST_LOGITS_OF_A_BLOCK, MOST_FEW_TOKENS = 2**17, 16
-HEAD_SIZES = (64, 96, 256)
+# Forms of attention by the size of its heads, beside the 128 of the kinds without a size. Decode in
+# heads of 96 is not among them: held out, a fit of its own is no nearer than that of 128.
+_BY_HEADS: tuple[tuple[Kind, dict[int, Form]], ...] = (
+    (_DECODE, {64: decode_attention_in_one_wave, 256: decode_attention_in_one_wave}),
+    (_PREFILL, {64: prefill_attention, 96: prefill_attention, 256: prefill_attention}),
+    (_CHUNKED, {64: chunk_attention, 96: chunk_attention, 256: chunk_attention_wide_heads}),
+)
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -360,11 +384,7 @@ KINDS: dict[str, Kind] = {
             is_optional=True,
             else_priced_as="sample",
         ),
-        *(
-            _of_heads(base, head_dim)
-            for base in (_DECODE, _PREFILL, _CHUNKED)
-            for head_dim in HEAD_SIZES
-        ),
+        *(_of_heads(base, *sized) for base, forms_ in _BY_HEADS for sized in forms_.items()),
     )
 }
 OPTIONAL_KINDS = frozenset(kind.name for kind in KINDS.values() if kind.is_optional)
