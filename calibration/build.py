@@ -83,9 +83,10 @@ def build_profile(
 
     Expects read_curve.json, environment.json, points in one or more files of FITTED and traces of
     whole stages whose purpose is "fit"; takes whole layers in layers/, whole models in models/ and
-    power.jsonl where they are, and what windows and messages cost from their own committed files. A sweep that was cut short is fitted
-    as far as it goes, and says so in `provenance`: its intervals are as wide as its held-out errors
-    and distances make them, and shapes outside its ranges are flagged. `progress` hears of every
+    power.jsonl where they are, and what windows and messages cost from their own committed files.
+    A sweep that was cut short is fitted as far as it goes, and says so in `provenance`: its
+    intervals are as wide as its held-out errors and distances make them, and shapes outside its
+    ranges are flagged. `progress` hears of every
     kind of op: its fit, or why there is none; `quarantine` of what was left out; `joined` gets the
     tables that are fitted. Raises FitError,
     naming all that is missing, or FileFormatError; then no profile exists.

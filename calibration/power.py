@@ -258,9 +258,10 @@ def _fitted(rows: Sequence[Row], wholes: Sequence[Whole]) -> dict[str, float]:
         key=lambda found: found[0],
     )
     values = best[1] | {"slow_limit_w": median(row.watts for row in rows if row.is_held)}
+    power = _without_errors(values)
     fast_w, share = min(
         product(FAST_LIMITS_W, HBM_BOUND_SHARES),
-        key=lambda pair: _soft(_slowdown_errors(rows, values, *pair), SOFT_TIME),
+        key=lambda pair: _soft(_slowdown_errors(rows, power, *pair), SOFT_TIME),
     )
     return values | {"fast_limit_w": float(fast_w), "hbm_bound_share": share}
 
@@ -291,31 +292,33 @@ def _energies(
 
 
 def _slowdown_errors(
-    rows: Sequence[Row], values: Mapping[str, float], fast_w: float, hbm_bound_share: float
+    rows: Sequence[Row], power: PowerFit, fast_w: float, hbm_bound_share: float
 ) -> Column:
     """ln(predicted / measured) of sustained over burst, at the measured clocks."""
     return np.array(
         [
-            math.log(_slowdown(row, values, fast_w, hbm_bound_share))
+            math.log(_slowdown(row, power, fast_w, hbm_bound_share))
             - math.log(row.step_s / row.burst_step_s)
             for row in rows
         ]
     )
 
 
-def _slowdown(
-    row: Row, values: Mapping[str, float], fast_w: float, hbm_bound_share: float
-) -> float:
-    power = PowerFit(
+def _without_errors(values: Mapping[str, float]) -> PowerFit:
+    """Constants on trial: nothing is known yet of how far they are off."""
+    return PowerFit(
         constants={
-            name: Constant(value=value, standard_error=0.0, unit="", source="")
+            name: Constant(value=value, standard_error=0.0, unit=unit_of(name), source="")
             for name, value in values.items()
         },
         clock_half_width=0.0,
         slowdown_half_width=0.0,
         energy_half_width=0.0,
     )
-    sm_j, hbm_j = row.asked.energies(values)
+
+
+def _slowdown(row: Row, power: PowerFit, fast_w: float, hbm_bound_share: float) -> float:
+    sm_j, hbm_j = row.asked.energies(power.values)
     burst = share_within(power, fast_w, row.burst_step_s, sm_j, hbm_j)
     held, free = (max(LOWEST_PERCENT, round(100 * s)) for s in (row.clock_share, burst))
     ratio = row.form_s[held] / row.form_s[max(held, free)]
@@ -341,16 +344,7 @@ def _held_out_errors(
     slowdowns: list[float] = []
     energies: list[float] = []
     for fold in range(NUM_FOLDS):
-        constants = {
-            name: Constant(value=value, standard_error=0.0, unit=unit_of(name), source="")
-            for name, value in _fitted(_others(rows, fold), wholes).items()
-        }
-        fitted = PowerFit(
-            constants=constants,
-            clock_half_width=0.0,
-            slowdown_half_width=0.0,
-            energy_half_width=0.0,
-        )
+        fitted = _without_errors(_fitted(_others(rows, fold), wholes))
         for row in rows[fold::NUM_FOLDS]:
             found = price_sustained(replace(profile, power=fitted), row.point)
             energies.append(math.log(row.watts * row.step_s / found.energy_j))

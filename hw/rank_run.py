@@ -234,7 +234,7 @@ class RankRun:
         """
         lasted_s = sum(self._repeats(replay, 1, None))
         if self.run.regime == "burst":
-            regimes.rest(self.session)
+            regimes.rest()
             return regimes.repeats_of_burst(self.session, lasted_s, repeats)
         settling = repeats_for(self.session, "settling", regimes.SETTLING_S, lasted_s)
         lasted_s = sum(self._repeats(replay, settling, None)) / settling

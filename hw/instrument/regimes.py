@@ -1,7 +1,7 @@
 """The two regimes of a GPU's clock: work that lasts, and bursts after a rest.
 
 A GPU runs at full clock until its power limit acts, some 40 ms after a rest of 50 ms or more, and
-then at the clock that holds the limit (seen on an H200: calibration/traces/power-h200). What is
+then at the clock that holds the limit (seen on an H200: calibration/traces/fit-h200). What is
 timed in between is neither, so a run says which of the two it is, and is brought there.
 """
 
@@ -28,10 +28,9 @@ MAX_REPEATS = 10_000
 MAX_MARKS = 2_000
 
 
-def rest(session: Session) -> None:
-    """Leave the GPU idle for as long as it takes to be at full clock again."""
-    if session.device.type == "cuda":
-        torch.cuda.synchronize(session.device)
+def rest() -> None:
+    """Leave the GPU idle for as long as it takes to be at full clock again. Needs a CUDA GPU."""
+    torch.cuda.synchronize()
     time.sleep(REST_S)
 
 
@@ -66,8 +65,7 @@ def time_both(replay: Callable[[], None], step_s: float, gauge: Gauge | None) ->
 
     The first BURST_S are the burst, the last SCORED_S the sustained regime. Needs a CUDA GPU.
     """
-    torch.cuda.synchronize()
-    time.sleep(REST_S)
+    rest()
     rest_power_w = gauge.read().power_w if gauge else None
     watch, sampling = Stopwatch(torch.device("cuda")), Sampling(gauge, PERIOD_S)
     num_burst = max(1, int(BURST_S / step_s))

@@ -8,7 +8,7 @@ Every byte that an op reads or writes passes the L2, and some of them HBM too. E
 falls with the clock, for the voltage does. A GPU has two limits: a fast one that a single long
 kernel can meet within a burst, and its power cap, over the mean of tens of milliseconds, which
 holds the clock of sustained work. Messages and waiting kernels are not counted. Source: this
-project's runs, calibration/traces/power-h200; a power that SMs draw whatever they do was tried
+project's runs, calibration/traces/fit-h200; a power that SMs draw whatever they do was tried
 instead of the L2's bytes, and put whole decode steps 20 to 50 % too high.
 """
 

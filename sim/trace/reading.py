@@ -20,7 +20,7 @@ from layerwise.sim.trace.rows import Row, Trace
 # Characters; a header carries every step time of its run.
 MAX_LINE, MAX_BLANK_LINES = 2**25, 100
 # How long steps follow each other before a GPU's clock is what its power limit allows: 40 to 80 ms
-# on an H200 (calibration/traces/power-h200). Shorter runs are bursts.
+# on an H200 (calibration/traces/fit-h200). Shorter runs are bursts.
 LIMIT_ACTS_S = 0.1
 
 
